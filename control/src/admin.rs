@@ -1,0 +1,701 @@
+//! The documents of the Admin API: what the CLI sends, and what it prints as items.
+//!
+//! One type per question and per answer, tied together by `AdminCall`, so that neither the client nor the server
+//! can pair them wrongly. JSON in camelCase, additive. Times are milliseconds since the Unix epoch.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use hanse_federation::catalog::Export;
+use hanse_federation::join::Check;
+use hanse_federation::lease::Link;
+use hanse_federation::policy::{Diagnostic, PolicyKey, PolicyKind};
+use hanse_identity::{
+    ClusterName, KeyId, NodeName, Reason, Registration, Revocation, RevocationId, RevocationTarget, Selector,
+    ServiceName, SpiffeId, Timestamp, TrustDomain,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+mod receipt;
+
+pub use receipt::{Behind, ReachState, Receipt, ReceiptPart, Tally, merged, part_of};
+
+/// A question of the Admin service, and the type of its answer.
+pub trait AdminCall: Serialize + DeserializeOwned + Send + Sync + 'static {
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    /// The rpc's name in `control.proto`.
+    const RPC: &'static str;
+}
+
+macro_rules! calls {
+    ($($request:ty => $reply:ty, $rpc:literal;)*) => {
+        $(impl AdminCall for $request {
+            type Reply = $reply;
+            const RPC: &'static str = $rpc;
+        })*
+    };
+}
+
+calls! {
+    NodeListRequest => NodeList, "NodeList";
+    ClusterTokenCreateRequest => TokenReply, "ClusterTokenCreate";
+    ClusterListRequest => Listing<ClusterItem>, "ClusterList";
+    ClusterCheckRequest => ClusterCheckReply, "ClusterCheck";
+    ClusterLeaveRequest => ClusterLeaveReply, "ClusterLeave";
+    ServiceListRequest => Listing<ServiceItem>, "ServiceList";
+    ServiceEndpointsRequest => Listing<TierItem>, "ServiceEndpoints";
+    ServiceExportRequest => Written, "ServiceExport";
+    ServiceUnexportRequest => Written, "ServiceUnexport";
+    PolicyApplyRequest => PolicyApplyReply, "PolicyApply";
+    PolicyGetRequest => Listing<PolicyItem>, "PolicyGet";
+    PolicyDeleteRequest => Written, "PolicyDelete";
+    PolicyValidateRequest => PolicyValidateReply, "PolicyValidate";
+    RevokePreviewRequest => RevokePreview, "RevokePreview";
+    RevokeRequest => Revoked, "Revoke";
+    RevokeStatusRequest => Receipt, "RevokeStatus";
+    RevokeListRequest => Listing<RevocationItem>, "RevokeList";
+    RevokeLiftRequest => Written, "RevokeLift";
+    AgentTokenCreateRequest => TokenReply, "AgentTokenCreate";
+    AgentListRequest => Listing<AgentItem>, "AgentList";
+    WorkloadRegisterRequest => Written, "WorkloadRegister";
+    WorkloadListRequest => Listing<WorkloadItem>, "WorkloadList";
+    WorkloadDeleteRequest => Written, "WorkloadDelete";
+    ProxyListRequest => Listing<ProxyItem>, "ProxyList";
+}
+
+/// Where and when an answer was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Meta {
+    pub cluster: ClusterName,
+    /// Raft index of the State that answered.
+    pub raft_index: u64,
+    pub observed_at: Timestamp,
+    /// Somebody who should have been asked did not answer; `warnings` names them.
+    #[serde(default)]
+    pub partial: bool,
+}
+
+/// Something worth saying that is no failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Warning {
+    /// `E6204` …
+    pub code: String,
+    pub message: String,
+}
+
+/// A list of items, as the CLI's JSON contract wants it (`apiVersion` and `kind` are added by the CLI).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Listing<T> {
+    pub meta: Meta,
+    pub items: Vec<T>,
+    #[serde(default = "Vec::new")]
+    pub warnings: Vec<Warning>,
+}
+
+/// The answer to a write: what it did, and the log index at which it is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Written {
+    pub revision: u64,
+    /// False: it was so already.
+    pub changed: bool,
+}
+
+// ---- nodes
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeListRequest {}
+
+/// Members of the cluster's Raft group, and what the group can bear.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeList {
+    pub meta: Meta,
+    pub items: Vec<NodeItem>,
+    pub quorum: Quorum,
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeItem {
+    pub cluster: ClusterName,
+    pub node: NodeName,
+    pub raft_id: u64,
+    /// `voter`: every node is one in this version.
+    pub role: String,
+    pub state: NodeState,
+    pub term: u64,
+    pub applied: u64,
+    /// Entries behind the leader's applied index; absent for the leader and for a silent node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
+    /// When the node's own SVID ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_not_after: Option<Timestamp>,
+    pub version: String,
+    pub address: String,
+    pub peer_address: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NodeState {
+    Leader,
+    Follower,
+    /// Answers, but knows of no leader.
+    Leaderless,
+    /// Did not answer.
+    Silent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quorum {
+    pub voters: usize,
+    pub needed: usize,
+    pub answering: usize,
+    /// How many more nodes may fail before writes stop.
+    pub can_lose: usize,
+}
+
+impl Quorum {
+    pub fn new(voters: usize, answering: usize) -> Self {
+        let needed = voters / 2 + 1;
+        Self { voters, needed, answering, can_lose: answering.saturating_sub(needed) }
+    }
+}
+
+// ---- clusters
+
+/// Makes a join token that admits one cluster, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterTokenCreateRequest {
+    /// The cluster that may join with it.
+    #[serde(rename = "for")]
+    pub cluster: ClusterName,
+    pub ttl_seconds: u64,
+}
+
+/// A token as it is printed once and stored nowhere.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenReply {
+    /// The full token: a secret.
+    pub token: String,
+    pub invite: String,
+    pub expires: Timestamp,
+    pub endpoints: Vec<String>,
+    pub pins: Vec<KeyId>,
+    pub made_by: NodeName,
+}
+
+impl std::fmt::Debug for TokenReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenReply").field("invite", &self.invite).finish_non_exhaustive()
+    }
+}
+
+/// Joins the cluster that made the token. Answered by a stream of `JoinEvent`.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterJoinRequest {
+    /// The full token: a secret.
+    pub token: String,
+    /// Check everything, commit nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl std::fmt::Debug for ClusterJoinRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterJoinRequest").field("dry_run", &self.dry_run).finish_non_exhaustive()
+    }
+}
+
+/// What `cluster join` streams: a line per check, and then the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum JoinEvent {
+    Line(Check),
+    #[serde(rename_all = "camelCase")]
+    Done {
+        joined: bool,
+        /// The other cluster, once known.
+        cluster: Option<ClusterName>,
+        trust_domain: Option<TrustDomain>,
+        /// Both sides have heard each other's first complete telling.
+        synced: bool,
+        took_ms: u64,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterListRequest {}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterItem {
+    pub cluster: ClusterName,
+    pub state: ClusterState,
+    pub trust_domain: TrustDomain,
+    /// Authorities in its bundle.
+    pub roots: usize,
+    /// Its bundle's `spiffe_sequence`.
+    pub bundle_sequence: u64,
+    /// Services it exports to us.
+    pub imports: usize,
+    /// Services we export to it.
+    pub exports: usize,
+    pub gateways_ready: usize,
+    pub gateways: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<f64>,
+    /// How long ago it last said anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync_age_ms: Option<u64>,
+    /// Facts that the import filter refused since the link's node started.
+    #[serde(default)]
+    pub refused_imports: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    #[serde(default)]
+    pub endpoints: Vec<String>,
+    /// Why the link is not up, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ClusterState {
+    #[serde(rename = "self")]
+    This,
+    /// Committed, nothing heard yet.
+    Joining,
+    Connected,
+    /// Heard, but the link is silent or lost, or no gateway of it is ready.
+    Degraded,
+}
+
+/// Checks all peers, or one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterCheckRequest {
+    #[serde(default)]
+    pub cluster: Option<ClusterName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterCheckReply {
+    pub meta: Meta,
+    pub items: Vec<ClusterChecks>,
+    pub ok: bool,
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
+}
+
+/// The checks of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterChecks {
+    pub cluster: ClusterName,
+    pub checks: Vec<Check>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterLeaveRequest {
+    pub cluster: ClusterName,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterLeaveReply {
+    pub revision: u64,
+    /// Whether the other side was told and agreed; if not, it finds out when its link is refused.
+    pub other_side_told: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+// ---- services
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceListRequest {}
+
+/// One service name, wherever it is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceItem {
+    pub service: ServiceName,
+    /// Whether this cluster serves or exports it itself.
+    pub local: bool,
+    pub endpoints: usize,
+    pub ready_endpoints: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<Export>,
+    pub identities: BTreeSet<SpiffeId>,
+    /// Peers that export it to us.
+    pub imported_from: Vec<ImportedService>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImportedService {
+    pub cluster: ClusterName,
+    pub endpoints: u32,
+    pub ready_endpoints: u32,
+    pub identities: BTreeSet<SpiffeId>,
+}
+
+/// The failover ladder of a service, as a caller at `from` would climb it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceEndpointsRequest {
+    pub service: ServiceName,
+    /// `region/zone` of the caller; empty = not said.
+    #[serde(default)]
+    pub from: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TierItem {
+    pub tier: usize,
+    /// `zone`, `region`, `cluster` or `peer`.
+    pub kind: String,
+    pub cluster: ClusterName,
+    /// `region/zone` of its endpoints where they agree, else empty.
+    pub locality: String,
+    pub endpoints: usize,
+    pub ready_endpoints: usize,
+    /// Share of traffic that the registry alone would give it, 0.0 to 1.0; proxies add what they observe.
+    pub share: f64,
+    pub state: TierState,
+    pub members: Vec<TierMember>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TierState {
+    Serving,
+    Standby,
+    Down,
+}
+
+/// One endpoint of ours, or a peer's gateways as one way in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TierMember {
+    pub name: String,
+    pub address: String,
+    pub locality: String,
+    pub weight: u32,
+    pub ready: bool,
+    pub identity: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceExportRequest {
+    pub service: ServiceName,
+    pub to: Export,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceUnexportRequest {
+    pub service: ServiceName,
+}
+
+// ---- policy
+
+/// Applies every document of a text, all or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyApplyRequest {
+    /// The name to show in diagnostics.
+    pub file: String,
+    pub text: String,
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyApplyReply {
+    pub meta: Meta,
+    /// Whether the documents are in force now; false for a dry run and where a diagnostic is an error.
+    pub applied: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    pub items: Vec<PolicyEffect>,
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// What applying does to one document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyEffect {
+    pub key: PolicyKey,
+    pub action: PolicyAction,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PolicyAction {
+    Created,
+    Changed,
+    Unchanged,
+}
+
+/// All documents, those of a kind, or one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyGetRequest {
+    #[serde(default)]
+    pub kind: Option<PolicyKind>,
+    #[serde(default)]
+    pub name: Option<ServiceName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyItem {
+    pub key: PolicyKey,
+    pub created: Timestamp,
+    /// As its author would write it.
+    pub document: serde_json::Value,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyDeleteRequest {
+    pub keys: Vec<PolicyKey>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyValidateRequest {
+    pub file: String,
+    pub text: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyValidateReply {
+    pub meta: Meta,
+    /// No diagnostic is an error.
+    pub ok: bool,
+    pub documents: usize,
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+// ---- revocation
+
+/// What revoking would hit, before anything is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokePreviewRequest {
+    pub target: RevocationTarget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokePreview {
+    pub meta: Meta,
+    pub target: RevocationTarget,
+    /// A revocation that hits it already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub already: Option<RevocationId>,
+    /// Proxies and gateways that run under the identity (none are known for a serial number).
+    pub holders: Vec<String>,
+    /// Registrations from which it is issued: those agents will get no new SVID for it.
+    pub registrations: usize,
+    /// Services of this cluster that only this identity may answer for.
+    pub sole_server_of: Vec<ServiceName>,
+    pub reach: Vec<PreviewReach>,
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
+}
+
+/// Live connections in one cluster that have the target at either end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PreviewReach {
+    pub cluster: ClusterName,
+    pub live_connections: u64,
+    /// Proxies and gateways that answered in time, of those that were asked.
+    pub answered: usize,
+    pub asked: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokeRequest {
+    pub target: RevocationTarget,
+    pub reason: Reason,
+    #[serde(default)]
+    pub note: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Revoked {
+    pub id: RevocationId,
+    pub revision: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokeStatusRequest {
+    pub id: RevocationId,
+}
+
+/// What one cluster may ask another, by Peer.RevocationStatus; only about the asker's own trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PeerQuestion {
+    /// Answered by a `ReceiptPart`.
+    Revocation(RevokeStatusRequest),
+    /// Answered by a `PreviewReach`.
+    Live(RevokePreviewRequest),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeListRequest {}
+
+/// A revocation in force, its own and peers'.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevocationItem {
+    #[serde(flatten)]
+    pub revocation: Revocation,
+    pub can_be_lifted: bool,
+    /// Subscribers of this cluster that enforce it, of those there are.
+    pub enforced: usize,
+    pub subscribers: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokeLiftRequest {
+    pub id: RevocationId,
+}
+
+// ---- agents and workloads
+
+/// Makes a join token that admits one agent, once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentTokenCreateRequest {
+    pub agent: NodeName,
+    pub ttl_seconds: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentListRequest {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentItem {
+    pub agent: NodeName,
+    pub id: SpiffeId,
+    pub joined: Timestamp,
+    pub connected: bool,
+    /// The control node that holds its stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<u64>,
+    pub registrations: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadRegisterRequest {
+    pub registration: Registration,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadListRequest {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadItem {
+    pub id: SpiffeId,
+    pub agent: NodeName,
+    pub selectors: BTreeSet<Selector>,
+    pub services: BTreeSet<ServiceName>,
+    pub ttl_seconds: u64,
+    /// Where it serves, if it has no proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<std::net::SocketAddr>,
+    /// The revocation because of which no SVID is issued, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<RevocationId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadDeleteRequest {
+    pub id: SpiffeId,
+    pub agent: NodeName,
+}
+
+// ---- proxies
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyListRequest {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyItem {
+    pub name: NodeName,
+    pub kind: SubscriberKind,
+    pub identity: SpiffeId,
+    /// The control node that holds its stream, or held it last.
+    pub node: NodeName,
+    pub connected: bool,
+    /// Revision that it has put in force.
+    pub applied: u64,
+    /// Revisions behind the node that was asked.
+    pub lag: u64,
+    pub version: String,
+    /// Why its announcement is not accepted, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// Who listens to a control node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SubscriberKind {
+    Proxy,
+    Gateway,
+    Agent,
+}
+
+impl SubscriberKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Gateway => "gateway",
+            Self::Agent => "agent",
+        }
+    }
+}

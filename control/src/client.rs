@@ -1,0 +1,355 @@
+//! The client of the Admin API, as the CLI uses it: fails over between control nodes, and says of every failure
+//! what happened, why, and what to do about it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use hanse_federation::wire::{decode, encode};
+use hanse_identity::name::MemberRole;
+use hanse_identity::tls::{Expect, client_config};
+use hanse_identity::{AuthorityCertificate, Bundle, ClusterName, Revocations, Trust, TrustDomain};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::sync::Mutex;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use crate::admin::{AdminCall, ClusterJoinRequest, JoinEvent};
+use crate::command::Refusal;
+use crate::io::dial::{self, ALPN_H2, DialError, FixedIdentity, FixedTrust};
+use crate::io::status::{CAUSE_KEY, NO_QUORUM, REFUSAL_KEY};
+use crate::wire::control::Document;
+use crate::wire::control::admin_client::AdminClient;
+
+pub use crate::io::keys::Credential;
+
+/// How long one question may take, unless the caller says otherwise.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(15);
+/// Largest answer.
+const MAX_REPLY_BYTES: usize = 256 << 20;
+
+/// A connection to one cluster's control nodes.
+pub struct Client {
+    cluster: ClusterName,
+    trust_domain: TrustDomain,
+    endpoints: Vec<String>,
+    tls: Arc<rustls::ClientConfig>,
+    deadline: Duration,
+    /// The endpoint in use, by its place in the list.
+    current: Mutex<Option<(usize, Channel)>>,
+}
+
+/// What kind of failure it is: the CLI turns it into an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientErrorKind {
+    /// No control node answers, or none that is believed.
+    Unreachable,
+    /// The credential is missing, expired, revoked or not entitled.
+    NotAllowed,
+    NotFound,
+    Precondition,
+    /// The cluster has no leader: try again later.
+    NoQuorum,
+    Timeout,
+    /// The request itself is wrong.
+    Invalid,
+    /// A defect on one side or a mismatch of versions.
+    Internal,
+}
+
+/// Why a question has no answer: what happened, why, how to fix it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct ClientError {
+    pub kind: ClientErrorKind,
+    pub what: String,
+    pub why: String,
+    pub fix: String,
+    /// What the control node's log refused, if it did.
+    pub refusal: Option<Refusal>,
+}
+
+impl Client {
+    /// Reads the credential and dials the first control node that answers.
+    pub async fn connect(credential: &Credential) -> Result<Self, ClientError> {
+        let svid = credential.svid().map_err(|e| ClientError::credential(e.to_string()))?;
+        if svid.facts.not_after <= crate::io::keys::now() {
+            return Err(ClientError::credential(format!("it expired at {}", svid.facts.not_after)));
+        }
+        let identity = FixedIdentity::new(&svid).map_err(|e| ClientError::credential(e.to_string()))?;
+        let bundle = bundle_from_pem(&credential.bundle_pem, &credential.trust_domain)?;
+        let trust = FixedTrust(Arc::new(Trust::new([&bundle], Revocations::default())));
+        let expect = Expect::Member(credential.trust_domain.clone(), MemberRole::Node);
+        let client = Self {
+            cluster: credential.cluster.clone(),
+            trust_domain: credential.trust_domain.clone(),
+            endpoints: credential.endpoints.clone(),
+            tls: client_config(Arc::new(trust), Arc::new(identity), expect, ALPN_H2),
+            deadline: DEFAULT_DEADLINE,
+            current: Mutex::new(None),
+        };
+        client.channel(None).await?;
+        Ok(client)
+    }
+
+    /// How long one question may take.
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Asks one question. A node that cannot be dialled, or that goes away before it has answered a read, is
+    /// replaced by the next; a write that may have arrived is not sent twice.
+    pub async fn call<C: AdminCall>(&self, question: &C) -> Result<C::Reply, ClientError> {
+        let asked = tokio::time::timeout(self.deadline, self.try_all(question));
+        asked.await.unwrap_or_else(|_| {
+            Err(ClientError {
+                kind: ClientErrorKind::Timeout,
+                what: format!("{} was not answered", C::RPC),
+                why: format!("{} did not answer within {:?}", self.cluster, self.deadline),
+                fix: "try again, or give it longer with --timeout".to_owned(),
+                refusal: None,
+            })
+        })
+    }
+
+    async fn try_all<C: AdminCall>(&self, question: &C) -> Result<C::Reply, ClientError> {
+        let mut failed = None;
+        for _ in 0..self.endpoints.len().max(1) {
+            let (place, channel) = self.channel(failed).await?;
+            match unary(channel, C::RPC, Document { json: encode(question) }).await {
+                Ok(reply) => return decode(C::RPC, &reply.json).map_err(|e| ClientError::mismatch(C::RPC, &e)),
+                Err(status) if is_gone(&status) && is_read(C::RPC) => failed = Some(place),
+                Err(status) => {
+                    if is_gone(&status) {
+                        *self.current.lock().await = None;
+                    }
+                    return Err(ClientError::from_status(C::RPC, &status));
+                }
+            }
+        }
+        Err(ClientError {
+            kind: ClientErrorKind::Unreachable,
+            what: format!("{} was not answered", C::RPC),
+            why: "every control node went away while it was asked".to_owned(),
+            fix: "look at the nodes: hanse node list".to_owned(),
+            refusal: None,
+        })
+    }
+
+    /// Joins another cluster: a stream of lines and then the end. No deadline but the steps' own.
+    pub async fn join(
+        &self,
+        request: &ClusterJoinRequest,
+    ) -> Result<impl Stream<Item = Result<JoinEvent, ClientError>> + use<>, ClientError> {
+        let rpc = "ClusterJoin";
+        let (_, channel) = self.channel(None).await?;
+        let request = Request::new(Document { json: encode(request) });
+        let stream = AdminClient::new(channel)
+            .cluster_join(request)
+            .await
+            .map_err(|status| ClientError::from_status(rpc, &status))?
+            .into_inner();
+        Ok(stream.map(move |document| {
+            let document = document.map_err(|status| ClientError::from_status(rpc, &status))?;
+            decode(rpc, &document.json).map_err(|e| ClientError::mismatch(rpc, &e))
+        }))
+    }
+
+    /// The channel in use, or a new one, dialled after the endpoint that has failed.
+    async fn channel(&self, failed: Option<usize>) -> Result<(usize, Channel), ClientError> {
+        let mut current = self.current.lock().await;
+        if let Some((place, channel)) = &*current
+            && failed != Some(*place)
+        {
+            return Ok((*place, channel.clone()));
+        }
+        let count = self.endpoints.len();
+        let first = failed.map_or(0, |place| place + 1);
+        let mut errors = Vec::new();
+        for place in (first..first + count).map(|n| n % count.max(1)) {
+            match dial::connect(&self.endpoints[place], self.tls.clone()).await {
+                Ok(link) => {
+                    *current = Some((place, link.channel.clone()));
+                    return Ok((place, link.channel));
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        *current = None;
+        Err(ClientError::unreachable(&self.cluster, &errors))
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("cluster", &self.cluster).field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+/// One unary rpc by its name.
+async fn unary(channel: Channel, rpc: &'static str, document: Document) -> Result<Document, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_REPLY_BYTES);
+    grpc.ready().await.map_err(|e| Status::unavailable(dial::with_sources(&e)))?;
+    let path = http::uri::PathAndQuery::try_from(format!("/hanse.control.v1.Admin/{rpc}"))
+        .map_err(|e| Status::internal(e.to_string()))?;
+    let codec = tonic_prost::ProstCodec::<Document, Document>::default();
+    grpc.unary(Request::new(document), path, codec).await.map(tonic::Response::into_inner)
+}
+
+/// Whether the connection broke (and not: the node answered that it cannot).
+fn is_gone(status: &Status) -> bool {
+    let says_why = status.metadata().contains_key(CAUSE_KEY);
+    let transport = std::error::Error::source(status).is_some();
+    !says_why && (status.code() == Code::Unavailable || (status.code() == Code::Unknown && transport))
+}
+
+/// Questions that change nothing, and so may be asked twice.
+fn is_read(rpc: &str) -> bool {
+    rpc.ends_with("List")
+        || matches!(
+            rpc,
+            "ClusterCheck" | "ServiceEndpoints" | "PolicyGet" | "PolicyValidate" | "RevokePreview" | "RevokeStatus"
+        )
+}
+
+fn bundle_from_pem(pem: &str, trust_domain: &TrustDomain) -> Result<Bundle, ClientError> {
+    let mut authorities = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|e| ClientError::credential(format!("its bundle: {e:?}")))?;
+        let authority = AuthorityCertificate::parse(&certificate, trust_domain);
+        authorities.push(authority.map_err(|e| ClientError::credential(format!("its bundle: {e}")))?);
+    }
+    if authorities.is_empty() {
+        return Err(ClientError::credential("its bundle is empty".to_owned()));
+    }
+    Ok(Bundle { trust_domain: trust_domain.clone(), sequence: 0, authorities })
+}
+
+impl ClientError {
+    fn credential(why: String) -> Self {
+        Self {
+            kind: ClientErrorKind::NotAllowed,
+            what: "the credential cannot be used".to_owned(),
+            why,
+            fix: "make a new one on a control node: hanse node credential --data-dir DIR --out FILE".to_owned(),
+            refusal: None,
+        }
+    }
+
+    fn unreachable(cluster: &ClusterName, errors: &[DialError]) -> Self {
+        let stranger = errors.iter().any(|e| matches!(e, DialError::Tls { .. }));
+        let why = if errors.is_empty() {
+            "the credential names no endpoint".to_owned()
+        } else {
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        let fix = if stranger {
+            "what answers there is not believed: is the credential of this cluster, and has a clock gone wrong? \
+             there is no flag that skips this check"
+        } else {
+            "are the control nodes running, and is the address right? hanse context show"
+        };
+        Self {
+            kind: ClientErrorKind::Unreachable,
+            what: format!("no control node of {cluster} can be reached"),
+            why,
+            fix: fix.to_owned(),
+            refusal: None,
+        }
+    }
+
+    fn mismatch(rpc: &str, error: &dyn fmt::Display) -> Self {
+        Self {
+            kind: ClientErrorKind::Internal,
+            what: format!("the answer to {rpc} cannot be read"),
+            why: error.to_string(),
+            fix: "do the command line and the control nodes have the same version? hanse node list".to_owned(),
+            refusal: None,
+        }
+    }
+
+    /// What a control node answered in place of a document.
+    pub fn from_status(rpc: &str, status: &Status) -> Self {
+        let cause = status.metadata().get(CAUSE_KEY);
+        let refusal = status
+            .metadata()
+            .get(REFUSAL_KEY)
+            .and_then(|json| decode::<Refusal>("refusal", json.as_bytes()).ok());
+        let (kind, fix) = match status.code() {
+            _ if cause.is_some_and(|cause| cause == NO_QUORUM) => {
+                (ClientErrorKind::NoQuorum, "try again in a moment; which nodes answer: hanse node list")
+            }
+            Code::Unauthenticated => (
+                ClientErrorKind::NotAllowed,
+                "make a new credential on a control node: hanse node credential --data-dir DIR --out FILE",
+            ),
+            Code::PermissionDenied => (ClientErrorKind::NotAllowed, "use a credential that is entitled to this"),
+            Code::NotFound => (ClientErrorKind::NotFound, "look at what there is with the matching list command"),
+            Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted | Code::ResourceExhausted => {
+                (ClientErrorKind::Precondition, "see why above; nothing was changed")
+            }
+            Code::InvalidArgument | Code::OutOfRange => (ClientErrorKind::Invalid, "correct the request; nothing was changed"),
+            Code::DeadlineExceeded | Code::Cancelled => (ClientErrorKind::Timeout, "try again, or give it longer with --timeout"),
+            Code::Unavailable => (ClientErrorKind::Unreachable, "try again; which nodes answer: hanse node list"),
+            Code::Unknown if std::error::Error::source(status).is_some() => {
+                (ClientErrorKind::Unreachable, "try again; which nodes answer: hanse node list")
+            }
+            _ => (ClientErrorKind::Internal, "look at the control node's log"),
+        };
+        Self {
+            kind,
+            what: format!("{rpc} was not done"),
+            why: status.message().to_owned(),
+            fix: fix.to_owned(),
+            refusal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::driver::ProposeError;
+    use crate::io::status::{no_outcome, refused};
+
+    #[test]
+    fn every_failure_has_its_kind() {
+        let kind = |status: Status| ClientError::from_status("X", &status).kind;
+        assert_eq!(kind(no_outcome(&ProposeError::NoLeader)), ClientErrorKind::NoQuorum);
+        assert_eq!(kind(no_outcome(&ProposeError::Timeout(DEFAULT_DEADLINE))), ClientErrorKind::NoQuorum);
+        assert_eq!(kind(refused(&Refusal::NotFound { what: "x".to_owned() })), ClientErrorKind::NotFound);
+        assert_eq!(kind(refused(&Refusal::Precondition("x".to_owned()))), ClientErrorKind::Precondition);
+        assert_eq!(kind(refused(&Refusal::Limit("x".to_owned()))), ClientErrorKind::Precondition);
+        assert_eq!(kind(refused(&Refusal::Invalid("x".to_owned()))), ClientErrorKind::Invalid);
+        assert_eq!(kind(Status::unauthenticated("x")), ClientErrorKind::NotAllowed);
+        assert_eq!(kind(Status::permission_denied("x")), ClientErrorKind::NotAllowed);
+        assert_eq!(kind(Status::deadline_exceeded("x")), ClientErrorKind::Timeout);
+        assert_eq!(kind(Status::unavailable("x")), ClientErrorKind::Unreachable);
+        assert_eq!(kind(Status::internal("x")), ClientErrorKind::Internal);
+        let refusal = Refusal::Precondition("in use".to_owned());
+        assert_eq!(ClientError::from_status("X", &refused(&refusal)).refusal, Some(refusal));
+    }
+
+    #[test]
+    fn only_reads_are_asked_twice() {
+        for rpc in ["NodeList", "ProxyList", "RevokeStatus", "PolicyGet"] {
+            assert!(is_read(rpc), "{rpc}");
+        }
+        for rpc in ["Revoke", "RevokeLift", "PolicyApply", "ClusterTokenCreate", "WorkloadRegister", "ServiceExport"] {
+            assert!(!is_read(rpc), "{rpc}");
+        }
+        assert!(!is_gone(&no_outcome(&ProposeError::NoLeader)));
+        assert!(is_gone(&Status::unavailable("broken")));
+    }
+}

@@ -1,0 +1,94 @@
+//! Commands: intents that enter the Raft log, and what applying one answers.
+
+use hanse_federation::catalog::{Announcement, Export, Session};
+use hanse_federation::change::PeerFact;
+use hanse_federation::join::Offer;
+use hanse_federation::policy::{PolicyDocument, PolicyKey};
+use hanse_identity::token::Invite;
+use hanse_identity::{
+    AuthorityCertificate, ClusterName, NodeName, Reason, Registration, RevocationId,
+    RevocationTarget, ServiceName, SpiffeId, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// What is written to the log: one Command with who asked, when, and an id by which a retry is recognised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proposal {
+    /// Drawn at random by the node that first took the request; the same again is answered, not applied again.
+    pub id: u64,
+    /// The clock of the node that took the request; the only time that applying may know.
+    pub now: Timestamp,
+    /// SPIFFE ID of who asked; empty for the mesh itself.
+    pub actor: String,
+    pub command: Command,
+}
+
+/// An intent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Command {
+    /// A proxy or gateway says what it serves. `identity` is from its verified SVID, `node` holds its stream.
+    Announce { announcement: Box<Announcement>, identity: SpiffeId, node: NodeName },
+    /// The stream behind an announcement is gone and its lease is over. Void if a newer session was announced.
+    Withdraw { name: NodeName, session: Session },
+    Export { service: ServiceName, to: Export },
+    Unexport { service: ServiceName },
+    /// All or nothing. With `expected`, only if the View is still at that revision for these keys.
+    PolicyApply { documents: Vec<PolicyDocument> },
+    PolicyDelete { keys: Vec<PolicyKey> },
+    Revoke { target: RevocationTarget, reason: Reason, note: String, expires: Option<Timestamp> },
+    Lift { id: RevocationId },
+    /// Entries that no valid certificate can match any more.
+    Lapse { ids: Vec<RevocationId> },
+    InviteCreate { invite: Invite },
+    /// A host proved an agent invite. Consumes it.
+    AgentJoin { invite: String, request_hash: String },
+    WorkloadRegister { registration: Registration },
+    WorkloadDelete { id: SpiffeId, agent: NodeName },
+    /// Inviter's commit: consumes the invite and makes the peer. The same request again answers the same.
+    PeerAccept { invite: String, request_hash: String, offer: Box<Offer> },
+    /// Joiner's commit.
+    PeerAdd { invite: String, offer: Box<Offer> },
+    /// Leave or evict; with `only_invite`, only if that invite made the peer (rollback of a join).
+    PeerRemove { cluster: ClusterName, only_invite: Option<String> },
+    /// What a peer told, after the import filter. `revision` is the peer's.
+    PeerFacts { cluster: ClusterName, facts: Vec<PeerFact> },
+    /// A node publishes its authority's certificate into the cluster's bundle.
+    AuthorityPublish { node: NodeName, certificate: AuthorityCertificate },
+}
+
+/// What applying answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outcome {
+    /// The log index it was applied at: the revision of its Changes.
+    pub revision: u64,
+    pub result: Result<Answer, Refusal>,
+}
+
+/// What a Command may answer beyond "done".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    Done,
+    /// Nothing had to be changed: it was so already.
+    Already,
+    Revoked(RevocationId),
+}
+
+/// Why a Command changed nothing. Stable kinds: the CLI turns them into exit codes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+pub enum Refusal {
+    #[error("{what} does not exist")]
+    NotFound { what: String },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Precondition(String),
+    #[error("{0}")]
+    NotAllowed(String),
+    #[error("limit reached: {0}")]
+    Limit(String),
+}

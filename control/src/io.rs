@@ -1,0 +1,20 @@
+//! The shell of the control node: what touches disk, sockets and clocks.
+
+pub mod admin;
+pub mod census;
+pub mod context;
+pub mod dial;
+pub mod driver;
+pub mod http;
+pub mod issue;
+pub mod joiner;
+pub mod keys;
+pub mod node_link;
+pub mod peer_link;
+pub mod peer_serve;
+pub mod reach;
+pub mod roles;
+pub mod server;
+pub mod status;
+pub mod store;
+pub mod watch;

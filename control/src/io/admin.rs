@@ -1,0 +1,215 @@
+//! Admin: the service that administrators and the CLI call. One function per rpc, by subject in the files below.
+//!
+//! Reads are linearizable where there is a quorum, and say in a warning when they are not. Writes are proposed with
+//! the caller's SPIFFE ID as actor and logged.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hanse_identity::NodeName;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::context::{Context, now};
+use super::joiner;
+use super::roles::caller_of;
+use super::status::{answered, document, no_outcome, read};
+use crate::admin::{
+    AdminCall, AgentListRequest, AgentTokenCreateRequest, ClusterCheckRequest, ClusterJoinRequest,
+    ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest, Meta, NodeListRequest, PolicyApplyRequest,
+    PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest, ProxyListRequest, RevokeLiftRequest,
+    RevokeListRequest, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, ServiceEndpointsRequest,
+    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadDeleteRequest,
+    WorkloadListRequest, WorkloadRegisterRequest, Written,
+};
+use crate::command::{Answer, Command};
+use crate::state::State;
+use crate::wire::control::Document;
+use crate::wire::control::admin_server::Admin;
+
+pub mod cluster;
+pub mod identity;
+pub mod node;
+pub mod policy;
+pub mod revoke;
+pub mod service;
+pub mod token;
+
+/// How long a read waits for a State that has everything acknowledged before it, before this node's own will do.
+const READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// Lines of a join that wait for a slow administrator.
+const JOIN_QUEUE: usize = 32;
+
+/// The service.
+pub struct AdminService {
+    context: Arc<Context>,
+}
+
+/// One call: the node it came to, and who made it.
+#[derive(Clone)]
+pub struct Call {
+    pub context: Arc<Context>,
+    /// SPIFFE ID of the caller.
+    pub actor: String,
+}
+
+/// A State to answer from, and what is to be said of it.
+pub struct Reading {
+    pub state: Arc<State>,
+    pub meta: Meta,
+    pub warnings: Vec<Warning>,
+}
+
+impl AdminService {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    async fn answer<C, F, A>(&self, request: Request<Document>, handler: F) -> Result<Response<Document>, Status>
+    where
+        C: AdminCall,
+        F: FnOnce(Call, C) -> A,
+        A: Future<Output = Result<C::Reply, Status>>,
+    {
+        let actor = caller_of(&request)?.id().to_string();
+        let asked: C = read(C::RPC, request.get_ref())?;
+        let answered = handler(Call { context: self.context.clone(), actor }, asked).await?;
+        Ok(Response::new(document(&answered)))
+    }
+}
+
+macro_rules! admin_service {
+    ($($rpc:ident($request:ty) => $handler:path;)*) => {
+        #[tonic::async_trait]
+        impl Admin for AdminService {
+            type ClusterJoinStream = Pin<Box<dyn Stream<Item = Result<Document, Status>> + Send>>;
+
+            async fn cluster_join(
+                &self,
+                request: Request<Document>,
+            ) -> Result<Response<Self::ClusterJoinStream>, Status> {
+                let actor = caller_of(&request)?.id().to_string();
+                let asked: ClusterJoinRequest = read("ClusterJoin", request.get_ref())?;
+                let (lines, stream) = mpsc::channel(JOIN_QUEUE);
+                tokio::spawn(joiner::run(self.context.clone(), actor, asked, lines));
+                Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+            }
+
+            $(async fn $rpc(&self, request: Request<Document>) -> Result<Response<Document>, Status> {
+                self.answer::<$request, _, _>(request, $handler).await
+            })*
+        }
+    };
+}
+
+admin_service! {
+    node_list(NodeListRequest) => node::list;
+    proxy_list(ProxyListRequest) => node::proxies;
+    cluster_token_create(ClusterTokenCreateRequest) => token::for_cluster;
+    cluster_list(ClusterListRequest) => cluster::list;
+    cluster_check(ClusterCheckRequest) => cluster::check;
+    cluster_leave(ClusterLeaveRequest) => cluster::leave;
+    service_list(ServiceListRequest) => service::list;
+    service_endpoints(ServiceEndpointsRequest) => service::endpoints;
+    service_export(ServiceExportRequest) => service::export;
+    service_unexport(ServiceUnexportRequest) => service::unexport;
+    policy_apply(PolicyApplyRequest) => policy::apply;
+    policy_get(PolicyGetRequest) => policy::get;
+    policy_delete(PolicyDeleteRequest) => policy::delete;
+    policy_validate(PolicyValidateRequest) => policy::check;
+    revoke_preview(RevokePreviewRequest) => revoke::preview;
+    revoke(RevokeRequest) => revoke::revoke;
+    revoke_status(RevokeStatusRequest) => revoke::status;
+    revoke_list(RevokeListRequest) => revoke::list;
+    revoke_lift(RevokeLiftRequest) => revoke::lift;
+    agent_token_create(AgentTokenCreateRequest) => token::for_agent;
+    agent_list(AgentListRequest) => identity::agents;
+    workload_register(WorkloadRegisterRequest) => identity::register;
+    workload_list(WorkloadListRequest) => identity::workloads;
+    workload_delete(WorkloadDeleteRequest) => identity::delete;
+}
+
+impl Call {
+    /// The State to answer a read from.
+    pub async fn read(&self) -> Reading {
+        let handle = &self.context.handle;
+        let fresh = match handle.status().leader {
+            Some(_) => tokio::time::timeout(READ_TIMEOUT, handle.read()).await.ok().and_then(Result::ok),
+            None => None,
+        };
+        let mut warnings = Vec::new();
+        let state = fresh.unwrap_or_else(|| {
+            warnings.push(Warning {
+                code: "E3101".to_owned(),
+                message: format!(
+                    "no quorum answered within {READ_TIMEOUT:?}: this is what {} knows, it may be old",
+                    self.context.name
+                ),
+            });
+            handle.state()
+        });
+        let meta = Meta {
+            cluster: self.context.cluster.clone(),
+            raft_index: state.view.revision.0,
+            observed_at: now(),
+            partial: !warnings.is_empty(),
+        };
+        Reading { state, meta, warnings }
+    }
+
+    /// Commits a Command in the caller's name.
+    pub async fn write(&self, command: Command) -> Result<(u64, Answer), Status> {
+        let what = summary(&command);
+        let outcome = self.context.handle.propose(&self.actor, command).await.map_err(|e| no_outcome(&e))?;
+        let revision = outcome.revision;
+        let answer = answered(outcome);
+        match &answer {
+            Ok(_) => tracing::info!(actor = self.actor, what, revision, "write"),
+            Err(status) => tracing::info!(actor = self.actor, what, why = status.message(), "write refused"),
+        }
+        answer
+    }
+
+    /// A write whose answer is only that it is done.
+    pub async fn written(&self, command: Command) -> Result<Written, Status> {
+        let (revision, answer) = self.write(command).await?;
+        Ok(Written { revision, changed: answer != Answer::Already })
+    }
+}
+
+impl Reading {
+    /// Nodes that did not answer make the reading partial.
+    pub fn silent<'n>(&mut self, nodes: impl IntoIterator<Item = &'n NodeName>) {
+        for node in nodes {
+            self.partial("E3102", format!("control node {node} did not answer"));
+        }
+    }
+
+    pub fn partial(&mut self, code: &str, message: String) {
+        self.meta.partial = true;
+        self.warnings.push(Warning { code: code.to_owned(), message });
+    }
+}
+
+/// A Command in a few words, for the log; never a secret.
+fn summary(command: &Command) -> String {
+    match command {
+        Command::Export { service, .. } => format!("export {service}"),
+        Command::Unexport { service } => format!("unexport {service}"),
+        Command::PolicyApply { documents } => format!("apply {} policies", documents.len()),
+        Command::PolicyDelete { keys } => format!("delete {} policies", keys.len()),
+        Command::Revoke { target, reason, .. } => format!("revoke {target} ({reason:?})"),
+        Command::Lift { id } => format!("lift {id}"),
+        Command::InviteCreate { invite } => format!("invite {} for {:?}", invite.id, invite.admits),
+        Command::WorkloadRegister { registration } => {
+            format!("register {} on {}", registration.id, registration.agent)
+        }
+        Command::WorkloadDelete { id, agent } => format!("delete registration {id} on {agent}"),
+        Command::PeerRemove { cluster, .. } => format!("remove peer {cluster}"),
+        _ => "internal".to_owned(),
+    }
+}

@@ -1,0 +1,382 @@
+//! Census: who listens to this control node, what each of them has put in force, and the same asked of all nodes.
+//!
+//! Owns the table of this node's subscribers (proxies, gateways, agents), the questions that nodes ask each other
+//! about theirs, and the gathering of answers. Volatile: a node that starts knows nobody until they come.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hanse_federation::wire::{decode, encode};
+use hanse_identity::tls::IdentitySource as _;
+use hanse_identity::{NodeName, RevocationId, RevocationTarget, SpiffeId, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::context::{Context, VERSION, now};
+use super::driver::Status;
+use super::node_link::CensusSource;
+use super::peer_link::PeerLinkReport;
+use super::status::{document, read};
+use crate::admin::SubscriberKind;
+use crate::wire::control::Document;
+
+/// How long one node may take to answer a census question.
+pub const NODE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long subscribers may take to count their live connections.
+pub const LIVE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long an agent without a stream is still waited for. Proxies and gateways are forgotten with their endpoint.
+pub const AGENT_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// One proxy, gateway or agent, as the node that holds (or held) its stream knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Subscriber {
+    pub name: NodeName,
+    pub kind: SubscriberKind,
+    pub identity: SpiffeId,
+    pub node: NodeName,
+    /// Revision that it says is in force at its end.
+    pub applied: u64,
+    /// Live connections that it closed, by cause; counted since it started.
+    #[serde(default)]
+    pub closed: BTreeMap<RevocationId, u64>,
+    pub connected: bool,
+    pub seen: Timestamp,
+    #[serde(default)]
+    pub version: String,
+    /// Why its announcement is not accepted.
+    #[serde(default)]
+    pub refused: Option<String>,
+}
+
+/// What a node may be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Query {
+    Subscribers,
+    Live {
+        target: RevocationTarget,
+    },
+    /// Subscribers, with only what they closed because of this revocation.
+    Revocation {
+        id: RevocationId,
+    },
+    PeerLinks,
+    Node,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Part {
+    Subscribers(Vec<Subscriber>),
+    Live(LiveCount),
+    PeerLinks(Vec<PeerLinkReport>),
+    Node(NodeReport),
+}
+
+/// Live connections that subscribers counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveCount {
+    pub connections: u64,
+    pub answered: usize,
+    pub asked: usize,
+}
+
+/// How a node stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReport {
+    pub status: Status,
+    pub certificate_not_after: Option<Timestamp>,
+    pub version: String,
+}
+
+/// What all nodes answered, and who did not.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    pub parts: Vec<(NodeName, Part)>,
+    pub silent: BTreeSet<NodeName>,
+}
+
+/// A question that goes down a subscriber's stream.
+#[derive(Clone, Debug)]
+pub struct LiveQuestion {
+    pub query: u64,
+    pub target: RevocationTarget,
+}
+
+/// Names one stream of one subscriber; another stream of the same name is another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamKey {
+    pub kind: SubscriberKind,
+    pub name: NodeName,
+    pub stream: u64,
+}
+
+/// The table of this node's subscribers.
+pub struct Census {
+    node: NodeName,
+    next: AtomicU64,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<(SubscriberKind, NodeName), Entry>,
+    /// Who waits for which live query.
+    live: HashMap<u64, mpsc::Sender<u64>>,
+}
+
+struct Entry {
+    subscriber: Subscriber,
+    stream: u64,
+    /// Down its stream; dropped when another stream takes the name over, which ends the old one.
+    questions: Option<mpsc::Sender<LiveQuestion>>,
+}
+
+/// Another identity holds a live stream of that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the name {name} is in use by {holder}")]
+pub struct NameTaken {
+    pub name: NodeName,
+    pub holder: SpiffeId,
+}
+
+impl Census {
+    pub fn new(node: NodeName) -> Self {
+        Self { node, next: AtomicU64::new(1), table: Mutex::default() }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream has begun. An older one of the same name and identity is taken over and ends.
+    pub fn join(
+        &self,
+        kind: SubscriberKind,
+        name: NodeName,
+        identity: SpiffeId,
+        version: String,
+        questions: mpsc::Sender<LiveQuestion>,
+        now: Timestamp,
+    ) -> Result<StreamKey, NameTaken> {
+        let stream = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut table = self.table();
+        let key = (kind, name.clone());
+        if let Some(known) = table.entries.get(&key)
+            && known.subscriber.connected
+            && known.subscriber.identity != identity
+        {
+            return Err(NameTaken { name, holder: known.subscriber.identity.clone() });
+        }
+        let subscriber = Subscriber {
+            name: name.clone(),
+            kind,
+            identity,
+            node: self.node.clone(),
+            applied: 0,
+            closed: BTreeMap::new(),
+            connected: true,
+            seen: now,
+            version,
+            refused: None,
+        };
+        table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions) });
+        Ok(StreamKey { kind, name, stream })
+    }
+
+    /// What a stream's subscriber has put in force.
+    pub fn applied(&self, key: &StreamKey, revision: u64, closed: Vec<(RevocationId, u64)>, now: Timestamp) {
+        self.update(key, |subscriber| {
+            subscriber.applied = subscriber.applied.max(revision);
+            subscriber.closed.extend(closed);
+            subscriber.seen = now;
+        });
+    }
+
+    /// Whether its announcement stands.
+    pub fn announced(&self, key: &StreamKey, refused: Option<String>) {
+        self.update(key, |subscriber| subscriber.refused = refused);
+    }
+
+    /// A stream has ended; who was there is still waited for.
+    pub fn leave(&self, key: &StreamKey, now: Timestamp) {
+        let mut table = self.table();
+        if let Some(entry) = table.entries.get_mut(&(key.kind, key.name.clone()))
+            && entry.stream == key.stream
+        {
+            entry.subscriber.connected = false;
+            entry.subscriber.seen = now;
+            entry.questions = None;
+        }
+    }
+
+    /// Nobody waits for that stream's subscriber any more: its endpoint is withdrawn.
+    pub fn forget(&self, key: &StreamKey) {
+        let mut table = self.table();
+        let name = (key.kind, key.name.clone());
+        if table.entries.get(&name).is_some_and(|entry| entry.stream == key.stream) {
+            table.entries.remove(&name);
+        }
+    }
+
+    /// Whether that stream is still the latest of its name.
+    pub fn is_latest(&self, key: &StreamKey) -> bool {
+        let table = self.table();
+        table.entries.get(&(key.kind, key.name.clone())).is_none_or(|entry| entry.stream == key.stream)
+    }
+
+    /// Whether a proxy or gateway of that name has a stream here.
+    pub fn holds(&self, name: &NodeName) -> bool {
+        let table = self.table();
+        [SubscriberKind::Proxy, SubscriberKind::Gateway].into_iter().any(|kind| {
+            table.entries.get(&(kind, name.clone())).is_some_and(|entry| entry.subscriber.connected)
+        })
+    }
+
+    /// Everybody known here; agents that have been gone for long are dropped.
+    pub fn subscribers(&self, now: Timestamp) -> Vec<Subscriber> {
+        let mut table = self.table();
+        table.entries.retain(|_, entry| {
+            let s = &entry.subscriber;
+            s.connected || s.kind != SubscriberKind::Agent || now.since(s.seen) < AGENT_REMEMBERED
+        });
+        table.entries.values().map(|entry| entry.subscriber.clone()).collect()
+    }
+
+    /// Asks every proxy and gateway here how many live connections the target has.
+    pub async fn live(&self, target: &RevocationTarget) -> LiveCount {
+        let query = self.next.fetch_add(1, Ordering::Relaxed);
+        let streams: Vec<_> = {
+            let table = self.table();
+            let asked = table.entries.values().filter(|e| e.subscriber.kind != SubscriberKind::Agent);
+            asked.filter_map(|e| e.questions.clone()).collect()
+        };
+        let (answers, mut answered) = mpsc::channel(streams.len().max(1));
+        self.table().live.insert(query, answers);
+        for stream in &streams {
+            // A stream whose queue is full is about to be cut; it then counts as not answering.
+            let _ = stream.try_send(LiveQuestion { query, target: target.clone() });
+        }
+        let mut count = LiveCount { asked: streams.len(), ..LiveCount::default() };
+        let all = async {
+            while count.answered < count.asked {
+                let Some(connections) = answered.recv().await else { break };
+                count.answered += 1;
+                count.connections += connections;
+            }
+        };
+        // Late answers are missing from the count, and the count says so.
+        let _ = tokio::time::timeout(LIVE_TIMEOUT, all).await;
+        self.table().live.remove(&query);
+        count
+    }
+
+    /// A subscriber's answer to a live query; one that came too late finds nobody waiting.
+    pub fn live_answer(&self, query: u64, connections: u64) {
+        let waiting = self.table().live.get(&query).cloned();
+        if let Some(waiting) = waiting {
+            let _ = waiting.try_send(connections);
+        }
+    }
+
+    fn update(&self, key: &StreamKey, change: impl FnOnce(&mut Subscriber)) {
+        let mut table = self.table();
+        if let Some(entry) = table.entries.get_mut(&(key.kind, key.name.clone()))
+            && entry.stream == key.stream
+        {
+            change(&mut entry.subscriber);
+        }
+    }
+}
+
+/// This node's own answer.
+pub async fn answer(context: &Context, query: &Query) -> Part {
+    match query {
+        Query::Subscribers => Part::Subscribers(context.census.subscribers(now())),
+        Query::Revocation { id } => {
+            let mut subscribers = context.census.subscribers(now());
+            subscribers.iter_mut().for_each(|s| s.closed.retain(|cause, _| cause == id));
+            Part::Subscribers(subscribers)
+        }
+        Query::Live { target } => Part::Live(context.census.live(target).await),
+        Query::PeerLinks => Part::PeerLinks(context.peers.reports(now())),
+        Query::Node => Part::Node(NodeReport {
+            status: context.handle.status(),
+            certificate_not_after: context.own.identity().map(|own| own.facts.not_after),
+            version: VERSION.to_owned(),
+        }),
+    }
+}
+
+/// Asks every node, this one included, at the same time.
+pub async fn gather(context: &Context, query: &Query) -> Gathered {
+    let state = context.handle.state();
+    let asked = state.private.nodes.values().map(|node| async {
+        let part = if node.raft_id == context.raft_id {
+            Ok(answer(context, query).await)
+        } else {
+            ask(context, node.raft_id, query).await
+        };
+        (node.name.clone(), part)
+    });
+    let mut gathered = Gathered::default();
+    for (node, part) in join_all(asked).await {
+        match part {
+            Ok(part) => gathered.parts.push((node, part)),
+            Err(why) => {
+                tracing::debug!(%node, why, "a node did not answer the census");
+                gathered.silent.insert(node);
+            }
+        }
+    }
+    gathered
+}
+
+async fn ask(context: &Context, raft_id: u64, query: &Query) -> Result<Part, String> {
+    let question = Document { json: encode(query) };
+    let reply = context.links.call_census(raft_id, question, NODE_TIMEOUT).await;
+    let reply = reply.map_err(|status| status.message().to_owned())?;
+    decode("census part", &reply.json).map_err(|e| e.to_string())
+}
+
+#[tonic::async_trait]
+impl CensusSource for Context {
+    async fn census(&self, query: Document) -> Result<Document, tonic::Status> {
+        let query: Query = read("census query", &query)?;
+        Ok(document(&answer(self, &query).await))
+    }
+}
+
+impl Gathered {
+    /// All subscribers that nodes told of.
+    pub fn subscribers(self) -> (Vec<Subscriber>, BTreeSet<NodeName>) {
+        let lists = self.parts.into_iter().filter_map(|(_, part)| match part {
+            Part::Subscribers(list) => Some(list),
+            _ => None,
+        });
+        (lists.flatten().collect(), self.silent)
+    }
+
+    /// Live connections, added up; a silent node counts as one that was asked and did not answer.
+    pub fn live(&self) -> LiveCount {
+        let mut sum = LiveCount { asked: self.silent.len(), ..LiveCount::default() };
+        for (_, part) in &self.parts {
+            if let Part::Live(count) = part {
+                sum.connections += count.connections;
+                sum.answered += count.answered;
+                sum.asked += count.asked;
+            }
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests;

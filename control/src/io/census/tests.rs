@@ -1,0 +1,69 @@
+//! Tests of the subscriber table.
+
+use std::sync::Arc;
+
+use super::*;
+
+fn id(name: &str) -> SpiffeId {
+    format!("spiffe://east.example/ns/shop/sa/{name}").parse().unwrap()
+}
+
+fn join(census: &Census, name: &str, identity: &str) -> Result<(StreamKey, mpsc::Receiver<LiveQuestion>), NameTaken> {
+    let (questions, asked) = mpsc::channel(4);
+    let name: NodeName = name.parse().unwrap();
+    let key = census.join(SubscriberKind::Proxy, name, id(identity), "0".to_owned(), questions, Timestamp(1))?;
+    Ok((key, asked))
+}
+
+#[test]
+fn a_name_belongs_to_one_identity_while_its_stream_lives() {
+    let census = Census::new("east-1".parse().unwrap());
+    let (old, mut asked) = join(&census, "reviews-1", "reviews").unwrap();
+    let taken = join(&census, "reviews-1", "thief").unwrap_err();
+    assert_eq!(taken.holder, id("reviews"));
+    let (new, _asked) = join(&census, "reviews-1", "reviews").unwrap();
+    assert!(asked.try_recv().is_err_and(|e| e == mpsc::error::TryRecvError::Disconnected), "the old stream ends");
+    assert!(!census.is_latest(&old));
+    census.leave(&old, Timestamp(2));
+    assert!(census.holds(&new.name), "an old stream's end does not end the new one");
+    census.forget(&old);
+    assert_eq!(census.subscribers(Timestamp(2)).len(), 1);
+    census.leave(&new, Timestamp(3));
+    assert!(!census.holds(&new.name));
+    assert!(!census.subscribers(Timestamp(3))[0].connected);
+    census.forget(&new);
+    assert!(census.subscribers(Timestamp(3)).is_empty());
+    assert!(join(&census, "reviews-1", "thief").is_ok(), "a name that nobody holds is free");
+}
+
+#[test]
+fn what_is_applied_never_goes_back_and_an_agent_is_forgotten_in_time() {
+    let census = Census::new("east-1".parse().unwrap());
+    let (questions, _asked) = mpsc::channel(1);
+    let host: SpiffeId = "spiffe://east.example/hanse/agent/host-1".parse().unwrap();
+    let name = "host-1".parse().unwrap();
+    let key = census.join(SubscriberKind::Agent, name, host, String::new(), questions, Timestamp(0)).unwrap();
+    census.applied(&key, 9, vec![], Timestamp(1));
+    census.applied(&key, 4, vec![], Timestamp(2));
+    assert_eq!(census.subscribers(Timestamp(2))[0].applied, 9);
+    census.leave(&key, Timestamp(1000));
+    let late = Timestamp(1000) + AGENT_REMEMBERED;
+    assert_eq!(census.subscribers(late - Duration::from_millis(1)).len(), 1);
+    assert!(census.subscribers(late).is_empty());
+}
+
+#[tokio::test]
+async fn live_connections_are_added_up_and_silence_is_told() {
+    let census = Arc::new(Census::new("east-1".parse().unwrap()));
+    let (_a, mut first) = join(&census, "a", "a").unwrap();
+    let (_b, _silent) = join(&census, "b", "b").unwrap();
+    let answering = census.clone();
+    tokio::spawn(async move {
+        let question = first.recv().await.unwrap();
+        answering.live_answer(question.query, 5);
+        answering.live_answer(question.query + 1000, 7);
+    });
+    let count = census.live(&RevocationTarget::Identity(id("a"))).await;
+    assert_eq!(count, LiveCount { connections: 5, answered: 1, asked: 2 });
+    census.live_answer(1, 1);
+}

@@ -1,0 +1,280 @@
+//! Issue: agents join, renew, and fetch SVIDs for the workloads they have attested.
+//!
+//! Who may have what is `identity::grant`'s decision; single use of an invite is the log's. While there is no
+//! quorum, SVIDs are still renewed from the State that this node has.
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use hanse_federation::wire::encode;
+use hanse_identity::grant::{self, grant_member};
+use hanse_identity::name::MemberRole;
+use hanse_identity::token::{Admits, Invite, agent_join_request};
+use hanse_identity::wire::AgentState;
+use hanse_identity::wire::issue::{
+    AgentDown, AgentUp, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, RenewAgentRequest, SvidReply,
+};
+use hanse_identity::{Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, issue};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::census::StreamKey;
+use super::context::{Context, now, stopped};
+use super::keys::random_serial;
+use super::roles::{caller_of, connection_of};
+use super::status::{answered, no_outcome};
+use crate::admin::SubscriberKind;
+use crate::command::Command;
+use crate::state::State;
+use crate::wire::issue::issue_server::Issue;
+
+/// How long an SVID waits for a read that has seen every acknowledged revocation, before the local State decides.
+const FRESH_READ_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most selectors that an agent may report of one caller.
+const MAX_SELECTORS: usize = 64;
+/// States that wait for a slow agent; each is complete, so more would be of no use.
+const AGENT_QUEUE: usize = 4;
+/// An agent is told a newer revision at least this often, even if nothing of it concerns the agent.
+const AGENT_REFRESH: Duration = Duration::from_secs(5);
+
+/// The service.
+pub struct IssueService {
+    context: Arc<Context>,
+}
+
+impl IssueService {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    fn sign(&self, ticket: Ticket, csr_der: &[u8]) -> Result<Vec<Vec<u8>>, Status> {
+        let issued = issue(ticket, csr_der, &self.context.authority, random_serial(), now())
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        self.context.metrics.svid_issued.inc();
+        tracing::info!(id = %issued.facts.id, serial = %issued.facts.serial, not_after = %issued.facts.not_after, "SVID issued");
+        Ok(issued.chain)
+    }
+
+    fn member_ticket(&self, state: &State, id: &SpiffeId) -> Result<Ticket, Status> {
+        let context = &self.context;
+        grant_member(&context.trust_domain, &state.view.revocations, id, context.member_lifetime)
+            .map_err(|e| refused_ticket(&e))
+    }
+
+    /// The State with every acknowledged revocation in it, or what there is while there is no quorum.
+    async fn fresh_state(&self) -> Arc<State> {
+        let handle = &self.context.handle;
+        if handle.status().leader.is_none() {
+            return handle.state();
+        }
+        match tokio::time::timeout(FRESH_READ_TIMEOUT, handle.read()).await {
+            Ok(Ok(state)) => state,
+            _ => handle.state(),
+        }
+    }
+}
+
+fn refused_ticket(refusal: &hanse_identity::Refusal) -> Status {
+    Status::permission_denied(refusal.to_string())
+}
+
+/// SHA-256 in hex: how the log recognises the same request again.
+pub fn request_hash(bytes: &[u8]) -> String {
+    digest(&SHA256, bytes).as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// At which time an invite's proof is to be checked. One that has been used is not refused for its age: the log
+/// answers the same request again, and no other.
+pub fn proof_time(invite: &Invite) -> Timestamp {
+    let now = now();
+    if invite.used_by.is_some() { now.min(invite.made) } else { now }
+}
+
+/// The agent that called, by its own SVID.
+fn agent_of<T>(request: &Request<T>) -> Result<(NodeName, SpiffeId), Status> {
+    let id = caller_of(request)?.id().clone();
+    match id.as_member() {
+        Some((MemberRole::Agent, name)) => {
+            let name = name.parse().map_err(|e| Status::permission_denied(format!("{e}")))?;
+            Ok((name, id))
+        }
+        _ => Err(Status::permission_denied("only an agent may ask this")),
+    }
+}
+
+#[tonic::async_trait]
+impl Issue for IssueService {
+    async fn join_agent(&self, request: Request<JoinAgentRequest>) -> Result<Response<JoinAgentReply>, Status> {
+        let binding = connection_of(&request)?.binding;
+        let request = request.into_inner();
+        let agent: NodeName =
+            request.agent.parse().map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
+        let signed = agent_join_request(&agent, &request.csr_der);
+        let state = self.context.handle.read().await.map_err(|e| no_outcome(&e))?;
+        // One answer for a token that never was and a proof that does not fit: nothing to learn by guessing.
+        let unknown = || Status::permission_denied("the join token is not known here, or its proof does not fit");
+        let invite = state.private.invites.get(&request.invite).ok_or_else(unknown)?;
+        if invite.admits != Admits::Agent(agent.clone()) {
+            return Err(unknown());
+        }
+        invite.check(&binding, &signed, &request.proof, proof_time(invite)).map_err(|e| match e {
+            hanse_identity::token::TokenError::Expired(_) => Status::permission_denied(e.to_string()),
+            _ => unknown(),
+        })?;
+        let id = SpiffeId::member(&self.context.trust_domain, MemberRole::Agent, &agent);
+        let command = Command::AgentJoin { invite: request.invite, request_hash: request_hash(&signed) };
+        let outcome = self.context.handle.propose(&id.to_string(), command).await.map_err(|e| no_outcome(&e))?;
+        answered(outcome)?;
+        let state = self.context.handle.state();
+        let chain_der = self.sign(self.member_ticket(&state, &id)?, &request.csr_der)?;
+        let bundle = state
+            .view
+            .bundles
+            .get(&self.context.trust_domain)
+            .ok_or_else(|| Status::internal("the cluster has no bundle of its own"))?;
+        tracing::info!(%agent, "agent joined");
+        Ok(Response::new(JoinAgentReply {
+            cluster: self.context.cluster.to_string(),
+            trust_domain: self.context.trust_domain.to_string(),
+            chain_der,
+            bundle: encode(bundle),
+        }))
+    }
+
+    async fn renew_agent(&self, request: Request<RenewAgentRequest>) -> Result<Response<SvidReply>, Status> {
+        let (agent, id) = agent_of(&request)?;
+        let state = self.fresh_state().await;
+        if !state.private.agents.contains_key(&agent) {
+            return Err(Status::permission_denied(format!("no agent {agent} has joined this cluster")));
+        }
+        let chain_der = self.sign(self.member_ticket(&state, &id)?, &request.into_inner().csr_der)?;
+        Ok(Response::new(SvidReply { chain_der }))
+    }
+
+    async fn issue_svid(&self, request: Request<IssueSvidRequest>) -> Result<Response<SvidReply>, Status> {
+        let (agent, _) = agent_of(&request)?;
+        let request = request.into_inner();
+        let id: SpiffeId = request
+            .spiffe_id
+            .parse()
+            .map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
+        if request.selectors.len() > MAX_SELECTORS {
+            return Err(Status::invalid_argument(format!("more than {MAX_SELECTORS} selectors")));
+        }
+        let selectors: Result<BTreeSet<Selector>, _> = request.selectors.iter().map(|s| s.parse()).collect();
+        let selectors =
+            selectors.map_err(|e: grant::SelectorError| Status::invalid_argument(e.to_string()))?;
+        let evidence = Evidence { agent, selectors };
+        let state = self.fresh_state().await;
+        if !state.private.agents.contains_key(&evidence.agent) {
+            return Err(Status::permission_denied(format!("no agent {} has joined", evidence.agent)));
+        }
+        let ticket = grant::grant(
+            &self.context.trust_domain,
+            state.private.registrations.values(),
+            &state.view.revocations,
+            &evidence,
+            &id,
+        )
+        .map_err(|e| {
+            tracing::warn!(%id, agent = %evidence.agent, why = %e, "SVID refused");
+            refused_ticket(&e)
+        })?;
+        let chain_der = self.sign(ticket, &request.csr_der)?;
+        Ok(Response::new(SvidReply { chain_der }))
+    }
+
+    type WatchAgentStream = Pin<Box<dyn Stream<Item = Result<AgentDown, Status>> + Send>>;
+
+    async fn watch_agent(
+        &self,
+        request: Request<Streaming<AgentUp>>,
+    ) -> Result<Response<Self::WatchAgentStream>, Status> {
+        let (agent, id) = agent_of(&request)?;
+        let (questions, taken_over) = mpsc::channel(1);
+        let key = self
+            .context
+            .census
+            .join(SubscriberKind::Agent, agent.clone(), id, String::new(), questions, now())
+            .map_err(|e| Status::already_exists(e.to_string()))?;
+        let (down, stream) = mpsc::channel(AGENT_QUEUE);
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            let serving =
+                AgentStream { context: &context, agent: &agent, key: &key, up: request.into_inner(), down };
+            serving.run(taken_over).await;
+            context.census.leave(&key, now());
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+/// One agent's stream.
+struct AgentStream<'s> {
+    context: &'s Context,
+    agent: &'s NodeName,
+    key: &'s StreamKey,
+    up: Streaming<AgentUp>,
+    down: mpsc::Sender<Result<AgentDown, Status>>,
+}
+
+impl AgentStream<'_> {
+    async fn run(mut self, mut taken_over: mpsc::Receiver<super::census::LiveQuestion>) {
+        let (mut states, mut stop) = (self.context.handle.states(), self.context.stop.clone());
+        let mut refresh = tokio::time::interval(AGENT_REFRESH);
+        let mut told: Option<AgentState> = None;
+        loop {
+            let state = states.borrow_and_update().clone();
+            let news = agent_state(&state, self.agent);
+            if told.as_ref().is_none_or(|old| differs(old, &news)) && !self.tell(news, &mut told).await {
+                return;
+            }
+            tokio::select! {
+                changed = states.changed() => if changed.is_err() { return },
+                _ = refresh.tick() => {
+                    let news = agent_state(&self.context.handle.state(), self.agent);
+                    let moved = told.as_ref().is_none_or(|old| old.revision < news.revision);
+                    if moved && !self.tell(news, &mut told).await {
+                        return;
+                    }
+                }
+                up = self.up.next() => match up {
+                    Some(Ok(up)) => self.context.census.applied(self.key, up.applied_revision, vec![], now()),
+                    _ => return,
+                },
+                _ = taken_over.recv() => return,
+                () = stopped(&mut stop) => return,
+            }
+        }
+    }
+
+    async fn tell(&self, news: AgentState, told: &mut Option<AgentState>) -> bool {
+        let sent = self.down.send(Ok(AgentDown { state: encode(&news) })).await.is_ok();
+        *told = Some(news);
+        sent
+    }
+}
+
+/// What this agent needs to know of a State.
+fn agent_state(state: &State, agent: &NodeName) -> AgentState {
+    AgentState {
+        revision: state.view.revision.0,
+        registrations: state.private.registrations.values().filter(|r| r.agent == *agent).cloned().collect(),
+        bundles: state.view.bundles.values().cloned().collect(),
+        revocations: state.view.revocations.clone(),
+        endpoints: state.private.nodes.values().map(|n| n.address.clone()).collect(),
+    }
+}
+
+/// Whether anything but the revision is different.
+fn differs(old: &AgentState, new: &AgentState) -> bool {
+    old.registrations != new.registrations
+        || old.bundles != new.bundles
+        || old.revocations != new.revocations
+        || old.endpoints != new.endpoints
+}

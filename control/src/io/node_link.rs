@@ -1,0 +1,314 @@
+//! The links between the nodes of one cluster: Raft messages in streams, forwarded writes, census questions.
+//!
+//! One task per other node keeps one connection and one stream. What cannot be sent is dropped, oldest first, and
+//! Raft sends it again; only snapshots are reported, because Raft waits for word of them. The serving side is
+//! `NodeService`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hanse_identity::name::MemberRole;
+use hanse_identity::tls::{Expect, IdentitySource, TrustSource, client_config};
+use hanse_identity::{SpiffeId, TrustDomain};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use super::dial::{self, ALPN_H2};
+use super::driver::{ForwardError, Forwarding, Inbox, Transport};
+use crate::command::{Outcome, Proposal};
+use crate::consensus::Outgoing;
+use crate::state::{NodeRecord, State};
+use crate::wire::control::node_client::NodeClient;
+use crate::wire::control::{Document, RaftBatch};
+
+mod service;
+
+pub use service::{CensusSource, NodeService};
+
+/// Raft messages that wait for one node; more push out the oldest.
+pub const LINK_QUEUE: usize = 4096;
+/// Their bytes; more push out the oldest, but never the only one.
+pub const LINK_QUEUE_BYTES: usize = 256 << 20;
+/// Batches between the queue and the stream.
+const STREAM_QUEUE: usize = 4;
+/// Bytes in one batch; a message that is longer is sent in parts.
+pub const BATCH_BYTES: usize = 1 << 20;
+/// Messages in one batch.
+const BATCH_MESSAGES: usize = 256;
+/// Longest message that is put together again from parts: a snapshot.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 30;
+/// Pause before a node is dialled again, at first and at most.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// A stream that lasted this long was a good one: the pause starts small again.
+const GOOD_STREAM: Duration = Duration::from_secs(1);
+
+/// The links of one node to all others of its cluster.
+pub struct NodeLinks {
+    peers: BTreeMap<u64, Arc<Peer>>,
+    inbox: Inbox,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// One other node.
+struct Peer {
+    record: NodeRecord,
+    queue: Mutex<Queue>,
+    filled: Notify,
+    /// For single calls; dials by itself. Present once `connect` was called.
+    channel: OnceLock<Channel>,
+}
+
+#[derive(Default)]
+struct Queue {
+    messages: VecDeque<Outgoing>,
+    bytes: usize,
+    /// A snapshot was pushed out, which Raft has to be told.
+    lost_snapshot: bool,
+}
+
+impl NodeLinks {
+    /// Links to the nodes that `state` knows; nothing is dialled before `connect`.
+    pub fn new(own: u64, state: &State, inbox: Inbox) -> Arc<Self> {
+        let others = state.private.nodes.values().filter(|n| n.raft_id != own);
+        let peers = others.map(|n| (n.raft_id, Arc::new(Peer::new(n.clone())))).collect();
+        Arc::new(Self { peers, inbox, tasks: Mutex::default() })
+    }
+
+    /// Starts to dial, on the runtime that this is called on. Once.
+    pub fn connect(
+        &self,
+        trust_domain: &TrustDomain,
+        trust: &Arc<dyn TrustSource>,
+        identity: &Arc<dyn IdentitySource>,
+    ) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for peer in self.peers.values() {
+            // Exactly that node, not just any: an address that has moved must not get another's messages.
+            let id = SpiffeId::member(trust_domain, MemberRole::Node, &peer.record.name);
+            let expect = Expect::Identities(Arc::new(BTreeSet::from([id])));
+            let config = client_config(trust.clone(), identity.clone(), expect, ALPN_H2);
+            let channel = dial::lazy(&peer.record.address, config.clone());
+            if peer.channel.set(channel).is_ok() {
+                tasks.spawn(keep_linked(peer.clone(), config, self.inbox.clone()));
+            }
+        }
+    }
+
+    /// Ends all links.
+    pub fn close(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// Asks a node what its own subscribers are at.
+    pub async fn call_census(&self, to: u64, query: Document, within: Duration) -> Result<Document, Status> {
+        let mut client = self.client(to).ok_or_else(|| Status::unavailable("there is no link to that node"))?;
+        let mut request = Request::new(query);
+        request.set_timeout(within);
+        match tokio::time::timeout(within, client.census(request)).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("the node did not answer in time")),
+        }
+    }
+
+    fn client(&self, to: u64) -> Option<NodeClient<Channel>> {
+        self.peers.get(&to)?.channel.get().cloned().map(NodeClient::new)
+    }
+}
+
+impl Transport for NodeLinks {
+    fn send(&self, to: u64, messages: Vec<Outgoing>) {
+        // Raft speaks only to members, and members do not change.
+        let Some(peer) = self.peers.get(&to) else { return };
+        peer.queue().push(messages);
+        peer.filled.notify_one();
+    }
+
+    fn forward(&self, to: u64, proposal: Arc<Proposal>, within: Duration) -> Forwarding {
+        let client = self.client(to);
+        Box::pin(async move {
+            let unreachable = |why: &str| Err(ForwardError::Unreachable(why.to_owned()));
+            let Some(mut client) = client else { return unreachable("there is no link to that node") };
+            let json = serde_json::to_vec(&*proposal).expect("a Proposal has no failing serialisers");
+            let mut request = Request::new(Document { json });
+            request.set_timeout(within);
+            match tokio::time::timeout(within, client.forward(request)).await {
+                Ok(Ok(answer)) => serde_json::from_slice::<Outcome>(&answer.into_inner().json)
+                    .map_err(|e| ForwardError::Unreachable(format!("its answer cannot be read: {e}"))),
+                Ok(Err(status)) if status.code() == Code::FailedPrecondition => Err(ForwardError::NotLeader),
+                Ok(Err(status)) if status.code() == Code::ResourceExhausted => Err(ForwardError::Overloaded),
+                Ok(Err(status)) => unreachable(status.message()),
+                Err(_) => unreachable("no answer in time"),
+            }
+        })
+    }
+}
+
+impl Peer {
+    fn new(record: NodeRecord) -> Self {
+        Self { record, queue: Mutex::default(), filled: Notify::new(), channel: OnceLock::new() }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next messages to send, and whether a snapshot was pushed out before them.
+    async fn next(&self) -> (Vec<Outgoing>, bool) {
+        loop {
+            {
+                let mut queue = self.queue();
+                let lost = std::mem::take(&mut queue.lost_snapshot);
+                if lost || !queue.messages.is_empty() {
+                    return (queue.pop_some(), lost);
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Drops what is queued: it was meant for a connection that is not there. Says whether a snapshot was in it.
+    fn clear(&self) -> bool {
+        let mut queue = self.queue();
+        let lost = queue.lost_snapshot || queue.messages.iter().any(|m| m.snapshot);
+        *queue = Queue::default();
+        lost
+    }
+}
+
+impl Queue {
+    fn push(&mut self, messages: Vec<Outgoing>) {
+        for message in messages {
+            self.bytes += message.bytes.len();
+            self.messages.push_back(message);
+        }
+        while self.messages.len() > LINK_QUEUE || (self.bytes > LINK_QUEUE_BYTES && self.messages.len() > 1) {
+            let Some(oldest) = self.messages.pop_front() else { break };
+            self.bytes -= oldest.bytes.len();
+            self.lost_snapshot |= oldest.snapshot;
+        }
+    }
+
+    fn pop_some(&mut self) -> Vec<Outgoing> {
+        let mut some = Vec::new();
+        let mut bytes = 0;
+        while some.len() < BATCH_MESSAGES {
+            let fits = |m: &mut Outgoing| some.is_empty() || bytes + m.bytes.len() <= BATCH_BYTES;
+            let Some(message) = self.messages.pop_front_if(fits) else { break };
+            bytes += message.bytes.len();
+            self.bytes -= message.bytes.len();
+            some.push(message);
+        }
+        some
+    }
+}
+
+/// Batches as they go over the wire: a message that is too long goes in parts, each but the last with `more`.
+fn batches(messages: Vec<Outgoing>) -> Vec<RaftBatch> {
+    let mut batches = Vec::new();
+    let mut whole = Vec::new();
+    for message in messages {
+        if message.bytes.len() <= BATCH_BYTES {
+            whole.push(message.bytes);
+            continue;
+        }
+        if !whole.is_empty() {
+            batches.push(RaftBatch { message: std::mem::take(&mut whole), more: false });
+        }
+        let mut parts = message.bytes.chunks(BATCH_BYTES).peekable();
+        while let Some(part) = parts.next() {
+            batches.push(RaftBatch { message: vec![part.to_vec()], more: parts.peek().is_some() });
+        }
+    }
+    if !whole.is_empty() {
+        batches.push(RaftBatch { message: whole, more: false });
+    }
+    batches
+}
+
+/// Keeps one stream to one node, for as long as the node runs.
+async fn keep_linked(peer: Arc<Peer>, config: Arc<rustls::ClientConfig>, inbox: Inbox) {
+    let to = peer.record.raft_id;
+    let mut pause = REDIAL.0;
+    let mut told = false;
+    loop {
+        match dial::connect(&peer.record.address, config.clone()).await {
+            Ok(link) => {
+                let since = tokio::time::Instant::now();
+                tracing::info!(node = %peer.record.name, "linked");
+                told = false;
+                // What was queued while there was no link is of the past.
+                if peer.clear() {
+                    inbox.snapshot_sent(to, false).await;
+                }
+                let why = stream(&peer, NodeClient::new(link.channel), &inbox).await;
+                tracing::info!(node = %peer.record.name, why, "link lost");
+                if since.elapsed() >= GOOD_STREAM {
+                    pause = REDIAL.0;
+                }
+            }
+            Err(error) if !told => {
+                // Once per outage: a node that is down is dialled many times.
+                tracing::warn!(node = %peer.record.name, %error, "no link");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        if peer.clear() {
+            inbox.snapshot_sent(to, false).await;
+        }
+        inbox.unreachable(to).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(REDIAL.1);
+    }
+}
+
+/// Sends until the stream ends; says why it did.
+async fn stream(peer: &Peer, mut client: NodeClient<Channel>, inbox: &Inbox) -> String {
+    let (batches_in, batches_out) = mpsc::channel(STREAM_QUEUE);
+    let call = client.raft(ReceiverStream::new(batches_out));
+    let feed = feed(peer, batches_in, inbox);
+    tokio::select! {
+        ended = call => match ended {
+            Ok(_) => "the node ended the stream".to_owned(),
+            Err(status) => status.message().to_owned(),
+        },
+        () = feed => "the stream takes nothing more".to_owned(),
+    }
+}
+
+async fn feed(peer: &Peer, batches_in: mpsc::Sender<RaftBatch>, inbox: &Inbox) {
+    let to = peer.record.raft_id;
+    loop {
+        let (messages, lost_snapshot) = peer.next().await;
+        if lost_snapshot {
+            inbox.snapshot_sent(to, false).await;
+        }
+        let snapshot = messages.iter().any(|m| m.snapshot);
+        for batch in batches(messages) {
+            if batches_in.send(batch).await.is_err() {
+                if snapshot {
+                    inbox.snapshot_sent(to, false).await;
+                }
+                return;
+            }
+        }
+        if snapshot {
+            // Handed over. Should it be lost on the way, the follower refuses what comes next and gets another.
+            inbox.snapshot_sent(to, true).await;
+        }
+    }
+}
+
+impl fmt::Debug for NodeLinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeLinks").field("to", &self.peers.keys()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! `hanse control`: one control node, from its data directory to its end.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hanse_identity::tls::{IdentitySource, TrustSource};
+use hanse_identity::{Authority, Timestamp};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::command::Command;
+use crate::io::census::Census;
+use crate::io::context::{Context, OwnIdentity, StateTrust, now, stopped};
+use crate::io::driver::{self, Ended, Options, Running};
+use crate::io::http::{self, Metrics};
+use crate::io::keys::{self, NodeFile};
+use crate::io::node_link::NodeLinks;
+use crate::io::{peer_link, server, watch as watching};
+
+/// How long streams under way may take to end once the node is to stop.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How often the leader looks for revocations that have lapsed.
+const LAPSE_EVERY: Duration = Duration::from_secs(10);
+
+/// One control node.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// The node's directory, as `hanse node init` made it.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// JSON array of the node.json of every initial node; matters on the first start only.
+    #[arg(long, value_name = "FILE")]
+    pub initial_nodes: Option<PathBuf>,
+    /// Address of the gRPC port (mutual TLS), for nodes, agents, proxies, administrators and joined clusters.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: SocketAddr,
+    /// Address of the plain HTTP port (/healthz /readyz /metrics /status); keep it on loopback.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub admin: SocketAddr,
+    /// Log entries between snapshots.
+    #[arg(long, value_name = "ENTRIES", default_value_t = 1000)]
+    pub snapshot_every: u64,
+    /// Lifetime of the SVIDs of this node and of agents, such as 24h or 90s.
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = lifetime)]
+    pub svid_lifetime: Duration,
+}
+
+/// `24h`, `30m`, `90s`: between the shortest and the longest lifetime that is granted.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    use hanse_identity::grant::{MAX_LIFETIME, MIN_LIFETIME};
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a time such as 24h, 30m or 90s"))?;
+    let seconds = match unit {
+        "h" => number.checked_mul(3600),
+        "m" => number.checked_mul(60),
+        "s" => Some(number),
+        _ => None,
+    };
+    let time = Duration::from_secs(seconds.ok_or_else(|| format!("{text:?} is not a time such as 24h, 30m or 90s"))?);
+    if (MIN_LIFETIME..=MAX_LIFETIME).contains(&time) {
+        Ok(time)
+    } else {
+        Err(format!("{text:?} is not between {MIN_LIFETIME:?} and {MAX_LIFETIME:?}"))
+    }
+}
+
+/// Runs the node until SIGTERM or SIGINT.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio runtime")?;
+    let ended = runtime.block_on(async {
+        let listener =
+            TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+        let admin =
+            TcpListener::bind(config.admin).await.with_context(|| format!("cannot listen on {}", config.admin))?;
+        let (file, authority) = keys::load(&config.data_dir)?;
+        let initial_nodes = match &config.initial_nodes {
+            Some(path) => keys::load_nodes(path)?,
+            None => Vec::new(),
+        };
+        let mut options = Options::new(config.data_dir.clone(), file, initial_nodes);
+        options.snapshot_every = config.snapshot_every;
+        let mut node = start(options, authority, config.svid_lifetime, listener, admin)?;
+        let asked = tokio::select! {
+            asked = stop_asked() => asked,
+            ended = node.running.ended() => Err(anyhow::anyhow!("the node's loop has ended: {ended}")),
+            served = &mut node.serving => match served {
+                Ok(Ok(())) => Err(anyhow::anyhow!("the node's server has ended")),
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(error.into()),
+            },
+        };
+        node.stop().await;
+        asked
+    });
+    // What is left blocks nobody: the disk is written, the lead handed over.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    ended
+}
+
+async fn stop_asked() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let which = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(which, "stopping");
+    Ok(())
+}
+
+/// A node whose services run.
+pub struct Started {
+    pub context: Arc<Context>,
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    running: Running,
+    serving: JoinHandle<anyhow::Result<()>>,
+    stop: watch::Sender<bool>,
+}
+
+/// Opens the node's store and starts its services on this runtime.
+pub fn start(
+    options: Options,
+    authority: Authority,
+    member_lifetime: Duration,
+    listener: TcpListener,
+    admin: TcpListener,
+) -> anyhow::Result<Started> {
+    let file = options.node.clone();
+    let opened = driver::open(&options)?;
+    let state = opened.state();
+    let trust = Arc::new(StateTrust::new(opened.states()));
+    let own = Arc::new(OwnIdentity::default());
+    let links = NodeLinks::new(file.record.raft_id, &state, opened.inbox());
+    let (handle, running) = opened.start(links.clone())?;
+    let (stop, stopped) = watch::channel(false);
+    let context = Arc::new(context(&file, authority, member_lifetime, handle, trust, own, links, stopped));
+    // Without an SVID of its own the node can neither be dialled nor dial: no use in going on.
+    let due = context.renew_own().map_err(|why| anyhow::anyhow!("the node cannot sign its own SVID: {why}"))?;
+    let trust: Arc<dyn TrustSource> = context.trust.clone();
+    let identity: Arc<dyn IdentitySource> = context.own.clone();
+    context.links.connect(&context.trust_domain, &trust, &identity);
+    let (listen, admin_address) = (listener.local_addr()?, admin.local_addr()?);
+    let serving = tokio::spawn(server::serve(context.clone(), listener));
+    spawn_tasks(&context, due, admin);
+    tracing::info!(node = %context.name, cluster = %context.cluster, %listen, admin = %admin_address, "control node started");
+    Ok(Started { context, listen, admin: admin_address, running, serving, stop })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn context(
+    file: &NodeFile,
+    authority: Authority,
+    member_lifetime: Duration,
+    handle: driver::Handle,
+    trust: Arc<StateTrust>,
+    own: Arc<OwnIdentity>,
+    links: Arc<NodeLinks>,
+    stop: watch::Receiver<bool>,
+) -> Context {
+    Context {
+        name: file.record.name.clone(),
+        raft_id: file.record.raft_id,
+        cluster: file.cluster.clone(),
+        trust_domain: file.trust_domain.clone(),
+        handle,
+        authority: Arc::new(authority),
+        trust,
+        own,
+        census: Census::new(file.record.name.clone()),
+        links,
+        peers: peer_link::PeerLinks::default(),
+        revisions: Default::default(),
+        metrics: Metrics::default(),
+        member_lifetime,
+        stop,
+    }
+}
+
+fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListener) {
+    tokio::spawn(context.clone().keep_renewing(renewal_due));
+    tokio::spawn(context.clone().keep_noting());
+    tokio::spawn(peer_link::supervise(context.clone()));
+    tokio::spawn(watching::sweep_own(context.clone()));
+    tokio::spawn(watching::sweep_silent_nodes(context.clone()));
+    tokio::spawn(keep_lapsing(context.clone()));
+    tokio::spawn(http::serve(context.clone(), admin));
+}
+
+/// On the leader: revocations that no valid certificate can match any more are dropped.
+async fn keep_lapsing(context: Arc<Context>) {
+    let mut stop = context.stop.clone();
+    let mut tick = tokio::time::interval(LAPSE_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stopped(&mut stop) => return,
+        }
+        let ids = context.handle.state().view.revocations.lapsed(now());
+        if !context.handle.status().is_leader || ids.is_empty() {
+            continue;
+        }
+        let count = ids.len();
+        match context.handle.propose("", Command::Lapse { ids }).await {
+            Ok(outcome) => tracing::info!(count, revision = outcome.revision, "revocations lapsed"),
+            // The next look will find them again.
+            Err(error) => tracing::warn!(why = %error, "revocations could not lapse yet"),
+        }
+    }
+}
+
+impl Started {
+    /// Stops the services, hands over the lead, writes what is left.
+    pub async fn stop(self) -> Ended {
+        // Nobody listening any more is as good as told.
+        let _ = self.stop.send(true);
+        let mut serving = self.serving;
+        if !serving.is_finished() && tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
+            serving.abort();
+        }
+        self.context.links.close();
+        self.running.stop().await
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,629 @@
+//! Whole control nodes on loopback sockets, in one process: founding, election, clients, agents, watchers, joins.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Instant;
+
+use hanse_federation::catalog::{Announcement, Export, Locality, Serves};
+use hanse_federation::lease::Link;
+use hanse_federation::view::PeerState;
+use hanse_federation::wire::watch::watch_down::Message as Down;
+use hanse_federation::wire::watch::watch_up::Message as Up;
+use hanse_federation::wire::watch::{Announce, Applied, Hello, LiveReply, WatchDown, WatchUp};
+use hanse_federation::wire::{decode, encode};
+use hanse_federation::{Change, View};
+use hanse_identity::issue::certificate_request;
+use hanse_identity::name::MemberRole;
+use hanse_identity::tls::{
+    ClientAuth, Expect, TlsIdentity, client_config, pinned_client_config, server_config,
+};
+use hanse_identity::token::{JoinToken, agent_join_request};
+use hanse_identity::wire::issue::{IssueSvidRequest, JoinAgentReply, JoinAgentRequest, SvidReply};
+use hanse_identity::{
+    Bundle, NodeName, Reason, Registration, Revocations, RevocationTarget, SpiffeId, Svid, Trust,
+};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::admin::*;
+use crate::client::{Client, ClientErrorKind, Credential};
+use crate::io::dial::{self, ALPN_H2, FixedIdentity, FixedTrust, Link as Dialled};
+use crate::io::keys::{NewNode, new_key_pair};
+
+/// Nothing here takes longer unless it is broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Cluster {
+    nodes: Vec<Option<Started>>,
+    credential: Credential,
+    _directories: Vec<tempfile::TempDir>,
+}
+
+/// Founds a cluster and waits for its leader.
+async fn found(cluster: &str, size: usize) -> Cluster {
+    let mut listeners = Vec::new();
+    for _ in 0..size {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let directories: Vec<_> = (0..size).map(|_| tempfile::tempdir().unwrap()).collect();
+    let files: Vec<NodeFile> = directories
+        .iter()
+        .zip(&listeners)
+        .enumerate()
+        .map(|(n, (directory, listener))| init(directory.path(), cluster, n, listener))
+        .collect();
+    let (_, authority) = keys::load(directories[0].path()).unwrap();
+    let user = "ann".parse().unwrap();
+    let credential =
+        keys::mint_credential(&authority, &files, &user, keys::CREDENTIAL_LIFETIME, now()).unwrap();
+    let mut nodes = Vec::new();
+    for (directory, listener) in directories.iter().zip(listeners) {
+        let (file, authority) = keys::load(directory.path()).unwrap();
+        let options = Options::new(directory.path().to_owned(), file, files.clone());
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let lifetime = Duration::from_secs(3600);
+        nodes.push(Some(start(options, authority, lifetime, listener, admin).unwrap()));
+    }
+    let cluster = Cluster { nodes, credential, _directories: directories };
+    cluster.until("a leader", |c| c.context.handle.status().leader.is_some()).await;
+    cluster
+}
+
+fn init(directory: &Path, cluster: &str, number: usize, listener: &TcpListener) -> NodeFile {
+    let address = listener.local_addr().unwrap().to_string();
+    let new = NewNode {
+        cluster: cluster.parse().unwrap(),
+        trust_domain: format!("{cluster}.example").parse().unwrap(),
+        name: format!("{cluster}-{}", number + 1).parse().unwrap(),
+        raft_id: number as u64 + 1,
+        address: address.clone(),
+        peer_address: address,
+        region: String::new(),
+        zone: String::new(),
+    };
+    keys::init(directory, new, now()).unwrap()
+}
+
+impl Cluster {
+    fn running(&self) -> impl Iterator<Item = &Started> {
+        self.nodes.iter().flatten()
+    }
+
+    fn leader(&self) -> Option<usize> {
+        self.nodes.iter().position(|n| n.as_ref().is_some_and(|n| n.context.handle.status().is_leader))
+    }
+
+    fn any(&self) -> &Started {
+        self.running().next().unwrap()
+    }
+
+    /// Waits until it is so on every running node.
+    async fn until(&self, what: &str, so: impl Fn(&Started) -> bool) {
+        eventually(what, || self.running().all(&so).then_some(())).await;
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(&self.credential).await.unwrap()
+    }
+
+    fn bundle(&self) -> Bundle {
+        let view = &self.any().context.handle.state().view;
+        view.bundles[&view.trust_domain].clone()
+    }
+
+    async fn stop(self) {
+        for node in self.nodes.into_iter().flatten() {
+            assert_eq!(node.stop().await, Ended::Stopped);
+        }
+    }
+}
+
+/// Waits for a condition, not for time.
+async fn eventually<R>(what: &str, mut look: impl FnMut() -> Option<R>) -> R {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The same for what has to be asked for.
+async fn eventually_asked<R, F>(what: &str, mut ask: impl FnMut() -> F) -> R
+where
+    F: Future<Output = Option<R>>,
+{
+    let began = Instant::now();
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Calls an rpc whose client stub this crate does not have.
+async fn unary<Q, A>(channel: Channel, path: &'static str, question: Q) -> Result<A, Status>
+where
+    Q: prost::Message + Send + Sync + 'static,
+    A: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let codec = tonic_prost::ProstCodec::<Q, A>::default();
+    let path = ::http::uri::PathAndQuery::from_static(path);
+    grpc.unary(Request::new(question), path, codec).await.map(tonic::Response::into_inner)
+}
+
+/// An agent that has joined, or why it could not.
+async fn join_agent(cluster: &Cluster, name: &str, token: &JoinToken) -> Result<Svid, Status> {
+    let tls = pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
+    let link = dial::connect(&token.endpoints[0], tls).await.unwrap();
+    let key = new_key_pair().unwrap();
+    let csr_der = certificate_request(&key).unwrap();
+    let agent: NodeName = name.parse().unwrap();
+    let proof = token.prove(&link.binding, &agent_join_request(&agent, &csr_der)).unwrap();
+    let request =
+        JoinAgentRequest { invite: token.invite.clone(), agent: name.to_owned(), csr_der, proof };
+    let reply: JoinAgentReply = unary(link.channel, "/hanse.issue.v1.Issue/JoinAgent", request).await?;
+    let bundle: Bundle = decode("bundle", &reply.bundle).unwrap();
+    assert_eq!(bundle.pins(), cluster.bundle().pins());
+    Ok(Svid::new(reply.chain_der, Zeroizing::new(key.serialize_der())).unwrap())
+}
+
+async fn agent_token(client: &Client, name: &str) -> JoinToken {
+    let request = AgentTokenCreateRequest { agent: name.parse().unwrap(), ttl_seconds: 600 };
+    client.call(&request).await.unwrap().token.parse().unwrap()
+}
+
+/// Dials a node as whoever the SVID is.
+async fn dial_as(cluster: &Cluster, svid: &Svid) -> Dialled {
+    let trust = FixedTrust(Arc::new(Trust::new([&cluster.bundle()], Revocations::default())));
+    let expect = Expect::Member(svid.facts.id.trust_domain().clone(), MemberRole::Node);
+    let config = client_config(Arc::new(trust), Arc::new(FixedIdentity::new(svid).unwrap()), expect, ALPN_H2);
+    dial::connect(&cluster.any().listen.to_string(), config).await.unwrap()
+}
+
+/// Registers an identity on an agent and fetches an SVID of it, as the agent would.
+async fn workload(cluster: &Cluster, client: &Client, agent: &Svid, id: &SpiffeId, services: &[&str]) -> Svid {
+    let (_, name) = agent.facts.id.as_member().unwrap();
+    let registration = Registration {
+        id: id.clone(),
+        agent: name.parse().unwrap(),
+        selectors: BTreeSet::from(["unix:uid:1000".parse().unwrap()]),
+        services: services.iter().map(|s| s.parse().unwrap()).collect(),
+        ttl_seconds: 0,
+        address: None,
+    };
+    client.call(&WorkloadRegisterRequest { registration }).await.unwrap();
+    issue_svid(cluster, agent, id, &["unix:uid:1000", "unix:gid:7"]).await.unwrap()
+}
+
+async fn issue_svid(cluster: &Cluster, agent: &Svid, id: &SpiffeId, selectors: &[&str]) -> Result<Svid, Status> {
+    let key = new_key_pair().unwrap();
+    let request = IssueSvidRequest {
+        spiffe_id: id.to_string(),
+        csr_der: certificate_request(&key).unwrap(),
+        selectors: selectors.iter().map(|s| (*s).to_owned()).collect(),
+    };
+    let link = dial_as(cluster, agent).await;
+    let reply: SvidReply = unary(link.channel, "/hanse.issue.v1.Issue/IssueSvid", request).await?;
+    Ok(Svid::new(reply.chain_der, Zeroizing::new(key.serialize_der())).unwrap())
+}
+
+/// A proxy or gateway as a control node sees it.
+struct Subscriber {
+    up: mpsc::Sender<WatchUp>,
+    down: Streaming<WatchDown>,
+    view: View,
+    heard: Vec<Change>,
+}
+
+async fn watch_as(cluster: &Cluster, svid: &Svid, name: &str, kind: &str) -> Result<Subscriber, Status> {
+    let link = dial_as(cluster, svid).await;
+    let mut grpc = tonic::client::Grpc::new(link.channel).max_decoding_message_size(64 << 20);
+    grpc.ready().await.unwrap();
+    let (up, ups) = mpsc::channel(16);
+    let hello =
+        Hello { name: name.to_owned(), kind: kind.to_owned(), from_revision: 0, version: "test".to_owned() };
+    up.send(WatchUp { message: Some(Up::Hello(hello)) }).await.unwrap();
+    let codec = tonic_prost::ProstCodec::<WatchUp, WatchDown>::default();
+    let path = ::http::uri::PathAndQuery::from_static("/hanse.watch.v1.Watch/Watch");
+    let request = Request::new(ReceiverStream::new(ups));
+    let mut down = grpc.streaming(request, path, codec).await?.into_inner();
+    let first = down.next().await.ok_or_else(|| Status::aborted("no snapshot"))??;
+    let Some(Down::Snapshot(snapshot)) = first.message else { panic!("the first message is no snapshot: {first:?}") };
+    let view: View = decode("view", &snapshot.view).unwrap();
+    assert_eq!(view.revision.0, snapshot.revision);
+    Ok(Subscriber { up, down, view, heard: Vec::new() })
+}
+
+impl Subscriber {
+    async fn say(&self, message: Up) {
+        self.up.send(WatchUp { message: Some(message) }).await.unwrap();
+    }
+
+    async fn announce(&self, announcement: &Announcement) {
+        self.say(Up::Announce(Announce { announcement: encode(announcement) })).await;
+    }
+
+    /// Hears, applies and acknowledges until the View is so. Live queries are answered with `connections`.
+    async fn until(&mut self, what: &str, connections: u64, so: impl Fn(&View) -> bool) {
+        let heard = async {
+            while !so(&self.view) {
+                let down = self.down.next().await.expect("the stream goes on").expect("the stream goes on");
+                match down.message.unwrap() {
+                    Down::Changes(changes) => self.apply(changes.revision, &changes.change).await,
+                    Down::Live(query) => {
+                        self.say(Up::Live(LiveReply { query: query.query, connections })).await;
+                    }
+                    Down::Snapshot(_) => panic!("a second snapshot"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, heard).await.unwrap_or_else(|_| panic!("not heard: {what}"));
+    }
+
+    async fn apply(&mut self, revision: u64, changes: &[Vec<u8>]) {
+        let changes: Vec<Change> = changes.iter().map(|c| decode("change", c).unwrap()).collect();
+        self.view.advance(hanse_federation::Revision(revision), &changes);
+        self.heard.extend(changes);
+        self.say(Up::Applied(Applied { revision: self.view.revision.0, closed: vec![] })).await;
+    }
+}
+
+fn serves(name: &str, services: &[&str], sequence: u64) -> Announcement {
+    Announcement {
+        name: name.parse().unwrap(),
+        incarnation: 1,
+        sequence,
+        locality: Locality::default(),
+        ready: true,
+        serves: Serves::Services {
+            services: services.iter().map(|s| s.parse().unwrap()).collect(),
+            inbound: "127.0.0.1:9".parse().unwrap(),
+            weight: 100,
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_elect_answer_and_survive_their_leader() {
+    let mut east = found("east", 3).await;
+    let client = east.client().await;
+    let nodes = client.call(&NodeListRequest {}).await.unwrap();
+    assert_eq!(nodes.items.len(), 3);
+    assert_eq!(nodes.items.iter().filter(|n| n.state == NodeState::Leader).count(), 1);
+    assert_eq!(nodes.quorum, Quorum { voters: 3, needed: 2, answering: 3, can_lose: 1 });
+    assert!(nodes.items.iter().all(|n| n.certificate_not_after.is_some_and(|at| at > now())));
+    assert!(!nodes.meta.partial, "{:?}", nodes.warnings);
+
+    let token = agent_token(&client, "host-1").await;
+    join_agent(&east, "host-1", &token).await.unwrap();
+    let dead = east.leader().expect("a leader was found");
+    east.nodes[dead].take().unwrap().stop().await;
+    let began = Instant::now();
+    let token = agent_token(&client, "host-2").await;
+    assert_eq!(token.endpoints.len(), 3);
+    assert!(began.elapsed() < Duration::from_secs(5), "writes took {:?}", began.elapsed());
+    let nodes = client.call(&NodeListRequest {}).await.unwrap();
+    assert_eq!(nodes.quorum, Quorum { voters: 3, needed: 2, answering: 2, can_lose: 0 });
+    assert_eq!(nodes.items[dead].state, NodeState::Silent);
+    assert!(nodes.meta.partial);
+    let agents = client.call(&AgentListRequest {}).await.unwrap();
+    assert_eq!(agents.items.len(), 1, "no acknowledged write is lost");
+
+    let other = (0..3).find(|n| *n != dead).unwrap();
+    east.nodes[other].take().unwrap().stop().await;
+    eventually("the last node knows that it is alone", || {
+        east.any().context.handle.status().leader.is_none().then_some(())
+    })
+    .await;
+    let lonely = Client::connect(&east.credential).await.unwrap();
+    let request = AgentTokenCreateRequest { agent: "host-3".parse().unwrap(), ttl_seconds: 600 };
+    assert_eq!(lonely.call(&request).await.unwrap_err().kind, ClientErrorKind::NoQuorum);
+    let agents = lonely.call(&AgentListRequest {}).await.unwrap();
+    assert!(agents.meta.partial && !agents.warnings.is_empty(), "a stale read says so");
+    east.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_admits_one_agent_and_that_agent_gets_what_is_registered() {
+    let east = found("east", 1).await;
+    let client = east.client().await;
+    let token = agent_token(&client, "host-1").await;
+    let (one, other) = tokio::join!(join_agent(&east, "host-1", &token), join_agent(&east, "host-1", &token));
+    let winners = [one, other];
+    let won = winners.iter().filter(|r| r.is_ok()).count();
+    assert_eq!(won, 1, "two requests with one token: {winners:?}");
+    let lost = winners.iter().find_map(|r| r.as_ref().err()).unwrap();
+    assert_eq!(lost.code(), Code::FailedPrecondition, "{lost:?}");
+    let agent = winners.into_iter().find_map(Result::ok).unwrap();
+
+    let mut forged = agent_token(&client, "host-2").await;
+    forged.invite = token.invite.clone();
+    let refused = join_agent(&east, "host-2", &forged).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+
+    let id: SpiffeId = "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap();
+    let unregistered = issue_svid(&east, &agent, &id, &["unix:uid:1000"]).await.unwrap_err();
+    assert_eq!(unregistered.code(), Code::PermissionDenied);
+    let svid = workload(&east, &client, &agent, &id, &["shop/reviews"]).await;
+    assert_eq!(svid.facts.id, id);
+    let wrong = issue_svid(&east, &agent, &id, &["unix:uid:1001"]).await.unwrap_err();
+    assert_eq!(wrong.code(), Code::PermissionDenied);
+
+    // A workload is no agent and no administrator, and whoever is nobody is neither.
+    let denied = issue_svid(&east, &svid, &id, &["unix:uid:1000"]).await.unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    let link = dial_as(&east, &svid).await;
+    let list = crate::wire::control::Document { json: b"{}".to_vec() };
+    let denied = unary::<_, crate::wire::control::Document>(
+        link.channel,
+        "/hanse.control.v1.Admin/NodeList",
+        list.clone(),
+    );
+    assert_eq!(denied.await.unwrap_err().code(), Code::PermissionDenied);
+    let tls = pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
+    let nobody = dial::connect(&token.endpoints[0], tls).await.unwrap();
+    let denied =
+        unary::<_, crate::wire::control::Document>(nobody.channel, "/hanse.control.v1.Admin/NodeList", list);
+    assert_eq!(denied.await.unwrap_err().code(), Code::Unauthenticated);
+    east.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_hears_announces_acknowledges_and_is_cut_when_revoked() {
+    let east = found("east", 1).await;
+    let client = east.client().await;
+    let token = agent_token(&client, "host-1").await;
+    let agent = join_agent(&east, "host-1", &token).await.unwrap();
+    let reviews: SpiffeId = "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap();
+    let web: SpiffeId = "spiffe://east.example/ns/shop/sa/web".parse().unwrap();
+    let server = workload(&east, &client, &agent, &reviews, &["shop/reviews"]).await;
+    let caller = workload(&east, &client, &agent, &web, &[]).await;
+    let mut proxy = watch_as(&east, &server, "reviews-1", "proxy").await.unwrap();
+    let mut other = watch_as(&east, &caller, "web-1", "proxy").await.unwrap();
+    let denied = watch_as(&east, &caller, "gateway-1", "gateway").await.err().unwrap();
+    assert_eq!(denied.code(), Code::PermissionDenied);
+    let taken = watch_as(&east, &caller, "reviews-1", "proxy").await.err().unwrap();
+    assert_eq!(taken.code(), Code::AlreadyExists);
+
+    proxy.announce(&serves("reviews-1", &["shop/reviews"], 1)).await;
+    let name: NodeName = "reviews-1".parse().unwrap();
+    for subscriber in [&mut proxy, &mut other] {
+        subscriber.until("the endpoint", 0, |view| view.endpoints.contains_key(&name)).await;
+    }
+    let question = RevokePreviewRequest { target: RevocationTarget::Identity(reviews.clone()) };
+    let live = client.call(&question);
+    let (preview, ()) = tokio::join!(live, async {
+        tokio::join!(
+            proxy.until("x", 3, |view| view.revision.0 == u64::MAX).timeout_quietly(),
+            other.until("x", 4, |view| view.revision.0 == u64::MAX).timeout_quietly(),
+        );
+    });
+    let preview = preview.unwrap();
+    assert_eq!(preview.reach[0].live_connections, 7);
+    assert_eq!((preview.reach[0].answered, preview.reach[0].asked), (2, 2));
+    assert_eq!(preview.holders, ["reviews-1"]);
+
+    let revoked = client
+        .call(&RevokeRequest {
+            target: RevocationTarget::Identity(reviews.clone()),
+            reason: Reason::KeyCompromise,
+            note: "test".to_owned(),
+        })
+        .await
+        .unwrap();
+    for subscriber in [&mut proxy, &mut other] {
+        subscriber.until("the revocation", 0, |view| view.revocations.get(&revoked.id).is_some()).await;
+    }
+    let receipt = eventually_asked("a complete receipt", || async {
+        let receipt = client.call(&RevokeStatusRequest { id: revoked.id.clone() }).await.unwrap();
+        receipt.complete.then_some(receipt)
+    })
+    .await;
+    assert_eq!(receipt.parts.len(), 1);
+    assert_eq!(receipt.parts[0].revision, Some(revoked.revision));
+    assert_eq!(receipt.parts[0].proxies.enforced, receipt.parts[0].proxies.total);
+    // The revoked proxy's connection is cut with its stream, it may not come back, and nothing is issued any more.
+    let cut = tokio::time::timeout(PATIENCE, async { while let Some(Ok(_)) = proxy.down.next().await {} });
+    cut.await.expect("the stream of a revoked proxy ends");
+    assert!(watch_as(&east, &server, "reviews-2", "proxy").await.is_err());
+    let refused = issue_svid(&east, &agent, &reviews, &["unix:uid:1000"]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    // Its endpoint goes with its lease.
+    other.until("the endpoint to be withdrawn", 0, |view| !view.endpoints.contains_key(&name)).await;
+    east.stop().await;
+}
+
+/// For hearing in the background of a question.
+trait Quietly: Future + Sized {
+    async fn timeout_quietly(self) {
+        let _ = tokio::time::timeout(Duration::from_millis(700), self).await;
+    }
+}
+
+impl<F: Future> Quietly for F {}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_policy_changes_nothing() {
+    let east = found("east", 1).await;
+    let client = east.client().await;
+    let before = east.any().context.handle.state().view.policies.clone();
+    let wrong = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  parentRefss: []\n";
+    let apply = |text: &str, dry_run| PolicyApplyRequest { file: "r.yaml".to_owned(), text: text.to_owned(), dry_run };
+    let reply = client.call(&apply(wrong, false)).await.unwrap();
+    assert!(!reply.applied);
+    assert!(reply.diagnostics.iter().any(|d| d.file == "r.yaml" && d.line > 0), "{:?}", reply.diagnostics);
+    assert_eq!(east.any().context.handle.state().view.policies, before);
+    let missing = PolicyGetRequest { kind: None, name: Some("shop/r".parse().unwrap()) };
+    assert_eq!(client.call(&missing).await.unwrap_err().kind, ClientErrorKind::NotFound);
+    east.stop().await;
+}
+
+/// Gives a cluster a gateway that does no more than to be reached: TLS as itself, and a watch stream.
+async fn gateway(cluster: &Cluster, client: &Client, agent: &Svid) -> (Subscriber, tokio::task::JoinHandle<()>) {
+    let id = SpiffeId::member(agent.facts.id.trust_domain(), MemberRole::Gateway, &"gateway-1".parse().unwrap());
+    let svid = workload(cluster, client, agent, &id, &[]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let trust = FixedTrust(Arc::new(Trust::new([&cluster.bundle()], Revocations::default())));
+    let identity = FixedIdentity(Some(Arc::new(TlsIdentity::new(&svid).unwrap())));
+    let config = server_config(Arc::new(trust), Arc::new(identity), ClientAuth::Required, ALPN_H2);
+    let listening = tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let acceptor = tokio_rustls::TlsAcceptor::from(config.clone());
+            tokio::spawn(async move { acceptor.accept(tcp).await.map(drop) });
+        }
+    });
+    let mut subscriber = watch_as(cluster, &svid, "gateway-1", "gateway").await.unwrap();
+    let mut announcement = serves("gateway-1", &[], 1);
+    announcement.serves = Serves::Gateway { passthrough: address, tunnel: address.to_string() };
+    subscriber.announce(&announcement).await;
+    subscriber.until("the gateway", 0, |view| !view.gateways.is_empty()).await;
+    (subscriber, listening)
+}
+
+async fn join_lines(client: &Client, token: String) -> Vec<JoinEvent> {
+    let stream = client.join(&ClusterJoinRequest { token, dry_run: false }).await.unwrap();
+    tokio::time::timeout(PATIENCE, stream.map(Result::unwrap).collect()).await.expect("a join ends")
+}
+
+async fn cluster_token(client: &Client, joiner: &str) -> String {
+    let request = ClusterTokenCreateRequest { cluster: joiner.parse().unwrap(), ttl_seconds: 600 };
+    client.call(&request).await.unwrap().token
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clusters_join_tell_revoke_and_leave() {
+    let (east, west) = (found("east", 1).await, found("west", 1).await);
+    let (at_east, at_west) = (east.client().await, west.client().await);
+    let token = cluster_token(&at_east, "west").await;
+    // Without gateways nothing is committed on either side.
+    let events = join_lines(&at_west, token.clone()).await;
+    assert!(matches!(events.last(), Some(JoinEvent::Done { joined: false, .. })), "{events:?}");
+    for cluster in [&east, &west] {
+        assert!(cluster.any().context.handle.state().view.peers.is_empty());
+    }
+    let east_agent = join_agent(&east, "host-1", &agent_token(&at_east, "host-1").await).await.unwrap();
+    let west_agent = join_agent(&west, "host-1", &agent_token(&at_west, "host-1").await).await.unwrap();
+    let (mut east_gateway, _listening) = gateway(&east, &at_east, &east_agent).await;
+    let (mut west_gateway, _listening) = gateway(&west, &at_west, &west_agent).await;
+
+    let events = join_lines(&at_west, token).await;
+    assert!(matches!(events.last(), Some(JoinEvent::Done { joined: true, synced: true, .. })), "{events:?}");
+    let names: Vec<&str> = events
+        .iter()
+        .filter_map(|e| match e {
+            JoinEvent::Line(check) if check.ok => Some(check.name.as_str()),
+            _ => None,
+        })
+        .collect();
+    for wanted in ["token", "reach", "pin", "clocks", "names", "gateways", "agree", "sync"] {
+        assert!(names.contains(&wanted), "no line {wanted}: {names:?}");
+    }
+    told_across(&east, &west, &at_east, &at_west, &east_agent).await;
+    revoked_across(&at_east, &mut east_gateway, &mut west_gateway).await;
+
+    let left = at_west.call(&ClusterLeaveRequest { cluster: "east".parse().unwrap() }).await.unwrap();
+    assert!(left.other_side_told, "{left:?}");
+    for cluster in [&east, &west] {
+        cluster.until("no peer", |n| n.context.handle.state().view.peers.is_empty()).await;
+        cluster.until("one bundle", |n| n.context.handle.state().view.bundles.len() == 1).await;
+    }
+    east.stop().await;
+    west.stop().await;
+}
+
+/// An export at east is known at west, and the link is seen from both sides.
+async fn told_across(east: &Cluster, west: &Cluster, at_east: &Client, at_west: &Client, east_agent: &Svid) {
+    let reviews: SpiffeId = "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap();
+    let service = "shop/reviews".parse().unwrap();
+    workload(east, at_east, east_agent, &reviews, &["shop/reviews"]).await;
+    let export = ServiceExportRequest { service, to: Export::Only(BTreeSet::from(["west".parse().unwrap()])) };
+    at_east.call(&export).await.unwrap();
+    west.until("the export", |n| {
+        let state = n.context.handle.state();
+        let peer = state.view.peers.values().next();
+        peer.is_some_and(|p| p.state == PeerState::Joined && p.services.contains_key(&export.service))
+    })
+    .await;
+    for (client, other) in [(at_east, "west"), (at_west, "east")] {
+        let item = eventually_asked("a connected link", || async {
+            let clusters = client.call(&ClusterListRequest {}).await.unwrap();
+            clusters.items.into_iter().find(|c| {
+                c.cluster.as_str() == other && c.state == ClusterState::Connected && c.rtt_ms.is_some()
+            })
+        })
+        .await;
+        assert_eq!(item.link, Some(Link::Connected));
+        assert_eq!(item.refused_imports, 0);
+        let check = client.call(&ClusterCheckRequest { cluster: Some(item.cluster) }).await.unwrap();
+        assert!(check.ok, "{check:?}");
+    }
+    let services = at_west.call(&ServiceListRequest {}).await.unwrap();
+    assert_eq!(services.items[0].imported_from[0].cluster.as_str(), "east");
+}
+
+/// A revocation at east is committed at west, and the receipt counts both sides' gateways.
+async fn revoked_across(at_east: &Client, east_gateway: &mut Subscriber, west_gateway: &mut Subscriber) {
+    let target = RevocationTarget::Identity("spiffe://east.example/ns/shop/sa/reviews".parse().unwrap());
+    let request = RevokeRequest { target, reason: Reason::KeyCompromise, note: String::new() };
+    let revoked = at_east.call(&request).await.unwrap();
+    for gateway in [east_gateway, west_gateway] {
+        gateway.until("the revocation", 0, |view| view.revocations.get(&revoked.id).is_some()).await;
+    }
+    let receipt = eventually_asked("a complete receipt", || async {
+        let receipt = at_east.call(&RevokeStatusRequest { id: revoked.id.clone() }).await.unwrap();
+        receipt.complete.then_some(receipt)
+    })
+    .await;
+    let clusters: Vec<&str> = receipt.parts.iter().map(|p| p.cluster.as_str()).collect();
+    assert_eq!(clusters, ["east", "west"]);
+    assert!(receipt.parts.iter().all(|p| p.gateways == Tally { enforced: 1, total: 1 }), "{receipt:?}");
+    let listed = at_east.call(&RevokeListRequest {}).await.unwrap();
+    assert_eq!(listed.items[0].revocation.id, revoked.id);
+    assert!(!listed.items[0].can_be_lifted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_http_port_tells_health_and_metrics() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let east = found("east", 1).await;
+    let address = east.any().admin;
+    let get = |path: &'static str| async move {
+        let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
+    let metrics = get("/metrics").await;
+    assert!(metrics.contains("\nhanse_raft_is_leader 1\n"), "{metrics}");
+    assert!(metrics.contains("hanse_svid_issued_total 1\n"), "{metrics}");
+    assert!(get("/status").await.contains("\"east.example\""));
+    assert!(get("/else").await.starts_with("HTTP/1.1 404"));
+    east.stop().await;
+}
+
+#[test]
+fn a_lifetime_is_read_and_bounded() {
+    assert_eq!(lifetime("24h"), Ok(Duration::from_secs(86_400)));
+    assert_eq!(lifetime("90s"), Ok(Duration::from_secs(90)));
+    for wrong in ["", "h", "10", "1d", "25h", "1s", "99999999999999999999h"] {
+        assert!(lifetime(wrong).is_err(), "{wrong}");
+    }
+}

@@ -1,0 +1,235 @@
+//! State: what a control node's log adds up to. The View that everyone may know, and the tables that only
+//! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
+//!
+//! One file per subject below does the work: `catalog` (announcements, exports, registrations), `peers` (invites,
+//! agents, joined clusters), `rules` (policies, revocations, authorities), `snapshot` (how a State is written).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hanse_federation::{Change, Revision, View};
+use hanse_identity::token::Invite;
+use hanse_identity::{Bundle, ClusterName, NodeName, Registration, SpiffeId, Timestamp, TrustDomain};
+use serde::{Deserialize, Serialize};
+
+use crate::command::{Answer, Command, Outcome, Proposal, Refusal};
+
+mod addressed;
+mod catalog;
+mod peers;
+mod rules;
+pub mod snapshot;
+
+/// How many answers are remembered so that a retried proposal is answered and not applied again.
+pub const REMEMBERED_PROPOSALS: usize = 4096;
+/// The index, and so the revision, at which a cluster is founded.
+pub const FOUNDING_INDEX: u64 = 1;
+/// Most services of one cluster.
+pub const MAX_SERVICES: usize = 10_000;
+/// Most endpoints of one cluster.
+pub const MAX_ENDPOINTS: usize = 100_000;
+/// Most gateways of one cluster.
+pub const MAX_GATEWAYS: usize = 1_000;
+/// Most services that one proxy may announce.
+pub const MAX_SERVICES_PER_ENDPOINT: usize = 64;
+/// Most policy documents.
+pub const MAX_POLICIES: usize = 10_000;
+/// Most invites that have not lapsed.
+pub const MAX_INVITES: usize = 1_000;
+/// Most registrations.
+pub const MAX_REGISTRATIONS: usize = 100_000;
+/// Most selectors, and most services, of one registration.
+pub const MAX_PER_REGISTRATION: usize = 64;
+/// Most agents.
+pub const MAX_AGENTS: usize = 10_000;
+/// Most joined clusters.
+pub const MAX_PEERS: usize = 256;
+/// Most gateways that one peer may have us remember.
+pub const MAX_PEER_GATEWAYS: usize = 256;
+/// Most control-node addresses that one peer may have us remember.
+pub const MAX_PEER_ENDPOINTS: usize = 64;
+/// Most revocations in force.
+pub const MAX_REVOCATIONS: usize = 100_000;
+/// Most authorities in the cluster's own bundle.
+pub const MAX_AUTHORITIES: usize = 64;
+/// Longest free text (a note, a region), in bytes.
+pub const MAX_TEXT_BYTES: usize = 1_000;
+
+/// Everything that the log adds up to at one index. Equal index ⇒ equal State, on every node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State {
+    pub view: View,
+    pub private: Private,
+}
+
+/// Tables that do not leave the control nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Private {
+    /// The voters, by Raft id, as the cluster was founded.
+    pub nodes: BTreeMap<u64, NodeRecord>,
+    pub invites: BTreeMap<String, Invite>,
+    pub agents: BTreeMap<NodeName, AgentRecord>,
+    /// Key: `<spiffe id> <agent>`.
+    pub registrations: BTreeMap<String, Registration>,
+    /// (proposal id, its outcome), oldest first, at most `REMEMBERED_PROPOSALS`.
+    pub remembered: VecDeque<(u64, Outcome)>,
+}
+
+/// A control node as its cluster knows it (public part of `node init`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRecord {
+    pub raft_id: u64,
+    pub name: NodeName,
+    /// `host:port` for nodes, agents, proxies and administrators of this cluster.
+    pub address: String,
+    /// `host:port` as other clusters reach it.
+    pub peer_address: String,
+    pub authority: hanse_identity::AuthorityCertificate,
+}
+
+/// A host's agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentRecord {
+    pub name: NodeName,
+    pub id: SpiffeId,
+    pub joined: Timestamp,
+}
+
+/// What one Command comes to: its answer and the Changes, or why nothing happens.
+type Decision = Result<(Answer, Vec<Change>), Refusal>;
+
+/// Nothing had to be changed.
+fn already() -> Decision {
+    Ok((Answer::Already, Vec::new()))
+}
+
+/// `Done`, or `Already` if there is nothing to change.
+fn done(changes: Vec<Change>) -> Decision {
+    let answer = if changes.is_empty() { Answer::Already } else { Answer::Done };
+    Ok((answer, changes))
+}
+
+/// Refuses what would not fit any more.
+fn bounded(what: &str, len: usize, max: usize) -> Result<(), Refusal> {
+    if len < max { Ok(()) } else { Err(Refusal::Limit(format!("{max} {what}"))) }
+}
+
+impl State {
+    /// The State of a newly founded cluster: its nodes and the bundle of their authorities.
+    pub fn founded(cluster: ClusterName, trust_domain: TrustDomain, nodes: Vec<NodeRecord>) -> Self {
+        let nodes: BTreeMap<u64, NodeRecord> = nodes.into_iter().map(|n| (n.raft_id, n)).collect();
+        let bundle = Bundle {
+            trust_domain: trust_domain.clone(),
+            sequence: 1,
+            authorities: nodes.values().map(|n| n.authority.clone()).collect(),
+        };
+        let mut view = View::new(cluster, trust_domain);
+        view.advance(Revision(FOUNDING_INDEX), &[Change::BundlePut(bundle)]);
+        Self { view, private: Private { nodes, ..Private::default() } }
+    }
+
+    /// Applies one committed proposal at log index `index`. Changes are folded into the View already.
+    pub fn apply(&mut self, index: u64, proposal: &Proposal) -> (Outcome, Vec<Change>) {
+        if let Some((_, outcome)) = self.private.remembered.iter().rev().find(|(id, _)| *id == proposal.id) {
+            let outcome = outcome.clone();
+            self.skip(index);
+            return (outcome, Vec::new());
+        }
+        let (result, changes) = match self.decide(index, proposal) {
+            Ok((answer, changes)) => (Ok(answer), changes),
+            Err(refusal) => (Err(refusal), Vec::new()),
+        };
+        self.view.advance(Revision(index), &changes);
+        let outcome = Outcome { revision: index, result };
+        if self.private.remembered.len() >= REMEMBERED_PROPOSALS {
+            self.private.remembered.pop_front();
+        }
+        self.private.remembered.push_back((proposal.id, outcome.clone()));
+        (outcome, changes)
+    }
+
+    /// An entry without a Command (a new leader's, a membership change) still moves the revision.
+    pub fn skip(&mut self, index: u64) {
+        self.view.advance(Revision(index), &[]);
+    }
+
+    /// Decides a Command and changes the private tables; the View changes when its caller folds in the Changes.
+    /// Whoever returns a `Refusal` has changed nothing.
+    fn decide(&mut self, index: u64, proposal: &Proposal) -> Decision {
+        let now = proposal.now;
+        match &proposal.command {
+            Command::Announce { announcement, identity, node } => self.announce(announcement, identity, node),
+            Command::Withdraw { name, session } => self.withdraw(name, session),
+            Command::Export { service, to } => self.export(service, to),
+            Command::Unexport { service } => self.unexport(service),
+            Command::PolicyApply { documents } => self.policy_apply(documents, now),
+            Command::PolicyDelete { keys } => self.policy_delete(keys),
+            Command::Revoke { target, reason, note, expires } => {
+                self.revoke(index, proposal, target, *reason, note, *expires)
+            }
+            Command::Lift { id } => self.lift(id),
+            Command::Lapse { ids } => self.lapse(ids, now),
+            Command::InviteCreate { invite } => self.invite_create(invite, now),
+            Command::AgentJoin { invite, request_hash } => self.agent_join(invite, request_hash, now),
+            Command::WorkloadRegister { registration } => self.workload_register(registration),
+            Command::WorkloadDelete { id, agent } => self.workload_delete(id, agent),
+            Command::PeerAccept { invite, request_hash, offer } => {
+                self.peer_accept(invite, request_hash, offer, now)
+            }
+            Command::PeerAdd { invite, offer } => self.peer_add(invite, offer, now),
+            Command::PeerRemove { cluster, only_invite } => self.peer_remove(cluster, only_invite.as_deref()),
+            Command::PeerFacts { cluster, facts } => self.peer_facts(cluster, facts),
+            Command::AuthorityPublish { node, certificate } => self.authority_publish(node, certificate),
+        }
+    }
+
+    /// Registrations of an identity, on whichever agent.
+    pub fn registrations_of(&self, id: &SpiffeId) -> impl Iterator<Item = &Registration> {
+        let prefix = format!("{id} ");
+        let from = prefix.clone();
+        self.private.registrations.range(from..).take_while(move |(key, _)| key.starts_with(&prefix)).map(|(_, r)| r)
+    }
+}
+
+/// What does not exist, with what it may have been meant to be.
+fn not_found<'n, T: std::fmt::Display + 'n>(kind: &str, name: &T, known: impl Iterator<Item = &'n T>) -> Refusal {
+    let wanted = name.to_string();
+    let mut near: Vec<(usize, String)> = known
+        .map(T::to_string)
+        .filter_map(|k| distance(&wanted, &k).map(|d| (d, k)))
+        .collect();
+    near.sort();
+    near.truncate(3);
+    let names: Vec<String> = near.into_iter().map(|(_, name)| name).collect();
+    let what = match names.is_empty() {
+        true => format!("{kind} {wanted}"),
+        false => format!("{kind} {wanted} (near: {})", names.join(", ")),
+    };
+    Refusal::NotFound { what }
+}
+
+/// How many letters differ (Levenshtein), if few enough to be a slip.
+fn distance(a: &str, b: &str) -> Option<usize> {
+    let most = 1 + a.len() / 4;
+    if a.len().abs_diff(b.len()) > most {
+        return None;
+    }
+    let b: Vec<u8> = b.bytes().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row.last().copied().filter(|d| *d <= most)
+}
+
+#[cfg(test)]
+mod tests;

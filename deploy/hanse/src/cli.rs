@@ -1,0 +1,467 @@
+//! The command line as declared: nouns, verbs, flags and their help. What was typed; nothing is looked up here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::Format;
+
+/// Multi-cluster service mesh with SPIFFE identity.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hanse",
+    version,
+    about,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "First steps:\n  hanse demo up                       two clusters on this machine, joined, under load\n  eval \"$(hanse demo env)\"            contexts demo-east and demo-west for every other command\n  hanse cluster list --context demo-east\n\nExit codes: hanse help exit-codes"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// How to print the answer
+    #[arg(short = 'o', long, global = true, value_enum, default_value_t)]
+    pub output: Format,
+    /// Which cluster to talk to: a name from the configuration file (see hanse context list)
+    #[arg(long, global = true, env = "HANSE_CONTEXT")]
+    pub context: Option<String>,
+    /// How long to wait for an answer, or for what is waited for, such as 500ms, 30s, 2m
+    #[arg(long, global = true, default_value = "30s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// Do not ask for confirmation
+    #[arg(short = 'y', long, global = true)]
+    pub yes: bool,
+    /// Never prompt: where confirmation would be asked for, fail
+    #[arg(long, global = true)]
+    pub no_input: bool,
+    /// Say nothing on stderr but errors
+    #[arg(short = 'q', long, global = true)]
+    pub quiet: bool,
+    /// Log more (repeatable); roles log by RUST_LOG
+    #[arg(short = 'v', long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Namespace of services and policies that are named without one
+    #[arg(short = 'n', long, global = true, default_value = "default", env = "HANSE_NAMESPACE")]
+    pub namespace: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Two clusters on this machine: start, look, break, heal, verify
+    #[command(subcommand)]
+    Demo(Box<crate::demo::cli::DemoCommand>),
+    /// Members of one cluster's control plane
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Clusters that trust one another: tokens, joining, checking, leaving
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Services: where they run and to whom they are exported
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Routes and backend policies
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Cut off an identity or a certificate, everywhere, and prove it
+    Revoke(RevokeCommand),
+    /// Which executables get which identity
+    #[command(subcommand)]
+    Workload(WorkloadCommand),
+    /// Clusters that this command line can talk to
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Run a control node
+    Control(Box<hanse_control::run::Config>),
+    /// Run a host's agent, or manage agents
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Agent(Box<AgentCommand>),
+    /// Run a sidecar proxy, or list proxies
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Proxy(Box<ProxyCommand>),
+    /// Run an east-west gateway
+    Gateway(Box<hanse_gateway::Config>),
+    /// Print the version
+    Version,
+    /// Print help on a topic: exit-codes
+    Help {
+        /// A command, or exit-codes
+        topic: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Make a control node's identity: its authority's key is born here and stays here
+    #[command(
+        after_help = "Example:\n  hanse node init --data-dir /var/lib/hanse --cluster east --trust-domain east.example \\\n    --name east-1 --raft-id 1 --advertise 10.0.1.11:7443"
+    )]
+    Init(NodeInit),
+    /// Make a credential for this command line, signed by this node's authority
+    Credential(NodeCredential),
+    /// List the control nodes of the cluster
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct NodeInit {
+    /// Directory for everything the node keeps; made with mode 0700
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// Name of the cluster
+    #[arg(long)]
+    pub cluster: hanse_identity::ClusterName,
+    /// Trust domain of the cluster, such as east.example
+    #[arg(long)]
+    pub trust_domain: hanse_identity::TrustDomain,
+    /// Name of the node, unique in its cluster
+    #[arg(long)]
+    pub name: hanse_identity::NodeName,
+    /// Number of the node in its Raft group, unique in its cluster, from 1
+    #[arg(long)]
+    pub raft_id: u64,
+    /// HOST:PORT where nodes, agents, proxies and administrators of this cluster reach it
+    #[arg(long)]
+    pub advertise: String,
+    /// HOST:PORT where other clusters reach it [default: as --advertise]
+    #[arg(long)]
+    pub peer_advertise: Option<String>,
+    /// Region of the node
+    #[arg(long, default_value = "")]
+    pub region: String,
+    /// Zone of the node
+    #[arg(long, default_value = "")]
+    pub zone: String,
+}
+
+#[derive(Debug, Args)]
+pub struct NodeCredential {
+    /// Data directory of a node, made by node init
+    #[arg(long)]
+    pub data_dir: PathBuf,
+    /// The cluster's nodes: a JSON array of what node init wrote to node.json
+    #[arg(long)]
+    pub initial_nodes: PathBuf,
+    /// File to write, mode 0600
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Name in the credential's SPIFFE ID
+    #[arg(long, default_value = "admin")]
+    pub user: hanse_identity::NodeName,
+    /// How long it is valid, at most 24h
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    pub ttl: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Join tokens for other clusters
+    #[command(subcommand)]
+    Token(ClusterTokenCommand),
+    /// Join the cluster that made the token; both sides commit, or neither
+    #[command(after_help = "Example:\n  hanse cluster token create --for west --context east | hanse cluster join --token-file - --context west")]
+    Join {
+        /// File with the token; - is standard input
+        #[arg(long)]
+        token_file: PathBuf,
+        /// Check everything, commit nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List joined clusters
+    List,
+    /// Check the joined clusters, or one
+    Check {
+        /// Which one [default: all]
+        name: Option<hanse_identity::ClusterName>,
+    },
+    /// Leave a joined cluster: both forget each other
+    Leave {
+        name: hanse_identity::ClusterName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ClusterTokenCommand {
+    /// Make a token with which one cluster may join, once
+    Create {
+        /// The cluster that may join with it
+        #[arg(long = "for")]
+        for_cluster: hanse_identity::ClusterName,
+        /// How long it is valid
+        #[arg(long, default_value = "15m", value_parser = parse_duration)]
+        ttl: Duration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// List services, of this cluster and imported
+    List,
+    /// Show the failover ladder of a service
+    Endpoints {
+        /// NAMESPACE/NAME, or NAME with -n
+        name: String,
+        /// REGION/ZONE of the caller
+        #[arg(long, default_value = "")]
+        from: String,
+    },
+    /// Offer a service to joined clusters
+    Export {
+        /// NAMESPACE/NAME, or NAME with -n
+        name: String,
+        /// Only to these clusters [default: all]
+        #[arg(long, value_delimiter = ',')]
+        to: Vec<hanse_identity::ClusterName>,
+    },
+    /// Offer it no longer
+    Unexport {
+        /// NAMESPACE/NAME, or NAME with -n
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Apply every document of the files, all or nothing
+    Apply {
+        /// File or directory; - is standard input (repeatable)
+        #[arg(short = 'f', long = "file", required = true)]
+        files: Vec<PathBuf>,
+        /// Validate and say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print policies, of a kind, or one
+    Get {
+        /// HTTPRoute or BackendPolicy
+        kind: Option<hanse_federation::policy::PolicyKind>,
+        /// NAMESPACE/NAME, or NAME with -n
+        name: Option<String>,
+    },
+    /// Delete policies
+    Delete {
+        /// HTTPRoute or BackendPolicy
+        kind: hanse_federation::policy::PolicyKind,
+        /// NAMESPACE/NAME, or NAME with -n
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Say what is wrong with files, with line and fix; exit code 1 if anything is
+    Validate {
+        /// File or directory; - is standard input (repeatable)
+        #[arg(short = 'f', long = "file", required = true)]
+        files: Vec<PathBuf>,
+        /// Read the files only: do not ask the cluster whether parents and backends exist
+        #[arg(long)]
+        offline: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke lift r-4231@east.example\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked."
+)]
+pub struct RevokeCommand {
+    #[command(subcommand)]
+    pub verb: Option<RevokeVerb>,
+    #[command(flatten)]
+    pub what: RevokeWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RevokeVerb {
+    /// List revocations in force
+    List,
+    /// Lift the hold of an identity
+    Lift {
+        /// r-NUMBER@TRUST-DOMAIN
+        id: String,
+    },
+    /// Show who enforces a revocation and who is behind
+    Status {
+        /// r-NUMBER@TRUST-DOMAIN
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct RevokeWhat {
+    /// Serial number of a certificate of this cluster's trust domain, in hex
+    #[arg(long, conflicts_with = "identity")]
+    pub serial: Option<String>,
+    /// SPIFFE ID: every certificate it has, and none is issued any more
+    #[arg(long)]
+    pub identity: Option<hanse_identity::SpiffeId>,
+    /// For now: can be lifted again (identities only)
+    #[arg(long, conflicts_with_all = ["reason", "serial"])]
+    pub hold: bool,
+    /// unspecified, key-compromise, superseded, cessation
+    #[arg(long, default_value = "unspecified")]
+    pub reason: String,
+    /// A sentence for those who read the list later
+    #[arg(long, default_value = "")]
+    pub note: String,
+    /// Show what it would hit, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait until it is enforced everywhere
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Wait until it is enforced everywhere, or --timeout (this is the default)
+    #[arg(long, conflicts_with = "no_wait")]
+    pub wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum WorkloadCommand {
+    /// Give an identity to whatever matches all selectors on an agent's host
+    #[command(
+        after_help = "Example:\n  hanse workload register --id spiffe://east.example/ns/shop/sa/ratings --agent host-1 \\\n    --selector unix:uid:1000 --selector unix:path:/usr/bin/hanse --service shop/ratings"
+    )]
+    Register {
+        /// SPIFFE ID to give
+        #[arg(long)]
+        id: hanse_identity::SpiffeId,
+        /// Agent on whose host it runs
+        #[arg(long)]
+        agent: hanse_identity::NodeName,
+        /// unix:uid:N, unix:gid:N, unix:path:/ABSOLUTE, unix:sha256:HEX (repeatable; all must hold)
+        #[arg(long = "selector", required = true)]
+        selectors: Vec<hanse_identity::Selector>,
+        /// Service whose endpoints its proxy may announce, NAMESPACE/NAME (repeatable)
+        #[arg(long = "service")]
+        services: Vec<hanse_identity::ServiceName>,
+        /// Lifetime of its certificates [default: the cluster's]
+        #[arg(long, value_parser = parse_duration)]
+        ttl: Option<Duration>,
+        /// IP:PORT where it serves its services, if it speaks SPIFFE mutual TLS itself and has no Hanse proxy
+        #[arg(long, requires = "services")]
+        address: Option<std::net::SocketAddr>,
+    },
+    /// List registrations
+    List,
+    /// Delete a registration
+    Delete {
+        /// SPIFFE ID
+        id: hanse_identity::SpiffeId,
+        /// Agent on whose host it runs
+        #[arg(long)]
+        agent: hanse_identity::NodeName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// List contexts
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentCommand {
+    #[command(subcommand)]
+    pub verb: Option<AgentVerb>,
+    #[command(flatten)]
+    pub config: Option<hanse_agent::Config>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AgentVerb {
+    /// Join tokens for hosts
+    #[command(subcommand)]
+    Token(AgentTokenCommand),
+    /// List the hosts' agents
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AgentTokenCommand {
+    /// Make a token with which one host's agent may join, once
+    Create {
+        /// Name of the agent that may join with it
+        name: hanse_identity::NodeName,
+        /// How long it is valid
+        #[arg(long, default_value = "10m", value_parser = parse_duration)]
+        ttl: Duration,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ProxyCommand {
+    #[command(subcommand)]
+    pub verb: Option<ProxyVerb>,
+    #[command(flatten)]
+    pub config: Option<hanse_proxy::Config>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ProxyVerb {
+    /// List proxies and gateways, and what they have applied
+    List,
+}
+
+/// `500ms`, `30s`, `15m`, `24h`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let wrong = || format!("{text:?} is not a time such as 500ms, 30s, 15m or 24h");
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = |factor: u64| number.checked_mul(factor).map(Duration::from_secs).ok_or_else(wrong);
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3600),
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_with_their_unit() {
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert!(parse_duration("30").is_err());
+        assert!(parse_duration("s").is_err());
+        assert!(parse_duration("99999999999999999999h").is_err());
+    }
+
+    #[test]
+    fn nouns_that_are_roles_too_have_their_verbs() {
+        let verbs = |line: &[&str]| Cli::try_parse_from(line).map(|cli| cli.command);
+        assert!(matches!(verbs(&["hanse", "agent", "list"]), Ok(Command::Agent(a)) if a.verb.is_some()));
+        assert!(matches!(verbs(&["hanse", "proxy", "list"]), Ok(Command::Proxy(p)) if p.verb.is_some()));
+        assert!(verbs(&["hanse", "agent", "token", "create", "host-1"]).is_ok());
+        assert!(verbs(&["hanse", "agent"]).is_err() || matches!(verbs(&["hanse", "agent"]), Ok(Command::Agent(a)) if a.config.is_none()));
+    }
+
+    #[test]
+    fn a_revocation_is_of_one_thing_for_one_reason() {
+        let parses = |line: &[&str]| Cli::try_parse_from(line).is_ok();
+        assert!(parses(&["hanse", "revoke", "--identity", "spiffe://e/a", "--hold"]));
+        assert!(parses(&["hanse", "revoke", "list"]));
+        assert!(parses(&["hanse", "revoke", "lift", "r-1@e"]));
+        assert!(!parses(&["hanse", "revoke", "--identity", "spiffe://e/a", "--serial", "01"]));
+        assert!(!parses(&["hanse", "revoke", "--serial", "01", "--hold"]));
+    }
+}

@@ -1,0 +1,192 @@
+//! Contexts: which clusters this command line can talk to, with which credential.
+//!
+//! The file is `$HANSE_CONFIG`, else `$XDG_CONFIG_HOME/hanse/config.toml`, else `~/.config/hanse/config.toml`:
+//!
+//! ```toml
+//! default = "east"
+//! [contexts.east]
+//! credential = "east.json"      # relative to this file
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hanse_control::admin::AdminCall;
+use hanse_control::client::{Client, ClientError, ClientErrorKind, Credential};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use crate::cli::Global;
+use crate::errors::{Exit, Failure};
+
+/// The configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Configuration {
+    /// The context that is used where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<String>,
+    #[serde(default)]
+    pub contexts: BTreeMap<String, Context>,
+}
+
+/// One cluster, seen from here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Context {
+    /// Credential file, as `hanse node credential` writes it; relative to the configuration file.
+    pub credential: PathBuf,
+}
+
+/// A cluster that commands are sent to.
+pub struct Connection {
+    pub name: String,
+    pub credential: Credential,
+    client: OnceCell<Client>,
+    timeout: Duration,
+}
+
+/// Where the configuration is.
+pub fn path() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("HANSE_CONFIG") {
+        return Some(path.into());
+    }
+    let base = std::env::var_os("XDG_CONFIG_HOME").filter(|p| !p.is_empty()).map(PathBuf::from);
+    let base = base.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".config")))?;
+    Some(base.join("hanse").join("config.toml"))
+}
+
+impl Configuration {
+    /// Reads the file; none is an empty one.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(Failure::unreadable(path, error)),
+        };
+        let mut configuration: Self = toml::from_str(&text).map_err(|e| Failure::unreadable(path, e))?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        for context in configuration.contexts.values_mut() {
+            context.credential = base.join(&context.credential);
+        }
+        Ok(configuration)
+    }
+
+    /// The context that is meant: named, or the default, or the only one.
+    pub fn choose(&self, named: Option<&str>) -> Result<(&str, &Context), Failure> {
+        let known = || self.contexts.keys().cloned().collect::<Vec<_>>().join(", ");
+        let name = match (named, &self.default) {
+            (Some(name), _) => name,
+            (None, Some(name)) => name,
+            (None, None) if self.contexts.len() == 1 => {
+                self.contexts.keys().next().expect("one context was counted just now")
+            }
+            (None, None) if self.contexts.is_empty() => {
+                return Err(Failure::usage("no cluster to talk to: there is no context").fix(
+                    "for the demo:  eval \"$(hanse demo env)\" and --context demo-east\nelse:          hanse node credential, and name its file in the configuration",
+                ));
+            }
+            (None, None) => {
+                return Err(Failure::usage("which cluster? --context NAME says it").what(known()));
+            }
+        };
+        match self.contexts.get_key_value(name) {
+            Some((name, context)) => Ok((name, context)),
+            None => Err(Failure::new(Exit::NotFound, "E1002", format!("there is no context {name:?}"))
+                .what(format!("known: {}", known()))
+                .fix("hanse context list")),
+        }
+    }
+}
+
+impl Connection {
+    /// The cluster that the global flags mean.
+    pub fn open(global: &Global) -> Result<Self, Failure> {
+        let configuration = match path() {
+            Some(path) => Configuration::read(&path)?,
+            None => Configuration::default(),
+        };
+        let (name, context) = configuration.choose(global.context.as_deref())?;
+        let credential = Credential::read(&context.credential)
+            .map_err(|e| Failure::new(Exit::Unreadable, "E1003", e.to_string()))?;
+        Ok(Self::with_credential(name, credential, global.timeout))
+    }
+
+    /// The cluster of that credential; it is dialled when it is first asked.
+    pub fn with_credential(name: &str, credential: Credential, timeout: Duration) -> Self {
+        Self { name: name.to_owned(), credential, client: OnceCell::new(), timeout }
+    }
+
+    /// One question, one answer, within the timeout.
+    pub async fn call<C: AdminCall>(&self, request: &C) -> Result<C::Reply, Failure> {
+        let client = self.client().await?;
+        client.call(request).await.map_err(|e| failure(&self.name, &e))
+    }
+
+    /// The client itself, for streams.
+    pub async fn client(&self) -> Result<&Client, Failure> {
+        let connecting = self.client.get_or_try_init(|| async {
+            Client::connect(&self.credential).await.map(|client| client.with_deadline(self.timeout))
+        });
+        match tokio::time::timeout(self.timeout, connecting).await {
+            Ok(client) => client.map_err(|e| failure(&self.name, &e)),
+            Err(_) => Err(Failure::new(
+                Exit::Unreachable,
+                "E3001",
+                format!("no control node of {} answered within {:?}", self.name, self.timeout),
+            )
+            .fix("hanse demo status, or look at the nodes themselves; --timeout 2m waits longer")),
+        }
+    }
+}
+
+/// A client's error as the CLI reports it.
+pub fn failure(context: &str, error: &ClientError) -> Failure {
+    let (exit, code) = match error.kind {
+        ClientErrorKind::Unreachable => (Exit::Unreachable, "E3001"),
+        ClientErrorKind::NotAllowed => (Exit::NotAllowed, "E2004"),
+        ClientErrorKind::NotFound => (Exit::NotFound, "E3005"),
+        ClientErrorKind::Precondition => (Exit::Precondition, "E3006"),
+        ClientErrorKind::NoQuorum => (Exit::NoLeader, "E3007"),
+        ClientErrorKind::Timeout => (Exit::TimedOut, "E3008"),
+        ClientErrorKind::Invalid => (Exit::Usage, "E1010"),
+        ClientErrorKind::Internal => (Exit::Bug, "E9003"),
+    };
+    Failure::new(exit, code, format!("{context}: {}", error.what)).why(&error.why).fix(&error.fix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configuration(text: &str) -> Configuration {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_context_is_the_named_the_default_or_the_only_one() {
+        let two = "[contexts.east]\ncredential = \"e\"\n[contexts.west]\ncredential = \"w\"\n";
+        let name = |text: &str, named: Option<&str>| {
+            configuration(text).choose(named).map(|(name, _)| name.to_owned()).map_err(|e| e.exit)
+        };
+        assert_eq!(name(two, Some("west")), Ok("west".to_owned()));
+        assert_eq!(name(two, None), Err(Exit::Usage));
+        assert_eq!(name(two, Some("north")), Err(Exit::NotFound));
+        assert_eq!(name(&format!("default = \"east\"\n{two}"), None), Ok("east".to_owned()));
+        assert_eq!(name("[contexts.east]\ncredential = \"e\"\n", None), Ok("east".to_owned()));
+        assert_eq!(name("", None), Err(Exit::Usage));
+    }
+
+    #[test]
+    fn credentials_are_relative_to_the_file_and_unknown_fields_are_errors() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, "[contexts.east]\ncredential = \"keys/e.json\"\n").unwrap();
+        let read = Configuration::read(&path).unwrap();
+        assert_eq!(read.contexts["east"].credential, directory.path().join("keys/e.json"));
+        std::fs::write(&path, "[contexts.east]\ncredentials = \"e\"\n").unwrap();
+        assert_eq!(Configuration::read(&path).unwrap_err().exit, Exit::Unreadable);
+        assert_eq!(Configuration::read(&directory.path().join("none")).unwrap(), Configuration::default());
+    }
+}

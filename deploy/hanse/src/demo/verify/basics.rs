@@ -1,0 +1,139 @@
+//! Steps 1, 2 and 5: quorum, join, and that local traffic stays local.
+
+use std::collections::BTreeMap;
+
+use anyhow::ensure;
+use hanse_control::admin::{ClusterCheckRequest, ClusterListRequest, ClusterState};
+use serde_json::{Value, json};
+
+use super::{Story, Verdict, ms};
+use crate::demo::app::Part;
+use crate::demo::load;
+use crate::demo::spec::only_in;
+
+/// Requests that are sent to see whether traffic stays local.
+const LOCAL_REQUESTS: usize = 200;
+
+impl Story<'_> {
+    /// 1
+    pub(super) async fn quorum(&self) -> anyhow::Result<Verdict> {
+        let mut evidence = serde_json::Map::new();
+        let mut lines = Vec::new();
+        let mut ok = true;
+        for cluster in &self.demo.spec.clusters {
+            let nodes = self.demo.until("quorum", || self.demo.quorum(cluster)).await?;
+            let leader = self.demo.leader(cluster).await?.unwrap_or_default();
+            ok &= nodes.quorum.answering == self.demo.spec.nodes && !leader.is_empty();
+            lines.push(format!(
+                "{cluster} {}/{} leader {leader}",
+                nodes.quorum.answering, nodes.quorum.voters
+            ));
+            let term = nodes.items.iter().map(|n| n.term).max();
+            evidence.insert(
+                cluster.clone(),
+                json!({
+                    "leader": leader, "voters": nodes.quorum.voters, "answering": nodes.quorum.answering,
+                    "term": term, "canLose": nodes.quorum.can_lose,
+                }),
+            );
+        }
+        let stages = self.demo.stages.iter();
+        let stages: serde_json::Map<_, _> =
+            stages.map(|(name, took)| (format!("{name}Ms"), json!(ms(*took)))).collect();
+        evidence.insert("startup".to_owned(), Value::Object(stages));
+        Ok(Verdict::new(ok, lines.join(" · "), Value::Object(evidence)))
+    }
+
+    /// 2
+    pub(super) async fn joined(&self) -> anyhow::Result<Verdict> {
+        let mut evidence = serde_json::Map::new();
+        let mut lines = Vec::new();
+        for (here, there) in [(&self.home, &self.away), (&self.away, &self.home)] {
+            let peer = self.demo.until("the peer connected", || self.peer(here, there)).await?;
+            let target = self.demo.target(here, &only_in(there), "/")?;
+            let sample = load::request(&self.demo.client, &target).await;
+            ensure!(
+                sample.ok && sample.cluster == *there,
+                "a request from {here} to {there} was answered {} by {:?}: {}",
+                sample.status,
+                sample.cluster,
+                sample.why
+            );
+            let took = sample.end - sample.start;
+            lines.push(format!("{here} → {there} {} in {} ms", sample.status, ms(took)));
+            evidence.insert(
+                format!("{here}To{there}"),
+                json!({
+                    "state": peer.state, "trustDomain": peer.trust_domain, "roots": peer.roots,
+                    "imports": peer.imports, "exports": peer.exports,
+                    "gatewaysReady": peer.gateways_ready, "rttMs": peer.rtt_ms,
+                    "request": { "status": sample.status, "ms": ms(took), "answeredBy": sample.cluster },
+                }),
+            );
+        }
+        let joined = self.demo.stages.iter().find(|(name, _)| name == "join");
+        evidence.insert("joinMs".to_owned(), json!(joined.map(|(_, took)| ms(*took))));
+        Ok(Verdict::new(true, lines.join(" · "), Value::Object(evidence)))
+    }
+
+    /// The peer as `here` sees it, once it is connected, checked and has told its services.
+    async fn peer(&self, here: &str, there: &str) -> anyhow::Result<hanse_control::admin::ClusterItem> {
+        let connection = self.demo.connection(here)?;
+        let clusters = connection.call(&ClusterListRequest {}).await?;
+        let peer = clusters.items.into_iter().find(|c| c.cluster.as_str() == there);
+        let peer = peer.ok_or_else(|| anyhow::anyhow!("{here} does not know {there}"))?;
+        ensure!(
+            peer.state == ClusterState::Connected && peer.imports > 0 && peer.gateways_ready > 0,
+            "{here} sees {there} {:?}, {} imports, {} gateways ready",
+            peer.state,
+            peer.imports,
+            peer.gateways_ready
+        );
+        let check = connection.call(&ClusterCheckRequest { cluster: Some(there.parse()?) }).await?;
+        let failed: Vec<String> = check
+            .items
+            .iter()
+            .flat_map(|c| &c.checks)
+            .filter(|c| !c.ok)
+            .map(|c| format!("{}: {}", c.name, c.detail))
+            .collect();
+        ensure!(check.ok, "cluster check {there} at {here}: {}", failed.join("; "));
+        Ok(peer)
+    }
+
+    /// 5
+    pub(super) async fn local(&self) -> anyhow::Result<Verdict> {
+        let mut evidence = serde_json::Map::new();
+        let mut ok = true;
+        let mut lines = Vec::new();
+        for cluster in [&self.home, &self.away] {
+            let target = self.demo.target(cluster, "productpage", "/")?;
+            let mut served = BTreeMap::<String, usize>::new();
+            let mut failed = 0;
+            for _ in 0..LOCAL_REQUESTS {
+                let timeout = load::REQUEST_TIMEOUT;
+                let answer =
+                    self.demo.client.get(target.outbound, &target.host, &target.path, timeout).await?;
+                match serde_json::from_slice::<Part>(&answer.body) {
+                    Ok(part) if answer.status.is_success() && part.complete() => count(&part, &mut served),
+                    _ => failed += 1,
+                }
+            }
+            let parts: usize = served.values().sum();
+            let local = served.get(cluster).copied().unwrap_or_default();
+            ok &= failed == 0 && local == parts && parts > 0;
+            lines.push(format!("{cluster} {local} of {parts} parts local, {failed} failed"));
+            evidence.insert(
+                cluster.clone(),
+                json!({ "requests": LOCAL_REQUESTS, "failed": failed, "partsByCluster": served }),
+            );
+        }
+        Ok(Verdict::new(ok, lines.join(" · "), Value::Object(evidence)))
+    }
+}
+
+/// Which clusters served this part and those below.
+fn count(part: &Part, served: &mut BTreeMap<String, usize>) {
+    *served.entry(part.cluster.clone()).or_default() += 1;
+    part.parts.iter().for_each(|p| count(p, served));
+}

@@ -1,0 +1,5 @@
+//! The `hanse` program.
+
+fn main() -> std::process::ExitCode {
+    hanse::run()
+}

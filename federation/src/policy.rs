@@ -1,0 +1,66 @@
+//! Policy documents: HTTPRoute (Gateway API v1) and BackendPolicy, read, checked and put to use.
+//!
+//! `document` has the types and `parse` reads them from YAML with file, line and suggestion for what is wrong;
+//! `validate` holds documents against a View; `route` is what the request path asks. The same functions run in the
+//! CLI, the control node and the proxy.
+
+pub mod document;
+pub mod parse;
+pub mod route;
+mod schema;
+mod tree;
+pub mod validate;
+pub mod value;
+
+use crate::host::{Reach, ServiceHost};
+use crate::view::View;
+
+pub use document::{
+    BackendPolicy, Diagnostic, HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind,
+    Severity, TargetRef,
+};
+pub use parse::{locate, parse};
+pub use route::{NoRoute, RequestParts, RouteTable, Routed};
+pub use validate::validate;
+pub use value::{Label, Percent, PolicyDuration};
+
+/// Whether a reference in a document of `namespace` means the service as `host` names it: a Service means both its
+/// names, a ServiceImport only the name that reaches every cluster. References to other namespaces mean nothing.
+pub fn refers_to(reference: &TargetRef, namespace: &str, host: &ServiceHost) -> bool {
+    let reaches = match reference.kind {
+        RefKind::Service => true,
+        RefKind::ServiceImport => host.reach == Reach::ClusterSet,
+    };
+    reaches
+        && namespace == host.service.namespace()
+        && reference.namespace.as_ref().is_none_or(|n| n.as_str() == namespace)
+        && reference.name.as_str() == host.service.name()
+}
+
+/// The BackendPolicy that is in force for a service. For a name that reaches every cluster one that targets the
+/// ServiceImport goes before one that targets the Service; then the older, then the first by name.
+pub fn backend_policy<'v>(view: &'v View, host: &ServiceHost) -> Option<&'v BackendPolicy> {
+    winner(view.policies.values(), host).map(|(_, policy)| policy)
+}
+
+/// The winner among `documents`, with the document that it comes from.
+pub(crate) fn winner<'v>(
+    documents: impl IntoIterator<Item = &'v PolicyDocument>,
+    host: &ServiceHost,
+) -> Option<(&'v PolicyDocument, &'v BackendPolicy)> {
+    let candidate = |document: &'v PolicyDocument| {
+        let PolicySpec::BackendPolicy(policy) = &document.spec else { return None };
+        let rank = policy
+            .target_refs
+            .iter()
+            .filter(|target| refers_to(target, document.name.namespace(), host))
+            .map(|target| target.kind != RefKind::ServiceImport)
+            .min()?;
+        Some((rank, document.created, &document.name, document, policy))
+    };
+    documents
+        .into_iter()
+        .filter_map(candidate)
+        .min_by_key(|(rank, created, name, ..)| (*rank, *created, *name))
+        .map(|(_, _, _, document, policy)| (document, policy))
+}

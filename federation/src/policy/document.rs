@@ -1,0 +1,477 @@
+//! The documents themselves: HTTPRoute and BackendPolicy as Rust types, their stored form and the user's form.
+//!
+//! Every type here is camelCase and refuses unknown fields; `parse` (in `parse.rs`) reads the user's form from YAML
+//! or JSON with a line for everything that is wrong. The stored form is plain serde of `PolicyDocument`.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use hanse_identity::{ClusterName, ServiceName, Timestamp};
+use serde::{Deserialize, Serialize};
+
+pub use super::parse::{locate, parse};
+pub use super::value::{Label, Percent, PolicyDuration, ValueError};
+
+/// API group of Gateway API documents.
+pub const GATEWAY_API_VERSION: &str = "gateway.networking.k8s.io/v1";
+/// API group of our own documents.
+pub const HANSE_API_VERSION: &str = "hanse.dev/v1alpha1";
+/// API group of ServiceImport.
+pub const IMPORT_GROUP: &str = "multicluster.x-k8s.io";
+/// Namespace of a document that names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// A kind of document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PolicyKind {
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute,
+    BackendPolicy,
+}
+
+/// `<kind>/<namespace>/<name>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PolicyKey {
+    pub kind: PolicyKind,
+    pub name: ServiceName,
+}
+
+/// One stored document: what was written, and when it was first created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyDocument {
+    pub name: ServiceName,
+    /// Set by the control node on first apply; older wins where two conflict.
+    #[serde(default)]
+    pub created: Timestamp,
+    pub spec: PolicySpec,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PolicySpec {
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute(HttpRoute),
+    BackendPolicy(BackendPolicy),
+}
+
+/// HTTPRoute.spec of Gateway API v1, in the parts that this version carries out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpRoute {
+    /// The services whose callers the route is for.
+    pub parent_refs: Vec<TargetRef>,
+    /// Accepted for portability; a mesh route is found by its parents, so they are not matched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hostnames: Vec<String>,
+    pub rules: Vec<RouteRule>,
+}
+
+/// What a reference may point at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum RefKind {
+    /// The service's endpoints in this cluster, group "".
+    Service,
+    /// Its endpoints in every cluster that exports it, group `multicluster.x-k8s.io`.
+    ServiceImport,
+}
+
+/// A parent of a route or the target of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TargetRef {
+    #[serde(default)]
+    pub group: String,
+    pub kind: RefKind,
+    pub name: Label,
+    /// The document's own if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Label>,
+    /// Accepted for portability; a service of the mesh has one port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// One rule: any of `matches` (all requests if there is none), then one of the backends by weight.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteRule {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matches: Vec<RouteMatch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<RouteTimeouts>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backend_refs: Vec<BackendRef>,
+}
+
+/// All of these must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteMatch {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<HttpMethod>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PathMatch {
+    #[serde(rename = "type", default)]
+    pub kind: PathMatchKind,
+    #[serde(default = "root_path")]
+    pub value: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PathMatchKind {
+    Exact,
+    /// By path element: `/a` matches `/a` and `/a/b`, not `/ab`.
+    #[default]
+    PathPrefix,
+    /// The whole path.
+    RegularExpression,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderMatch {
+    #[serde(rename = "type", default)]
+    pub kind: HeaderMatchKind,
+    /// Case does not matter.
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum HeaderMatchKind {
+    #[default]
+    Exact,
+    /// The whole value.
+    RegularExpression,
+}
+
+/// The methods that Gateway API knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HttpMethod {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Connect,
+    Options,
+    Trace,
+    Patch,
+}
+
+/// `0s` switches a timeout off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteTimeouts {
+    /// The whole request, retries included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<PolicyDuration>,
+    /// One attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_request: Option<PolicyDuration>,
+}
+
+/// One backend of a rule and its share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendRef {
+    #[serde(default)]
+    pub group: String,
+    #[serde(default = "service_kind")]
+    pub kind: RefKind,
+    pub name: Label,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Label>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// 0 to 1 000 000, relative to the others of the rule.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+/// Largest weight that Gateway API allows.
+pub const MAX_WEIGHT: u32 = 1_000_000;
+
+/// BackendPolicy.spec: locality and passive health.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendPolicy {
+    #[serde(default)]
+    pub scope: Scope,
+    pub target_refs: Vec<TargetRef>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<LocalityPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthPolicy>,
+}
+
+/// Whom a policy is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    #[default]
+    Cluster,
+    Federation,
+}
+
+/// Which tier a request goes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalityPolicy {
+    #[serde(default)]
+    pub mode: LocalityPolicyMode,
+    /// The ladder's steps, in order; absent = zone, region, cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefer: Option<Vec<LocalityLabel>>,
+    /// Per cluster of the caller, the peers to fail over to, in order; absent = all exporters by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failover: Vec<FailoverOrder>,
+    /// Share of healthy endpoints in the open tiers below which the next one opens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_next_tier_below: Option<Percent>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub return_after: Option<PolicyDuration>,
+    /// Only with mode Distribute.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub distribute: Vec<DistributeShares>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LocalityPolicyMode {
+    #[default]
+    Failover,
+    Distribute,
+    LocalOnly,
+    Ignore,
+}
+
+/// A step of the ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LocalityLabel {
+    Zone,
+    Region,
+    Cluster,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FailoverOrder {
+    pub from: ClusterName,
+    pub to: Vec<ClusterName>,
+}
+
+/// Percent of the traffic of callers in `from` per cluster; together 100.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DistributeShares {
+    pub from: ClusterName,
+    pub to: BTreeMap<ClusterName, u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HealthPolicy {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier: Option<OutlierPolicy>,
+}
+
+/// When a target is taken out for a while. Absent fields keep the defaults of `OutlierSettings`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OutlierPolicy {
+    #[serde(default, rename = "consecutive5xx", skip_serializing_if = "Option::is_none")]
+    pub consecutive_5xx: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consecutive_gateway_errors: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<PolicyDuration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eject_for: Option<PolicyDuration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ejected: Option<Percent>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Severity {
+    Error,
+    Warning,
+}
+
+/// One thing that is wrong with a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diagnostic {
+    /// `E4101` …
+    pub code: String,
+    pub severity: Severity,
+    pub message: String,
+    pub file: String,
+    /// 1-based; 0 = unknown.
+    pub line: usize,
+    pub column: usize,
+    /// How to fix it.
+    #[serde(default)]
+    pub fix: String,
+    /// The field, from the document's root: `spec.rules[1].backendRefs[0].name`. Empty = the document.
+    #[serde(default)]
+    pub path: String,
+}
+
+impl PolicyDocument {
+    pub fn kind(&self) -> PolicyKind {
+        match self.spec {
+            PolicySpec::HttpRoute(_) => PolicyKind::HttpRoute,
+            PolicySpec::BackendPolicy(_) => PolicyKind::BackendPolicy,
+        }
+    }
+
+    pub fn key(&self) -> PolicyKey {
+        PolicyKey { kind: self.kind(), name: self.name.clone() }
+    }
+
+    /// As the user would write it (`apiVersion`, `kind`, `metadata`, `spec`), as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        let spec = match &self.spec {
+            PolicySpec::HttpRoute(route) => serde_json::to_value(route),
+            PolicySpec::BackendPolicy(policy) => serde_json::to_value(policy),
+        };
+        serde_json::json!({
+            "apiVersion": self.kind().api_version(),
+            "kind": self.kind().to_string(),
+            "metadata": { "name": self.name.name(), "namespace": self.name.namespace() },
+            "spec": spec.expect("policy documents have string keys and no failing serialisers"),
+        })
+    }
+}
+
+impl PolicyKind {
+    pub const ALL: [PolicyKind; 2] = [Self::HttpRoute, Self::BackendPolicy];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HttpRoute => "HTTPRoute",
+            Self::BackendPolicy => "BackendPolicy",
+        }
+    }
+
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::HttpRoute => GATEWAY_API_VERSION,
+            Self::BackendPolicy => HANSE_API_VERSION,
+        }
+    }
+}
+
+impl TargetRef {
+    /// The service it means, in a document of `namespace`.
+    pub fn service(&self, namespace: &str) -> ServiceName {
+        named(namespace, self.namespace.as_ref(), &self.name)
+    }
+}
+
+impl BackendRef {
+    /// The service it means, in a document of `namespace`.
+    pub fn service(&self, namespace: &str) -> ServiceName {
+        named(namespace, self.namespace.as_ref(), &self.name)
+    }
+}
+
+/// `namespace` is that of a document, and so a label already.
+fn named(namespace: &str, own: Option<&Label>, name: &Label) -> ServiceName {
+    ServiceName::new(own.map_or(namespace, Label::as_str), name.as_str()).expect("labels make a service name")
+}
+
+impl HttpMethod {
+    pub const ALL: [HttpMethod; 9] = [
+        Self::Get,
+        Self::Head,
+        Self::Post,
+        Self::Put,
+        Self::Delete,
+        Self::Connect,
+        Self::Options,
+        Self::Trace,
+        Self::Patch,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+            Self::Options => "OPTIONS",
+            Self::Trace => "TRACE",
+            Self::Patch => "PATCH",
+        }
+    }
+}
+
+impl PathMatch {
+    /// What a match without a path means: everything.
+    pub fn everything() -> Self {
+        Self { kind: PathMatchKind::PathPrefix, value: root_path() }
+    }
+}
+
+fn root_path() -> String {
+    "/".to_owned()
+}
+
+fn service_kind() -> RefKind {
+    RefKind::Service
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl FromStr for PolicyKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "httproute" | "httproutes" => Ok(Self::HttpRoute),
+            "backendpolicy" | "backendpolicies" => Ok(Self::BackendPolicy),
+            _ => Err(format!("{text:?} is no kind of policy; known: HTTPRoute, BackendPolicy")),
+        }
+    }
+}
+
+impl std::fmt::Display for PolicyKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::fmt::Display for PolicyKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
+impl std::fmt::Display for RefKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Service => "Service",
+            Self::ServiceImport => "ServiceImport",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

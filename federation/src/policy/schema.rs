@@ -1,0 +1,442 @@
+//! The shape of the documents as data: which fields there are, which are needed, which this version lacks.
+//!
+//! One walk over a document's tree finds everything that is wrong with its shape, each with its place. Serde then
+//! reads what has passed; a test holds the two against each other.
+
+use super::document::MAX_WEIGHT;
+use super::tree::{Content, Entry, Node, Place};
+use super::value::{Label, Percent, PolicyDuration, near};
+use hanse_identity::ClusterName;
+
+/// What a value has to look like.
+pub enum Shape {
+    Object(&'static [Field]),
+    /// Names chosen by the writer, all with the same shape.
+    Map {
+        key: TextCheck,
+        of: &'static Shape,
+    },
+    List {
+        of: &'static Shape,
+        at_least: usize,
+        at_most: usize,
+    },
+    Text(TextCheck),
+    OneOf(&'static [&'static str]),
+    Integer {
+        from: i128,
+        to: i128,
+    },
+    /// Whatever is written here is of no concern to us.
+    Any,
+}
+
+/// `Err`: what is wrong with the text, as a sentence with the fix in it.
+pub type TextCheck = fn(&str) -> Result<(), String>;
+
+pub struct Field {
+    pub name: &'static str,
+    pub need: Need,
+    pub shape: &'static Shape,
+}
+
+pub enum Need {
+    Required,
+    Optional,
+    /// A field of the standard or of the plan that this version does not carry out, and what to do instead.
+    NotYet(&'static str),
+}
+
+/// One thing that is wrong, with no file yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub code: &'static str,
+    pub place: Place,
+    pub path: String,
+    pub message: String,
+    pub fix: String,
+}
+
+const fn required(name: &'static str, shape: &'static Shape) -> Field {
+    Field { name, need: Need::Required, shape }
+}
+
+const fn optional(name: &'static str, shape: &'static Shape) -> Field {
+    Field { name, need: Need::Optional, shape }
+}
+
+const fn not_yet(name: &'static str, instead: &'static str) -> Field {
+    Field { name, need: Need::NotYet(instead), shape: &Shape::Any }
+}
+
+/// The document as a whole; `spec` is checked by kind.
+pub static DOCUMENT: Shape = Shape::Object(&[
+    required("apiVersion", &ANY_TEXT),
+    required("kind", &ANY_TEXT),
+    required("metadata", &METADATA),
+    required("spec", &Shape::Any),
+    optional("status", &Shape::Any),
+]);
+
+/// What Kubernetes itself writes into metadata is let through, so that what was read there can be applied here.
+static METADATA: Shape = Shape::Object(&[
+    required("name", &LABEL),
+    optional("namespace", &LABEL),
+    optional("labels", &Shape::Any),
+    optional("annotations", &Shape::Any),
+    optional("creationTimestamp", &Shape::Any),
+    optional("finalizers", &Shape::Any),
+    optional("generation", &Shape::Any),
+    optional("managedFields", &Shape::Any),
+    optional("ownerReferences", &Shape::Any),
+    optional("resourceVersion", &Shape::Any),
+    optional("uid", &Shape::Any),
+]);
+
+/// Counts are those of Gateway API v1.
+pub static HTTP_ROUTE: Shape = Shape::Object(&[
+    required("parentRefs", &Shape::List { of: &PARENT, at_least: 1, at_most: 32 }),
+    optional("hostnames", &Shape::List { of: &HOST_NAME, at_least: 0, at_most: 16 }),
+    required("rules", &Shape::List { of: &RULE, at_least: 1, at_most: 16 }),
+    not_yet("useDefaultGateways", "name the services in parentRefs"),
+]);
+
+static PARENT: Shape = Shape::Object(&[
+    optional("group", &GROUP),
+    required("kind", &REF_KIND),
+    required("name", &LABEL),
+    optional("namespace", &LABEL),
+    optional("port", &PORT),
+    not_yet("sectionName", "a service of the mesh has one port; leave it out"),
+]);
+
+static RULE: Shape = Shape::Object(&[
+    optional("name", &RULE_NAME),
+    optional("matches", &Shape::List { of: &MATCH, at_least: 0, at_most: 64 }),
+    optional("timeouts", &TIMEOUTS),
+    required("backendRefs", &Shape::List { of: &BACKEND, at_least: 1, at_most: 16 }),
+    not_yet("filters", "headers, rewrites and mirrors have to be done by the app or a gateway of its own"),
+    not_yet("retry", "idempotent requests are retried within a budget of 20 % without it"),
+    not_yet("sessionPersistence", "use one backend per rule and match on a header"),
+]);
+
+static MATCH: Shape = Shape::Object(&[
+    optional("path", &PATH),
+    optional("headers", &Shape::List { of: &HEADER, at_least: 0, at_most: 16 }),
+    optional(
+        "method",
+        &Shape::OneOf(&["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]),
+    ),
+    not_yet("queryParams", "match on a header or on the path"),
+]);
+
+static PATH: Shape = Shape::Object(&[
+    optional("type", &Shape::OneOf(&["Exact", "PathPrefix", "RegularExpression"])),
+    optional("value", &ANY_TEXT),
+]);
+
+static HEADER: Shape = Shape::Object(&[
+    optional("type", &Shape::OneOf(&["Exact", "RegularExpression"])),
+    required("name", &HEADER_NAME),
+    required("value", &ANY_TEXT),
+]);
+
+static TIMEOUTS: Shape =
+    Shape::Object(&[optional("request", &DURATION), optional("backendRequest", &DURATION)]);
+
+static BACKEND: Shape = Shape::Object(&[
+    optional("group", &GROUP),
+    optional("kind", &REF_KIND),
+    required("name", &LABEL),
+    optional("namespace", &LABEL),
+    optional("port", &PORT),
+    optional("weight", &Shape::Integer { from: 0, to: MAX_WEIGHT as i128 }),
+    not_yet("filters", "headers have to be changed by the app"),
+]);
+
+pub static BACKEND_POLICY: Shape = Shape::Object(&[
+    optional("scope", &Shape::OneOf(&["Cluster", "Federation"])),
+    required("targetRefs", &Shape::List { of: &TARGET, at_least: 1, at_most: 16 }),
+    optional("locality", &LOCALITY),
+    optional("health", &HEALTH),
+    not_yet("loadBalancing", "requests go to ready endpoints by weight"),
+    not_yet("retry", "idempotent requests are retried within a budget of 20 % without it"),
+    not_yet("limits", "limits are flags of the proxy and the gateway"),
+    not_yet("sessionPersistence", "use one backend per rule and match on a header"),
+]);
+
+static TARGET: Shape = Shape::Object(&[
+    optional("group", &GROUP),
+    required("kind", &REF_KIND),
+    required("name", &LABEL),
+    optional("namespace", &LABEL),
+]);
+
+static LOCALITY: Shape = Shape::Object(&[
+    optional("mode", &Shape::OneOf(&["Failover", "Distribute", "LocalOnly", "Ignore"])),
+    optional(
+        "prefer",
+        &Shape::List { of: &Shape::OneOf(&["zone", "region", "cluster"]), at_least: 1, at_most: 3 },
+    ),
+    optional("failover", &Shape::List { of: &FAILOVER, at_least: 0, at_most: 64 }),
+    optional("openNextTierBelow", &PERCENT),
+    optional("returnAfter", &DURATION),
+    optional("distribute", &Shape::List { of: &DISTRIBUTE, at_least: 0, at_most: 64 }),
+]);
+
+static FAILOVER: Shape = Shape::Object(&[
+    required("from", &CLUSTER),
+    required("to", &Shape::List { of: &CLUSTER, at_least: 1, at_most: 64 }),
+]);
+
+static DISTRIBUTE: Shape = Shape::Object(&[
+    required("from", &CLUSTER),
+    required("to", &Shape::Map { key: cluster, of: &Shape::Integer { from: 0, to: 100 } }),
+]);
+
+static HEALTH: Shape = Shape::Object(&[
+    optional("outlier", &OUTLIER),
+    not_yet("active", "endpoints are watched by their own proxies; outlier detection sees the rest"),
+]);
+
+static OUTLIER: Shape = Shape::Object(&[
+    optional("consecutive5xx", &COUNT),
+    optional("consecutiveGatewayErrors", &COUNT),
+    optional("interval", &DURATION),
+    optional("ejectFor", &DURATION),
+    optional("maxEjected", &PERCENT),
+]);
+
+static ANY_TEXT: Shape = Shape::Text(any_text);
+static LABEL: Shape = Shape::Text(label);
+static CLUSTER: Shape = Shape::Text(cluster);
+static GROUP: Shape = Shape::OneOf(&["", "core", "multicluster.x-k8s.io"]);
+static REF_KIND: Shape = Shape::OneOf(&["Service", "ServiceImport"]);
+static PORT: Shape = Shape::Integer { from: 1, to: 65_535 };
+static COUNT: Shape = Shape::Integer { from: 1, to: 1_000_000 };
+static DURATION: Shape = Shape::Text(duration);
+static PERCENT: Shape = Shape::Text(percent);
+static HEADER_NAME: Shape = Shape::Text(header_name);
+static HOST_NAME: Shape = Shape::Text(host_name);
+static RULE_NAME: Shape = Shape::Text(rule_name);
+
+/// Longest text that a document may say in one field.
+const MAX_FIELD_BYTES: usize = 4096;
+
+fn any_text(text: &str) -> Result<(), String> {
+    let fits = text.len() <= MAX_FIELD_BYTES;
+    if fits { Ok(()) } else { Err(format!("it is longer than {MAX_FIELD_BYTES} bytes")) }
+}
+
+fn label(text: &str) -> Result<(), String> {
+    text.parse::<Label>().map(drop).map_err(|e| e.to_string())
+}
+
+fn cluster(text: &str) -> Result<(), String> {
+    text.parse::<ClusterName>().map(drop).map_err(|e| e.to_string())
+}
+
+fn duration(text: &str) -> Result<(), String> {
+    text.parse::<PolicyDuration>().map(drop).map_err(|e| e.to_string())
+}
+
+fn percent(text: &str) -> Result<(), String> {
+    text.parse::<Percent>().map(drop).map_err(|e| e.to_string())
+}
+
+/// RFC 9110 §5.1: a token.
+fn header_name(text: &str) -> Result<(), String> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if !text.is_empty() && text.len() <= 256 && text.bytes().all(token) {
+        Ok(())
+    } else {
+        Err(format!("{:?} is not the name of a header", text.chars().take(80).collect::<String>()))
+    }
+}
+
+fn host_name(text: &str) -> Result<(), String> {
+    let bare = text.strip_prefix("*.").unwrap_or(text);
+    if bare.len() <= 253 && bare.split('.').all(|part| label(part).is_ok()) {
+        Ok(())
+    } else {
+        Err(format!("{:?} is not a host name", text.chars().take(80).collect::<String>()))
+    }
+}
+
+/// Rule names may have several labels (Gateway API SectionName).
+fn rule_name(text: &str) -> Result<(), String> {
+    if text.len() <= 253 && text.split('.').all(|part| label(part).is_ok()) {
+        Ok(())
+    } else {
+        Err(format!("{:?} is not a name for a rule", text.chars().take(80).collect::<String>()))
+    }
+}
+
+/// Everything that is wrong with the shape of `node`, which is at `path`.
+pub fn check(shape: &Shape, node: &Node, path: &str, problems: &mut Vec<Problem>) {
+    let mut report = |code, message: String, fix: String| {
+        problems.push(Problem { code, place: node.place, path: path.to_owned(), message, fix });
+    };
+    match (shape, &node.content) {
+        (Shape::Any, _) => {}
+        (Shape::Object(fields), Content::Object(entries)) => {
+            check_object(fields, node, entries, path, problems)
+        }
+        (Shape::Map { key, of }, Content::Object(entries)) => {
+            for entry in entries {
+                let path = format!("{path}.{}", entry.key);
+                if let Err(message) = key(&entry.key) {
+                    let place = entry.key_place;
+                    problems.push(Problem {
+                        code: "E4005",
+                        place,
+                        path: path.clone(),
+                        message,
+                        fix: String::new(),
+                    });
+                }
+                check(of, &entry.value, &path, problems);
+            }
+        }
+        (Shape::List { of, at_least, at_most }, Content::List(items)) => {
+            if items.len() < *at_least {
+                report("E4004", format!("{} needs at least {at_least}", last(path)), String::new());
+            }
+            if items.len() > *at_most {
+                let message = format!("{} has {}; at most {at_most} are allowed", last(path), items.len());
+                report("E4005", message, "split it into several documents".to_owned());
+                return;
+            }
+            for (index, item) in items.iter().enumerate() {
+                check(of, item, &format!("{path}[{index}]"), problems);
+            }
+        }
+        (Shape::Text(test), Content::Text(text)) => {
+            if let Err(message) = test(text) {
+                report("E4005", format!("{}: {message}", last(path)), String::new());
+            }
+        }
+        (Shape::OneOf(known), Content::Text(text)) if known.contains(&text.as_str()) => {}
+        (Shape::OneOf(known), Content::Text(text)) => {
+            let fix = match near(text, known.iter().copied()) {
+                Some(near) => format!("did you mean {near}?"),
+                None => format!("write one of: {}", quote_empty(known)),
+            };
+            report("E4005", format!("{} cannot be {:?}", last(path), shortened(text)), fix);
+        }
+        (Shape::Integer { from, to }, Content::Integer(number)) => {
+            if number < from || number > to {
+                report(
+                    "E4005",
+                    format!("{} is {number}; it has to be {from} to {to}", last(path)),
+                    String::new(),
+                );
+            }
+        }
+        (wanted, _) => {
+            let (wanted, fix) = wanted.describe(node);
+            report("E4002", format!("{} has to be {wanted}, found {}", last(path), node.what()), fix);
+        }
+    }
+}
+
+fn check_object(fields: &[Field], node: &Node, entries: &[Entry], path: &str, problems: &mut Vec<Problem>) {
+    let inside = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    for entry in entries {
+        let path = inside(&entry.key);
+        let Some(field) = fields.iter().find(|field| field.name == entry.key) else {
+            problems.push(unknown(fields, entry, path));
+            continue;
+        };
+        if let Need::NotYet(instead) = field.need {
+            problems.push(Problem {
+                code: "E4125",
+                place: entry.key_place,
+                path,
+                message: format!("{} is not supported by this version", entry.key),
+                fix: instead.to_owned(),
+            });
+        } else if !entry.value.is_null() {
+            check(field.shape, &entry.value, &path, problems);
+        }
+    }
+    // A slip of the pen is one mistake, not an unknown field and a missing one.
+    let misspelt = |name: &str| entries.iter().any(|entry| suggestion(fields, &entry.key) == Some(name));
+    for field in fields.iter().filter(|field| matches!(field.need, Need::Required)) {
+        if node.get(field.name).is_none_or(Node::is_null) && !misspelt(field.name) {
+            problems.push(Problem {
+                code: "E4004",
+                place: node.place,
+                path: inside(field.name),
+                message: match path {
+                    "" => format!("the document has no {}", field.name),
+                    _ => format!("{} has no {}", last(path), field.name),
+                },
+                fix: format!("add {}", field.name),
+            });
+        }
+    }
+}
+
+fn suggestion(fields: &[Field], key: &str) -> Option<&'static str> {
+    near(key, fields.iter().map(|field| field.name))
+}
+
+fn unknown(fields: &[Field], entry: &Entry, path: String) -> Problem {
+    let known = || fields.iter().filter(|f| !matches!(f.need, Need::NotYet(_))).map(|f| f.name);
+    let fix = match suggestion(fields, &entry.key) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("known here: {}", known().collect::<Vec<_>>().join(", ")),
+    };
+    let message = format!("unknown field {:?}", shortened(&entry.key));
+    Problem { code: "E4001", place: entry.key_place, path, message, fix }
+}
+
+impl Shape {
+    /// What is wanted, and how to mend `node` where that is plain to see.
+    fn describe(&self, node: &Node) -> (&'static str, String) {
+        let scalar = match &node.content {
+            Content::Bool(value) => Some(value.to_string()),
+            Content::Integer(number) => Some(number.to_string()),
+            Content::Float(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let quoted = scalar.map(|text| format!("put it in quotes: \"{text}\"")).unwrap_or_default();
+        match self {
+            Self::Object(_) | Self::Map { .. } => ("an object", String::new()),
+            Self::List { .. } => ("a list", "put a - before it".to_owned()),
+            Self::Text(test) if test(&probe(node, "%")).is_ok() && test(&probe(node, "")).is_err() => {
+                ("a percentage", format!("write {}", probe(node, "%")))
+            }
+            Self::Text(test) if test(&probe(node, "s")).is_ok() && test(&probe(node, "")).is_err() => {
+                ("a duration", format!("write {}, or with another unit: ms, m, h", probe(node, "s")))
+            }
+            Self::Text(_) | Self::OneOf(_) => ("a text", quoted),
+            Self::Integer { .. } => ("a whole number", String::new()),
+            Self::Any => ("anything", String::new()),
+        }
+    }
+}
+
+/// A number with a unit behind it, to see whether only the unit is missing.
+fn probe(node: &Node, unit: &str) -> String {
+    match &node.content {
+        Content::Integer(number) => format!("{number}{unit}"),
+        _ => String::new(),
+    }
+}
+
+fn last(path: &str) -> &str {
+    match path.rsplit('.').next() {
+        Some("") | None => "the document",
+        Some(field) => field,
+    }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn quote_empty(known: &[&str]) -> String {
+    known.iter().map(|k| if k.is_empty() { "\"\"" } else { k }).collect::<Vec<_>>().join(", ")
+}

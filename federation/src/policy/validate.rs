@@ -1,0 +1,299 @@
+//! Holding documents against a View: parents, backends, weights, clusters (policy.md §2.6, the E41xx set).
+//!
+//! What a document says wrongly by itself is in `validate/alone.rs`; here is what needs to know the clusters.
+
+use std::collections::BTreeSet;
+
+use hanse_identity::{ClusterName, ServiceName, Timestamp};
+
+use super::document::{
+    BackendPolicy, Diagnostic, HttpRoute, LocalityPolicy, LocalityPolicyMode, PolicyDocument, PolicyKey,
+    PolicySpec, RefKind, Scope, Severity, TargetRef,
+};
+use super::value::near;
+use crate::view::View;
+
+mod alone;
+
+/// Most names that a message lists.
+const MAX_LISTED: usize = 8;
+
+/// Errors and warnings for documents about to be applied together; `documents` carry their line. Diagnostics have
+/// the line of the document and the path of the field; `locate` finds the field's own line where the text is at hand.
+pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) -> Vec<Diagnostic> {
+    let mut diagnostics = Vec::new();
+    for (document, line) in documents {
+        let mut findings = Findings { file, line: *line, diagnostics: &mut diagnostics };
+        let namespace = document.name.namespace();
+        match &document.spec {
+            PolicySpec::HttpRoute(route) => {
+                alone::check_route(route, namespace, &mut findings);
+                check_route(view, route, namespace, &mut findings);
+            }
+            PolicySpec::BackendPolicy(policy) => {
+                alone::check_policy(policy, namespace, &mut findings);
+                check_policy(view, policy, namespace, &mut findings);
+                check_conflicts(view, documents, document, policy, &mut findings);
+            }
+        }
+    }
+    diagnostics
+}
+
+/// Where the findings of one document go.
+struct Findings<'f> {
+    file: &'f str,
+    line: usize,
+    diagnostics: &'f mut Vec<Diagnostic>,
+}
+
+impl Findings<'_> {
+    fn error(&mut self, code: &str, path: String, message: String, fix: String) {
+        self.add(code, Severity::Error, path, message, fix);
+    }
+
+    fn warning(&mut self, code: &str, path: String, message: String, fix: String) {
+        self.add(code, Severity::Warning, path, message, fix);
+    }
+
+    fn add(&mut self, code: &str, severity: Severity, path: String, message: String, fix: String) {
+        let (code, file) = (code.to_owned(), self.file.to_owned());
+        self.diagnostics.push(Diagnostic {
+            code,
+            severity,
+            message,
+            file,
+            line: self.line,
+            column: 0,
+            fix,
+            path,
+        });
+    }
+}
+
+fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut Findings<'_>) {
+    check_targets(view, "parentRefs", "parent", &route.parent_refs, namespace, findings);
+    for (r, rule) in route.rules.iter().enumerate() {
+        let total: u64 = rule.backend_refs.iter().map(|b| u64::from(b.weight)).sum();
+        for (b, backend) in rule.backend_refs.iter().enumerate() {
+            let path = format!("spec.rules[{r}].backendRefs[{b}].name");
+            let service = backend.service(namespace);
+            let effect = match total {
+                0 => String::new(),
+                _ => format!("; {} % of the rule's requests would get 503", percent(backend.weight, total)),
+            };
+            if is_here(view, &service) {
+                continue;
+            }
+            let abroad = exporters(view, &service);
+            if abroad.is_empty() {
+                let message = format!(
+                    "backend {service} exists in no cluster{effect} ({})",
+                    known_names(view, namespace)
+                );
+                findings.error("E4107", path, message, suggestion(view, &service));
+            } else if backend.kind == RefKind::Service {
+                let message = format!("backend {service} has no endpoint in {}", view.cluster);
+                let fix = format!("write kind: ServiceImport to reach it in {}", list(&abroad));
+                findings.warning("E4107", path, message, fix);
+            }
+        }
+    }
+}
+
+fn check_policy(view: &View, policy: &BackendPolicy, namespace: &str, findings: &mut Findings<'_>) {
+    check_targets(view, "targetRefs", "target", &policy.target_refs, namespace, findings);
+    if policy.scope == Scope::Federation {
+        let message =
+            "scope Federation is kept, but this version does not offer policies to peers".to_owned();
+        findings.warning(
+            "E4125",
+            "spec.scope".to_owned(),
+            message,
+            "apply the document in each cluster".to_owned(),
+        );
+    }
+    let Some(locality) = &policy.locality else { return };
+    check_clusters(view, locality, findings);
+    if locality.mode == LocalityPolicyMode::LocalOnly {
+        for target in &policy.target_refs {
+            let service = target.service(namespace);
+            if view.endpoints_of(&service).next().is_none() {
+                let message = format!(
+                    "{service} has no endpoint in {}, and LocalOnly lets no request leave it",
+                    view.cluster
+                );
+                let fix = "start an endpoint here, or write mode: Failover".to_owned();
+                findings.warning("E4113", "spec.locality.mode".to_owned(), message, fix);
+            }
+        }
+    }
+}
+
+/// Every target has to be a service that this cluster or an import knows.
+fn check_targets(
+    view: &View,
+    field: &str,
+    what: &str,
+    targets: &[TargetRef],
+    namespace: &str,
+    findings: &mut Findings<'_>,
+) {
+    for (index, target) in targets.iter().enumerate() {
+        let service = target.service(namespace);
+        if !is_here(view, &service) && exporters(view, &service).is_empty() {
+            let message = format!(
+                "{what} {} {service} is neither in {} nor imported ({})",
+                target.kind,
+                view.cluster,
+                known_names(view, namespace)
+            );
+            findings.error(
+                "E4101",
+                format!("spec.{field}[{index}].name"),
+                message,
+                suggestion(view, &service),
+            );
+        }
+    }
+}
+
+/// Clusters that a locality names have to be this one or a peer.
+fn check_clusters(view: &View, locality: &LocalityPolicy, findings: &mut Findings<'_>) {
+    let mut check = |cluster: &ClusterName, path: String| {
+        if *cluster == view.cluster || view.peers.contains_key(cluster) {
+            return;
+        }
+        let known: Vec<&str> =
+            std::iter::once(&view.cluster).chain(view.peers.keys()).map(ClusterName::as_str).collect();
+        let fix = match near(cluster.as_str(), known.iter().copied()) {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!("join it first: hanse cluster token create --for {cluster}"),
+        };
+        let message =
+            format!("{cluster} is no cluster that {} knows (known: {})", view.cluster, known.join(", "));
+        findings.error("E4111", path, message, fix);
+    };
+    for (f, order) in locality.failover.iter().enumerate() {
+        check(&order.from, format!("spec.locality.failover[{f}].from"));
+        for (t, to) in order.to.iter().enumerate() {
+            check(to, format!("spec.locality.failover[{f}].to[{t}]"));
+        }
+    }
+    for (d, shares) in locality.distribute.iter().enumerate() {
+        check(&shares.from, format!("spec.locality.distribute[{d}].from"));
+        for to in shares.to.keys() {
+            check(to, format!("spec.locality.distribute[{d}].to.{to}"));
+        }
+    }
+}
+
+/// Other policies of the same target: which of them will be in force.
+fn check_conflicts(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    document: &PolicyDocument,
+    policy: &BackendPolicy,
+    findings: &mut Findings<'_>,
+) {
+    let key = document.key();
+    let together: BTreeSet<PolicyKey> = documents.iter().map(|(d, _)| d.key()).collect();
+    let kept = view.policies.values().filter(|d| !together.contains(&d.key()));
+    let others: Vec<&PolicyDocument> =
+        kept.chain(documents.iter().map(|(d, _)| d)).filter(|d| d.key() != key).collect();
+    for (index, target) in policy.target_refs.iter().enumerate() {
+        let same = |other: &&&PolicyDocument| {
+            let PolicySpec::BackendPolicy(policy) = &other.spec else { return false };
+            let theirs = other.name.namespace();
+            let here = document.name.namespace();
+            policy
+                .target_refs
+                .iter()
+                .any(|t| t.kind == target.kind && t.service(theirs) == target.service(here))
+        };
+        let rivals: Vec<&PolicyDocument> = others.iter().filter(same).copied().collect();
+        let Some(best) = rivals.iter().copied().chain([document]).min_by_key(|d| (age(view, d), &d.name))
+        else {
+            continue;
+        };
+        if let Some(rival) = rivals.first() {
+            let named = if best.name == document.name { rival } else { &best };
+            let outcome = if best.name == document.name { "this one wins" } else { "that one wins" };
+            let message = format!(
+                "{} and {} both target {} {}: {outcome} (the older, then the first by name)",
+                document.name,
+                named.name,
+                target.kind,
+                target.service(document.name.namespace()),
+            );
+            let fix = format!("merge them, or: hanse policy delete {}", named.key().kind);
+            let fix =
+                format!("{fix} {}", if best.name == document.name { &rival.name } else { &document.name });
+            findings.warning("E4120", format!("spec.targetRefs[{index}]"), message, fix);
+        }
+    }
+}
+
+/// When a document was created as the control node will see it: kept if it is applied again, else younger than all.
+fn age(view: &View, document: &PolicyDocument) -> Timestamp {
+    view.policies.get(&document.key()).map_or(Timestamp(u64::MAX), |stored| stored.created)
+}
+
+/// Whether the service is one of this cluster's own.
+fn is_here(view: &View, service: &ServiceName) -> bool {
+    view.services.contains_key(service) || view.endpoints_of(service).next().is_some()
+}
+
+/// Peers that export it to us.
+fn exporters<'v>(view: &'v View, service: &ServiceName) -> Vec<&'v str> {
+    view.peers
+        .iter()
+        .filter(|(_, peer)| peer.services.contains_key(service))
+        .map(|(name, _)| name.as_str())
+        .collect()
+}
+
+/// All services that can be reached from here.
+fn reachable(view: &View) -> BTreeSet<&ServiceName> {
+    view.services.keys().chain(view.peers.values().flat_map(|peer| peer.services.keys())).collect()
+}
+
+fn known_names(view: &View, namespace: &str) -> String {
+    let names: Vec<&str> =
+        reachable(view).into_iter().filter(|s| s.namespace() == namespace).map(ServiceName::name).collect();
+    match names.as_slice() {
+        [] => format!("no service of namespace {namespace} is known"),
+        names => format!("known in {namespace}: {}", list(names)),
+    }
+}
+
+fn suggestion(view: &View, service: &ServiceName) -> String {
+    let known = reachable(view);
+    let names = known.iter().filter(|s| s.namespace() == service.namespace()).map(|s| s.name());
+    let export = format!("hanse service export {service}");
+    if let Some(near) = near(service.name(), names) {
+        return format!("did you mean {near}? or, in the cluster that has it: {export}");
+    }
+    match known.iter().find(|s| s.name() == service.name()) {
+        Some(other) => {
+            format!("it is in another namespace, {other}; or, in the cluster that has it: {export}")
+        }
+        None => format!("in the cluster that has it: {export}"),
+    }
+}
+
+fn list(names: &[&str]) -> String {
+    let shown = names.iter().take(MAX_LISTED).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(MAX_LISTED) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Rounded up, so that a small share is not told as none.
+fn percent(weight: u32, total: u64) -> u64 {
+    (u64::from(weight) * 100).div_ceil(total)
+}
+
+#[cfg(test)]
+mod tests;

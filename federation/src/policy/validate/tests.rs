@@ -1,0 +1,201 @@
+use super::*;
+use crate::catalog::{Export, Service, ServiceSummary};
+use crate::change::{Change, PeerFact, PeerRecord};
+use crate::policy::{locate, parse};
+
+/// west with shop/reviews (exported, no endpoint) and shop/web; peers east (exports shop/reviews-v2) and north.
+fn view() -> View {
+    let mut view = View::new("west".parse().unwrap(), "west.example".parse().unwrap());
+    for (name, export) in [("shop/reviews", Some(Export::Everyone)), ("shop/web", None)] {
+        view.apply(&Change::ServicePut(Service {
+            name: name.parse().unwrap(),
+            identities: BTreeSet::new(),
+            export,
+        }));
+    }
+    for peer in ["east", "north"] {
+        view.apply(&Change::PeerPut(PeerRecord {
+            cluster: peer.parse().unwrap(),
+            trust_domain: format!("{peer}.example").parse().unwrap(),
+            endpoints: vec![],
+            invite: String::new(),
+            joined: Timestamp(1),
+        }));
+    }
+    let summary = ServiceSummary {
+        name: "shop/reviews-v2".parse().unwrap(),
+        identities: BTreeSet::new(),
+        localities: std::collections::BTreeMap::new(),
+    };
+    view.apply(&Change::PeerFact("east".parse().unwrap(), PeerFact::Service(summary)));
+    view
+}
+
+fn route(rules: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: r, namespace: shop }}\nspec:\n  \
+         parentRefs: [{{ kind: Service, name: reviews }}]\n  rules:\n{rules}\n"
+    )
+}
+
+fn policy(name: &str, rest: &str) -> String {
+    format!(
+        "apiVersion: hanse.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{ name: {name}, namespace: shop }}\nspec:\n  \
+         targetRefs: [{{ kind: Service, name: reviews }}]\n{rest}\n"
+    )
+}
+
+/// Findings as `line:column code severity path | message | fix`, in the order of their place.
+fn findings_in(view: &View, text: &str) -> Vec<String> {
+    let documents = parse("f.yaml", text).expect("the shape is good");
+    let mut diagnostics = validate(view, "f.yaml", &documents);
+    locate(text, &mut diagnostics);
+    let show = |d: &Diagnostic| {
+        format!("{}:{} {} {:?} {} | {} | {}", d.line, d.column, d.code, d.severity, d.path, d.message, d.fix)
+    };
+    diagnostics.iter().map(show).collect()
+}
+
+fn findings(text: &str) -> Vec<String> {
+    findings_in(&view(), text)
+}
+
+fn codes(text: &str) -> Vec<String> {
+    let code = |finding: &String| finding.split(' ').nth(1).unwrap().to_owned();
+    findings(text).iter().map(code).collect()
+}
+
+#[test]
+fn good_documents_have_no_findings() {
+    assert_eq!(
+        findings(&route("  - { backendRefs: [{ name: reviews }, { name: web, weight: 2 }] }")),
+        [""; 0]
+    );
+    let good = "  locality: { failover: [{ from: west, to: [east, north] }], openNextTierBelow: 70% }";
+    assert_eq!(findings(&policy("p", good)), [""; 0]);
+}
+
+#[test]
+fn a_missing_backend_is_told_with_effect_place_and_near_names() {
+    let rules = "  - backendRefs:\n    - { name: reviews, weight: 90 }\n    - { kind: ServiceImport, group: multicluster.x-k8s.io, name: reviews-v9, weight: 10 }";
+    assert_eq!(
+        findings(&route(rules)),
+        [
+            "9:66 E4107 Error spec.rules[0].backendRefs[1].name | backend shop/reviews-v9 exists in no cluster; 10 % of \
+          the rule's requests would get 503 (known in shop: reviews, reviews-v2, web) | did you mean reviews-v2? or, \
+          in the cluster that has it: hanse service export shop/reviews-v9"
+        ]
+    );
+}
+
+#[test]
+fn a_service_that_is_only_abroad_needs_an_import() {
+    let found = findings(&route("  - { backendRefs: [{ name: reviews-v2 }] }"));
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].contains("E4107 Warning") && found[0].contains("ServiceImport to reach it in east"),
+        "{found:?}"
+    );
+    let import =
+        "  - { backendRefs: [{ kind: ServiceImport, group: multicluster.x-k8s.io, name: reviews-v2 }] }";
+    assert_eq!(findings(&route(import)), [""; 0]);
+}
+
+#[test]
+fn a_missing_parent_and_target_are_errors() {
+    let rules = "  - { backendRefs: [{ name: reviews }] }";
+    let found = findings(&route(rules).replacen("name: reviews", "name: review", 1));
+    assert!(found[0].starts_with("5:39 E4101 Error spec.parentRefs[0].name"), "{found:?}");
+    assert!(found[0].contains("did you mean reviews?"), "{found:?}");
+    let found = findings(&policy("p", "").replace("name: reviews", "name: nowhere"));
+    assert!(found[0].contains("E4101 Error spec.targetRefs[0].name"), "{found:?}");
+}
+
+#[test]
+fn rules_that_cannot_work_are_told() {
+    let backend = "backendRefs: [{ name: reviews }]";
+    for (rules, expected) in [
+        ("  - { backendRefs: [{ name: reviews, weight: 0 }] }".to_owned(), vec!["E4105"]),
+        (format!("  - {{ timeouts: {{ request: 1s, backendRequest: 2s }}, {backend} }}"), vec!["E4110"]),
+        (format!("  - {{ timeouts: {{ request: 1s, backendRequest: 0s }}, {backend} }}"), vec!["E4110"]),
+        (format!("  - {{ timeouts: {{ request: 0s, backendRequest: 2s }}, {backend} }}"), vec![]),
+        (format!("  - {{ matches: [{{ path: {{ value: a }} }}], {backend} }}"), vec!["E4005"]),
+        (format!("  - {{ matches: [{{ path: {{ value: /a//b }} }}], {backend} }}"), vec!["E4005"]),
+        (
+            format!("  - {{ matches: [{{ path: {{ type: RegularExpression, value: '(' }} }}], {backend} }}"),
+            vec!["E4005"],
+        ),
+        (
+            format!(
+                "  - {{ matches: [{{ headers: [{{ type: RegularExpression, name: a, value: '(\\w{{99}}){{99}}' }}] }}], {backend} }}"
+            ),
+            vec!["E4104"],
+        ),
+        ("  - { backendRefs: [{ name: reviews, namespace: other }] }".to_owned(), vec!["E4108", "E4107"]),
+        ("  - { backendRefs: [{ name: reviews, kind: ServiceImport }] }".to_owned(), vec!["E4005"]),
+        (
+            format!("  - {{ {backend} }}\n  - {{ matches: [{{ path: {{ value: / }} }}], {backend} }}"),
+            vec!["E4103"],
+        ),
+        (
+            format!(
+                "  - {{ matches: [{{ path: {{ value: /a }} }}], {backend} }}\n  - {{ matches: [{{ path: {{ value: /a/ }} }}, {{ method: GET }}], {backend} }}"
+            ),
+            vec![],
+        ),
+    ] {
+        assert_eq!(codes(&route(&rules)), expected, "{rules}");
+    }
+}
+
+#[test]
+fn localities_that_cannot_work_are_told() {
+    for (locality, expected) in [
+        ("failover: [{ from: west, to: [eats] }]", vec!["E4111"]),
+        ("failover: [{ from: south, to: [east] }]", vec!["E4111"]),
+        ("failover: [{ from: west, to: [west] }]", vec!["E4112"]),
+        ("failover: [{ from: west, to: [east, east] }]", vec!["E4112"]),
+        ("failover: [{ from: west, to: [east] }, { from: west, to: [north] }]", vec!["E4112"]),
+        ("mode: Distribute, distribute: [{ from: west, to: { west: 80, east: 21 } }]", vec!["E4114"]),
+        ("mode: Distribute, distribute: [{ from: west, to: { west: 80, south: 20 } }]", vec!["E4111"]),
+        ("mode: Distribute, distribute: [{ from: west, to: { west: 80, east: 20 } }]", vec![]),
+        ("mode: Distribute", vec!["E4004"]),
+        ("distribute: [{ from: west, to: { west: 80, east: 20 } }]", vec!["E4005"]),
+        ("mode: Ignore, failover: [{ from: west, to: [east] }]", vec!["E4005"]),
+        ("openNextTierBelow: 0%", vec!["E4115"]),
+        ("mode: LocalOnly", vec!["E4113"]),
+    ] {
+        assert_eq!(codes(&policy("p", &format!("  locality: {{ {locality} }}"))), expected, "{locality}");
+    }
+    let found = findings(&policy("p", "  locality: { failover: [{ from: west, to: [eats] }] }"));
+    assert!(found[0].ends_with("did you mean east?"), "{found:?}");
+    assert_eq!(codes(&policy("p", "  scope: Federation")), ["E4125"]);
+}
+
+#[test]
+fn two_policies_of_one_target_name_the_winner() {
+    let found = findings(&format!("{}---\n{}", policy("b", ""), policy("a", "")));
+    assert_eq!(found.len(), 2);
+    assert!(
+        found[0].contains("E4120 Warning")
+            && found[0].contains("shop/b and shop/a both target Service shop/reviews: that one wins"),
+        "{found:?}"
+    );
+    assert!(
+        found[1].contains("shop/a and shop/b both target Service shop/reviews: this one wins"),
+        "{found:?}"
+    );
+    // What is stored already is older than what comes in, whatever its name.
+    let mut view = view();
+    let (mut stored, _) = parse("f", &policy("b", "")).unwrap().remove(0);
+    stored.created = Timestamp(7);
+    view.apply(&Change::PolicyPut(Box::new(stored)));
+    let found = findings_in(&view, &policy("a", ""));
+    assert!(
+        found[0].contains("shop/a and shop/b both target Service shop/reviews: that one wins"),
+        "{found:?}"
+    );
+    assert!(found[0].ends_with("hanse policy delete BackendPolicy shop/a"), "{found:?}");
+    // The same document again is no conflict with itself.
+    assert_eq!(findings_in(&view, &policy("b", "")), [""; 0]);
+}

@@ -1,0 +1,25 @@
+//! The shell of the gateway: sockets, TLS and copying. Decisions are made in `route`, `limit` and `server_name`.
+
+pub mod passthrough;
+pub mod relay;
+pub mod tunnel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hanse_proxy::runtime::Plane;
+
+use crate::limit::Limits;
+use crate::telemetry::GatewayTelemetry;
+
+/// What both doors share.
+pub struct Gateway {
+    pub plane: Arc<Plane>,
+    pub limits: Limits,
+    pub telemetry: GatewayTelemetry,
+}
+
+/// Longest wait for a TCP connection to an endpoint or another gateway.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after `accept` failed (out of file descriptors, most likely), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);

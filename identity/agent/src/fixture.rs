@@ -1,0 +1,175 @@
+//! What the tests of this crate have in common: authorities, states, callers, and an issuer in this process.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use hanse_identity::svid::Svid;
+use hanse_identity::wire::AgentState;
+use hanse_identity::{
+    Authority, Bundle, Evidence, NodeName, Reason, Registration, Revocation, RevocationId, RevocationTarget,
+    Revocations, Selector, SpiffeId, Timestamp, TrustDomain, grant, issue,
+};
+use tokio::sync::watch;
+
+use crate::attest::{Caller, Process};
+use crate::io::svids::{IssueSvid, IssuerError, key_and_request};
+use crate::io::{View, now, random};
+
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
+pub const REVIEWS: &str = "spiffe://east.example/ns/shop/sa/reviews";
+pub const RATINGS: &str = "spiffe://east.example/ns/shop/sa/ratings";
+
+pub fn east() -> TrustDomain {
+    "east.example".parse().unwrap()
+}
+
+pub fn west() -> TrustDomain {
+    "west.example".parse().unwrap()
+}
+
+pub fn agent() -> NodeName {
+    "host-1".parse().unwrap()
+}
+
+pub fn id(text: &str) -> SpiffeId {
+    text.parse().unwrap()
+}
+
+pub fn serial() -> hanse_identity::Serial {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&random().to_le_bytes());
+    bytes[8..].copy_from_slice(&random().to_le_bytes());
+    hanse_identity::Serial::from_random(bytes)
+}
+
+pub fn authority(trust_domain: &TrustDomain) -> Authority {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let node = "node-1".parse().unwrap();
+    Authority::create(trust_domain, &node, key, serial(), now() - DAY, 30 * DAY).unwrap()
+}
+
+pub fn bundle(authorities: &[&Authority]) -> Bundle {
+    let trust_domain = authorities[0].trust_domain().clone();
+    let authorities = authorities.iter().map(|a| a.certificate().clone()).collect();
+    Bundle { trust_domain, sequence: 1, authorities }
+}
+
+pub fn registration(name: &str, selectors: impl IntoIterator<Item = Selector>) -> Registration {
+    let selectors = selectors.into_iter().collect();
+    Registration {
+        id: id(name),
+        agent: agent(),
+        selectors,
+        services: BTreeSet::new(),
+        ttl_seconds: 3600,
+        address: None,
+    }
+}
+
+pub fn state(registrations: Vec<Registration>, bundles: Vec<Bundle>) -> AgentState {
+    let endpoints = vec!["127.0.0.1:1".to_owned()];
+    AgentState { revision: 1, registrations, bundles, revocations: Revocations::default(), endpoints }
+}
+
+pub fn revocation(number: u64, target: RevocationTarget) -> Revocation {
+    Revocation {
+        id: RevocationId { number, origin: east() },
+        target,
+        reason: Reason::KeyCompromise,
+        note: String::new(),
+        actor: "spiffe://east.example/hanse/admin/ada".to_owned(),
+        at: now(),
+        expires: None,
+    }
+}
+
+/// User that the tests run as.
+pub fn own_uid() -> u32 {
+    std::fs::metadata("/proc/self").unwrap().uid()
+}
+
+pub fn caller() -> Caller {
+    let process = Process { pid: 100, started: 4711 };
+    let path = Some("/usr/bin/reviews".to_owned());
+    Caller { process, uid: 1000, gid: 1000, path, sha256: None }
+}
+
+pub fn evidence(caller: &Caller) -> Evidence {
+    Evidence { agent: agent(), selectors: caller.selectors() }
+}
+
+/// An SVID, the honest way: registration, ticket, request, signature.
+pub fn svid(authority: &Authority, name: &str) -> Svid {
+    let registrations = [registration(name, [Selector::Uid(1000)])];
+    let evidence = evidence(&caller());
+    let none = Revocations::default();
+    let ticket = grant::grant(authority.trust_domain(), &registrations, &none, &evidence, &id(name)).unwrap();
+    let (key, csr) = key_and_request().unwrap();
+    let issued = issue(ticket, &csr, authority, serial(), now()).unwrap();
+    Svid::new(issued.chain, key).unwrap()
+}
+
+/// Decides and signs as a control node does, from the state that the agent has too.
+pub struct TestIssuer {
+    pub authority: Mutex<Arc<Authority>>,
+    pub view: watch::Receiver<View>,
+    /// Requests that fail before the next one succeeds.
+    pub failing: AtomicU32,
+    pub asked: AtomicU32,
+    /// How often each identity was issued.
+    pub issued: Mutex<BTreeMap<SpiffeId, u32>>,
+}
+
+impl TestIssuer {
+    pub fn new(authority: Authority, view: watch::Receiver<View>) -> Arc<Self> {
+        Arc::new(Self {
+            authority: Mutex::new(Arc::new(authority)),
+            view,
+            failing: AtomicU32::new(0),
+            asked: AtomicU32::new(0),
+            issued: Mutex::default(),
+        })
+    }
+
+    fn decide(
+        &self,
+        id: &SpiffeId,
+        csr: &[u8],
+        selectors: BTreeSet<Selector>,
+    ) -> Result<Vec<Vec<u8>>, IssuerError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let fails = self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if fails.is_ok() {
+            return Err(IssuerError::Unreachable("as the test wants it".to_owned()));
+        }
+        let state = self.view.borrow().state.clone().unwrap();
+        let evidence = Evidence { agent: agent(), selectors };
+        let refused = |e: String| IssuerError::Refused(e);
+        let ticket = grant::grant(&east(), &state.registrations, &state.revocations, &evidence, id)
+            .map_err(|e| refused(e.to_string()))?;
+        let authority = Arc::clone(&self.authority.lock().unwrap());
+        let issued = issue(ticket, csr, &authority, serial(), now()).map_err(|e| refused(e.to_string()))?;
+        *self.issued.lock().unwrap().entry(id.clone()).or_default() += 1;
+        Ok(issued.chain)
+    }
+}
+
+impl IssueSvid for TestIssuer {
+    fn issue_svid(
+        &self,
+        id: SpiffeId,
+        csr_der: Vec<u8>,
+        selectors: BTreeSet<Selector>,
+    ) -> BoxFuture<'_, Result<Vec<Vec<u8>>, IssuerError>> {
+        Box::pin(async move { self.decide(&id, &csr_der, selectors) })
+    }
+}
+
+/// The end of an SVID that a test can compare.
+pub fn later(at: Timestamp, seconds: u64) -> Timestamp {
+    at + Duration::from_secs(seconds)
+}

@@ -1,0 +1,153 @@
+//! The agent's admin HTTP: health, metrics, and what is held. Loopback only, never a key.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use super::control_link::ControlLink;
+use super::svids::Holding;
+use super::{Shared, now, sds, stopped, workload_api};
+
+/// Admin connections at once.
+const MAX_CONNECTIONS: usize = 64;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the pages are made from.
+pub struct Admin {
+    pub shared: Arc<Shared>,
+    pub link: Arc<ControlLink>,
+}
+
+/// Serves until shutdown.
+pub async fn serve(admin: Arc<Admin>, listener: TcpListener) {
+    let mut shutdown = admin.shared.shutdown.clone();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut shutdown) => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let admin = Arc::clone(&admin);
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(move |request: Request<Incoming>| {
+                let answer = admin.answer(request.method(), request.uri().path());
+                std::future::ready(Ok::<_, Infallible>(answer))
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+        });
+    }
+}
+
+impl Admin {
+    /// One page.
+    pub fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        if method != Method::GET {
+            return page(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET\n".to_owned());
+        }
+        match path {
+            "/healthz" => page(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            "/readyz" => match self.not_ready() {
+                None => page(StatusCode::OK, "text/plain", "ready\n".to_owned()),
+                Some(why) => page(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{why}\n")),
+            },
+            "/metrics" => {
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                page(StatusCode::OK, kind, self.metrics())
+            }
+            "/entries" => page(StatusCode::OK, "application/json", format!("{:#}\n", self.entries())),
+            _ => page(StatusCode::NOT_FOUND, "text/plain", "/healthz /readyz /metrics /entries\n".to_owned()),
+        }
+    }
+
+    fn not_ready(&self) -> Option<&'static str> {
+        let view = self.shared.view.borrow();
+        if view.trust_domain.is_none() {
+            Some("not joined")
+        } else if view.state.is_none() {
+            Some("no state from a control node yet")
+        } else if self.link.own_revoked() {
+            Some("the agent's own identity is revoked")
+        } else if self.link.own_not_after() <= now() {
+            Some("the agent's own SVID has expired")
+        } else {
+            None
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let metrics = &self.shared.metrics;
+        let held = self.shared.svids.list();
+        let ends = held.iter().filter_map(|row| match &row.holding {
+            Holding::Ready(svid) => Some(svid.facts.not_after.seconds()),
+            _ => None,
+        });
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        metrics.min_not_after.set(ends.min().map_or(0, |end| i64::try_from(end).unwrap_or(i64::MAX)));
+        metrics.svids_held.set(count(held.len()));
+        metrics.sds_streams.set(count(self.shared.streams.count(sds::KIND)));
+        metrics.workload_api_streams.set(count(self.shared.streams.count(workload_api::KIND)));
+        metrics.own_not_after.set(i64::try_from(self.link.own_not_after().seconds()).unwrap_or(i64::MAX));
+        metrics.to_text()
+    }
+
+    fn entries(&self) -> serde_json::Value {
+        let view = self.shared.view.borrow().clone();
+        let held = self.shared.svids.list().into_iter().map(|row| {
+            let (serial, not_after, problem) = match &row.holding {
+                Holding::Ready(svid) => {
+                    (Some(svid.facts.serial.to_string()), Some(svid.facts.not_after.to_string()), None)
+                }
+                Holding::Pending(error) => (None, None, error.as_ref().map(ToString::to_string)),
+                Holding::Denied(denial) => (None, None, Some(denial.to_string())),
+            };
+            json!({
+                "spiffeId": row.key.id, "pid": row.key.process.pid, "uid": row.uid, "streams": row.leases,
+                "serial": serial, "notAfter": not_after, "problem": problem,
+            })
+        });
+        let subscribers =
+            self.shared.streams.list().into_iter().map(
+                |(kind, caller, revision)| json!({ "kind": kind, "caller": caller, "revision": revision }),
+            );
+        json!({
+            "agent": self.shared.name,
+            "trustDomain": view.trust_domain,
+            "revision": view.state.as_ref().map(|s| s.revision),
+            "connected": self.link.connected(),
+            "ownNotAfter": self.link.own_not_after().to_string(),
+            "registrations": view.state.as_ref().map(|s| s.registrations.clone()).unwrap_or_default(),
+            "held": held.collect::<Vec<_>>(),
+            "subscribers": subscribers.collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn page(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,497 @@
+//! The conversation with the control nodes: one connection, moved to another node when it fails.
+//!
+//! Owns dialling, the stream of `AgentState`, the renewal of the agent's own SVID, and the issuer that
+//! `svids` asks. Keeps what it knows through any outage; a state never goes back to an older revision.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::future::BoxFuture;
+use hanse_identity::name::MemberRole;
+use hanse_identity::svid::{Svid, SvidFacts};
+use hanse_identity::tls::{self, Expect, IdentitySource, TlsIdentity, TrustSource};
+use hanse_identity::wire::AgentState;
+use hanse_identity::wire::issue::{AgentUp, IssueSvidRequest, RenewAgentRequest};
+use hanse_identity::{Revocations, Selector, SpiffeId, Trust, Usage, VerifyError, renewal, verify};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::store::{Store, StoreError, StoredIdentity};
+use super::svids::{IssueSvid, IssuerError, MakeError, key_and_request, renewal_due};
+use super::telemetry::Metrics;
+use super::{Streams, View, jitter, now, stopped};
+use crate::wire::issue::issue_client::IssueClient;
+
+pub const ALPN_H2: &[&[u8]] = &[b"h2"];
+/// Server name where the connection's address already says who is dialled.
+const SERVER_NAME: &str = "hanse.internal";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const TLS_TIMEOUT: Duration = Duration::from_secs(3);
+/// A control node that does not send the state by then is given up for the next one.
+const FIRST_STATE_TIMEOUT: Duration = Duration::from_secs(5);
+const RPC_TIMEOUT: Duration = Duration::from_secs(4);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest state that is read.
+const MAX_STATE_BYTES: usize = 64 << 20;
+/// Reports that wait to be sent; only the newest matters.
+const MAX_UNSENT_REPORTS: usize = 2;
+/// Failed requests in a row after which the agent tries another control node: this one may be cut off from
+/// its peers and still hold its connections.
+const STRIKES: u32 = 2;
+/// A connection that lived this long was good: the next failure is the first again.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+const MAX_NAP: Duration = Duration::from_secs(30);
+
+/// A finished connection to a control node. It is never made anew behind one's back: a proof or an identity
+/// belongs to one TLS session.
+pub struct Dialed {
+    pub channel: Channel,
+    /// What only the two ends of the TLS session know.
+    pub binding: [u8; 32],
+}
+
+/// Why a control node cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error("connecting takes longer than {} s", CONNECT_TIMEOUT.as_secs())]
+    ConnectTimeout,
+    #[error("connecting: {0}")]
+    Connect(#[source] io::Error),
+    #[error("the TLS handshake takes longer than {} s", TLS_TIMEOUT.as_secs())]
+    TlsTimeout,
+    #[error("TLS: {0}")]
+    Tls(#[source] io::Error),
+    #[error("the TLS session cannot be bound to")]
+    NoBinding,
+    #[error("HTTP/2: {0}")]
+    Http(#[from] tonic::transport::Error),
+}
+
+/// Why a watched connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WatchEnd {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("{:?}: {}", .0.code(), .0.message())]
+    Status(#[from] Status),
+    #[error("no state within {} s", FIRST_STATE_TIMEOUT.as_secs())]
+    NoState,
+    #[error("the control node closed the stream")]
+    Closed,
+    #[error("the state cannot be read: {0}")]
+    BadState(String),
+    #[error("another control node is to be used")]
+    Moved,
+}
+
+/// Why the agent's own SVID was not renewed.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    #[error(transparent)]
+    Make(#[from] MakeError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The link. Made before the agent has joined, so that callers can be told to wait.
+pub struct ControlLink {
+    identity: ArcSwapOption<TlsIdentity>,
+    trust: ArcSwap<Trust>,
+    channel: watch::Sender<Option<Channel>>,
+    /// Wakes the watching task: use another control node.
+    moved: Notify,
+    strikes: AtomicU32,
+    own_revoked: AtomicBool,
+    own_not_after: AtomicU64,
+    streams: Streams,
+    metrics: Arc<Metrics>,
+}
+
+/// What the link is from the moment the agent has joined.
+pub struct Membership {
+    store: Store,
+    stored: Mutex<StoredIdentity>,
+    id: SpiffeId,
+    /// From the command line: always tried too.
+    extra_endpoints: Vec<String>,
+}
+
+/// Dials a control node: TCP, TLS, HTTP/2.
+pub async fn dial(endpoint: &str, config: Arc<rustls::ClientConfig>) -> Result<Dialed, DialError> {
+    let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(endpoint)).await;
+    let tcp = tcp.map_err(|_| DialError::ConnectTimeout)?.map_err(DialError::Connect)?;
+    tcp.set_nodelay(true).map_err(DialError::Connect)?;
+    let name = ServerName::try_from(SERVER_NAME).expect("the fixed server name is a DNS name");
+    let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
+    let tls =
+        timeout(TLS_TIMEOUT, handshake).await.map_err(|_| DialError::TlsTimeout)?.map_err(DialError::Tls)?;
+    let binding = tls::session_binding(tls.get_ref().1).ok_or(DialError::NoBinding)?;
+    let once = Arc::new(Mutex::new(Some(tls)));
+    let connector = tower::service_fn(move |_uri: http::Uri| {
+        let tls = once.lock().ok().and_then(|mut once| once.take());
+        std::future::ready(tls.map(TokioIo::new).ok_or_else(|| io::Error::other("the connection has ended")))
+    });
+    let http = Endpoint::from_static("http://hanse.internal")
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let channel = timeout(TLS_TIMEOUT, http.connect_with_connector(connector))
+        .await
+        .map_err(|_| DialError::TlsTimeout)??;
+    Ok(Dialed { channel, binding })
+}
+
+impl Membership {
+    pub fn new(store: Store, stored: StoredIdentity, extra_endpoints: Vec<String>) -> Self {
+        let id = SpiffeId::member(&stored.trust_domain, MemberRole::Agent, &stored.name);
+        Self { store, stored: Mutex::new(stored), id, extra_endpoints }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, StoredIdentity> {
+        self.stored.lock().expect("no holder of this lock panics")
+    }
+
+    /// Every known control node, each once; those that the cluster named last come first.
+    fn endpoints(&self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let stored = self.lock().endpoints.clone();
+        stored.into_iter().chain(self.extra_endpoints.clone()).filter(|e| seen.insert(e.clone())).collect()
+    }
+
+    /// Changes what is stored, and the file with it; off the runtime, since it waits for the disk.
+    async fn change(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut StoredIdentity) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let membership = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || {
+            let mut stored = membership.lock();
+            change(&mut stored);
+            membership.store.write_identity(&stored)
+        });
+        written.await.unwrap_or(Ok(()))
+    }
+}
+
+impl ControlLink {
+    pub fn new(streams: Streams, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            identity: ArcSwapOption::empty(),
+            trust: ArcSwap::default(),
+            channel: watch::Sender::new(None),
+            moved: Notify::new(),
+            strikes: AtomicU32::new(0),
+            own_revoked: AtomicBool::new(false),
+            own_not_after: AtomicU64::new(0),
+            streams,
+            metrics,
+        })
+    }
+
+    /// When the agent's own SVID ends; zero before it has joined.
+    pub fn own_not_after(&self) -> hanse_identity::Timestamp {
+        hanse_identity::Timestamp(self.own_not_after.load(Ordering::Acquire))
+    }
+
+    pub fn own_revoked(&self) -> bool {
+        self.own_revoked.load(Ordering::Acquire)
+    }
+
+    pub fn connected(&self) -> bool {
+        self.channel.borrow().is_some()
+    }
+
+    /// Takes the agent's own identity on and runs until shutdown.
+    pub async fn run(
+        self: Arc<Self>,
+        membership: Membership,
+        svid: Svid,
+        view: watch::Sender<View>,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> Result<(), VerifyError> {
+        let (bundle, trust_domain) = {
+            let stored = membership.lock();
+            (stored.bundle.clone(), stored.trust_domain.clone())
+        };
+        self.trust.store(Arc::new(Trust::new([&bundle], Revocations::default())));
+        self.take_identity(&svid)?;
+        view.send_modify(|view| view.trust_domain = Some(trust_domain));
+        let membership = Arc::new(membership);
+        let renewing = tokio::spawn(Arc::clone(&self).renew_own(Arc::clone(&membership), svid.facts));
+        tokio::select! {
+            () = stopped(&mut shutdown) => {}
+            () = self.watch_forever(&membership, &view) => {}
+        }
+        renewing.abort();
+        Ok(())
+    }
+
+    fn take_identity(&self, svid: &Svid) -> Result<(), VerifyError> {
+        self.identity.store(Some(Arc::new(TlsIdentity::new(svid)?)));
+        self.own_not_after.store(svid.facts.not_after.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Goes round the control nodes for ever.
+    async fn watch_forever(self: &Arc<Self>, membership: &Arc<Membership>, view: &watch::Sender<View>) {
+        let mut turn = usize::try_from(super::random() >> 1).unwrap_or(0);
+        let mut failures = 0u32;
+        loop {
+            let endpoints = membership.endpoints();
+            if endpoints.is_empty() {
+                tracing::error!("no control node is known: give --control");
+                tokio::time::sleep(MAX_NAP).await;
+                continue;
+            }
+            let endpoint = &endpoints[turn % endpoints.len()];
+            let started = Instant::now();
+            let Err(end) = self.watch(membership, view, endpoint).await;
+            self.channel.send_replace(None);
+            turn = turn.wrapping_add(1);
+            if matches!(end, WatchEnd::Moved) {
+                tracing::info!(endpoint, "leaving this control node");
+                continue;
+            }
+            self.metrics.control_failures.inc();
+            if started.elapsed() >= GOOD_AFTER {
+                failures = 0;
+            }
+            tracing::warn!(endpoint, error = %end, "no connection to this control node");
+            if self.own_not_after() <= now() {
+                tracing::error!(
+                    "this agent's own SVID has expired: it has to join anew, with a new join token"
+                );
+            }
+            // Every node is tried once before the first longer wait.
+            let rounds = failures / u32::try_from(endpoints.len()).unwrap_or(1);
+            failures = failures.saturating_add(1);
+            let wait = match rounds {
+                0 => Duration::from_millis(100).mul_f64(jitter()),
+                rounds => renewal::retry_after(rounds - 1, jitter()),
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One connection: dial, then follow the state until it ends.
+    async fn watch(
+        self: &Arc<Self>,
+        membership: &Arc<Membership>,
+        view: &watch::Sender<View>,
+        endpoint: &str,
+    ) -> Result<std::convert::Infallible, WatchEnd> {
+        let expect = Expect::Member(membership.id.trust_domain().clone(), MemberRole::Node);
+        let config = tls::client_config(Arc::clone(self) as _, Arc::clone(self) as _, expect, ALPN_H2);
+        let channel = dial(endpoint, config).await?.channel;
+        let revision_now = || view.borrow().state.as_ref().map_or(0, |s| s.revision);
+        let (report, reports) = mpsc::channel(MAX_UNSENT_REPORTS);
+        let mut progress = self.streams.progress();
+        let mut reported = self.report(revision_now());
+        // There is room: nothing has been sent.
+        let _ = report.try_send(reported);
+        let mut client = IssueClient::new(channel.clone()).max_decoding_message_size(MAX_STATE_BYTES);
+        let opened = timeout(FIRST_STATE_TIMEOUT, client.watch_agent(ReceiverStream::new(reports))).await;
+        let mut states = opened.map_err(|_| WatchEnd::NoState)??.into_inner();
+        let first = timeout(FIRST_STATE_TIMEOUT, states.message()).await.map_err(|_| WatchEnd::NoState)??;
+        self.accept(membership, view, &first.ok_or(WatchEnd::Closed)?.state).await?;
+        tracing::info!(endpoint, revision = revision_now(), "connected to a control node");
+        self.metrics.control_connections.inc();
+        self.strikes.store(0, Ordering::Relaxed);
+        self.channel.send_replace(Some(channel));
+        loop {
+            let current = self.report(revision_now());
+            tokio::select! {
+                biased;
+                () = self.moved.notified() => return Err(WatchEnd::Moved),
+                permit = report.reserve(), if current != reported => match permit {
+                    Ok(permit) => {
+                        permit.send(current);
+                        reported = current;
+                        self.metrics.applied_revision.set(i64::try_from(current.applied_revision).unwrap_or(i64::MAX));
+                    }
+                    Err(_) => return Err(WatchEnd::Closed),
+                },
+                down = states.message() => {
+                    self.accept(membership, view, &down?.ok_or(WatchEnd::Closed)?.state).await?;
+                }
+                // Never fails: the sender is in `self`.
+                _ = progress.changed() => {}
+            }
+        }
+    }
+
+    fn report(&self, revision: u64) -> AgentUp {
+        let (applied_revision, subscribers) = self.streams.applied(revision);
+        AgentUp { applied_revision, subscribers }
+    }
+
+    /// Puts a state in force: trust first, then what is stored, then the streams.
+    pub(super) async fn accept(
+        &self,
+        membership: &Arc<Membership>,
+        view: &watch::Sender<View>,
+        json: &[u8],
+    ) -> Result<(), WatchEnd> {
+        let state: AgentState =
+            serde_json::from_slice(json).map_err(|e| WatchEnd::BadState(e.to_string()))?;
+        let revision = view.borrow().state.as_ref().map_or(0, |s| s.revision);
+        if state.revision < revision {
+            // A node that lags behind the one before: what it says was true once. It will catch up.
+            tracing::info!(theirs = state.revision, ours = revision, "an older state is ignored");
+            return Ok(());
+        }
+        let own = state.bundles.iter().find(|b| b.trust_domain == *membership.id.trust_domain());
+        let own =
+            own.ok_or_else(|| WatchEnd::BadState("it has no bundle of the own trust domain".to_owned()))?;
+        own.check().map_err(|e| WatchEnd::BadState(e.to_string()))?;
+        let revoked = state.revocations.of_identity(&membership.id);
+        if let Some(revocation) = revoked {
+            tracing::error!(revocation = %revocation.id, "this agent's own identity is revoked");
+        }
+        self.own_revoked.store(revoked.is_some(), Ordering::Release);
+        self.trust.store(Arc::new(Trust::new(&state.bundles, state.revocations.clone())));
+        let (bundle, endpoints) = (own.clone(), state.endpoints.clone());
+        view.send_modify(|view| view.state = Some(Arc::new(state)));
+        let news = {
+            let stored = membership.lock();
+            stored.bundle != bundle || (!endpoints.is_empty() && stored.endpoints != endpoints)
+        };
+        if news {
+            let change = move |stored: &mut StoredIdentity| {
+                stored.bundle = bundle;
+                if !endpoints.is_empty() {
+                    stored.endpoints = endpoints;
+                }
+            };
+            if let Err(error) = membership.change(change).await {
+                tracing::error!(%error, "the cluster's bundle and endpoints could not be stored");
+            }
+        }
+        Ok(())
+    }
+
+    /// Renews the agent's own SVID at half-life, for ever.
+    async fn renew_own(self: Arc<Self>, membership: Arc<Membership>, facts: SvidFacts) {
+        let mut due = renewal::renew_at(facts.not_before, facts.not_after, jitter());
+        let mut failures = 0;
+        loop {
+            while now() < due {
+                tokio::time::sleep(due.left(now()).min(MAX_NAP)).await;
+            }
+            match self.renew_once(&membership).await {
+                Ok(facts) => {
+                    tracing::info!(serial = %facts.serial, not_after = %facts.not_after,
+                        "the agent's own SVID is renewed");
+                    (due, failures) = (renewal_due(&facts), 0);
+                    // The connection was made with the old one.
+                    self.moved.notify_one();
+                }
+                Err(error) => {
+                    self.metrics.renew_failures.inc();
+                    tracing::warn!(%error, not_after = %self.own_not_after(), "the agent's own SVID is not renewed");
+                    due = now() + renewal::retry_after(failures, jitter());
+                    failures = failures.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    async fn renew_once(&self, membership: &Arc<Membership>) -> Result<SvidFacts, RenewError> {
+        let (key, csr_der) = key_and_request()?;
+        let mut client = self.client().await.map_err(MakeError::Issuer)?;
+        let reply = timeout(RPC_TIMEOUT, client.renew_agent(RenewAgentRequest { csr_der })).await;
+        let reply = self.judge(reply).map_err(MakeError::Issuer)?;
+        let svid = Svid::new(reply.chain_der, key).map_err(MakeError::NotAnSvid)?;
+        if svid.facts.id != membership.id {
+            return Err(MakeError::WrongIdentity(svid.facts.id).into());
+        }
+        let chain: Vec<&[u8]> = svid.chain.iter().map(Vec::as_slice).collect();
+        verify(&self.trust.load(), &chain, now(), Usage::Client).map_err(MakeError::NotVerified)?;
+        let facts = svid.facts.clone();
+        let kept = svid.clone();
+        // Stored before it is used: after a crash the newest one counts.
+        membership.change(move |stored| stored.set_svid(&kept)).await?;
+        self.take_identity(&svid).map_err(MakeError::NotVerified)?;
+        Ok(facts)
+    }
+
+    /// A client on the connection of the moment; waits for one.
+    async fn client(&self) -> Result<IssueClient<Channel>, IssuerError> {
+        let mut channel = self.channel.subscribe();
+        let connected = timeout(RPC_TIMEOUT, channel.wait_for(Option::is_some)).await;
+        match connected {
+            Ok(Ok(channel)) => Ok(IssueClient::new(channel.clone().expect("waited until it is there"))),
+            _ => Err(IssuerError::Unreachable("not connected".to_owned())),
+        }
+    }
+
+    /// Reads an answer, and moves on to another control node after too many failures.
+    fn judge<T>(
+        &self,
+        reply: Result<Result<tonic::Response<T>, Status>, tokio::time::error::Elapsed>,
+    ) -> Result<T, IssuerError> {
+        let failure = match reply {
+            Ok(Ok(reply)) => {
+                self.strikes.store(0, Ordering::Relaxed);
+                return Ok(reply.into_inner());
+            }
+            Ok(Err(status)) if decided(status.code()) => {
+                return Err(IssuerError::Refused(status.message().to_owned()));
+            }
+            Ok(Err(status)) => format!("{:?}: {}", status.code(), status.message()),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        if self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES {
+            self.strikes.store(0, Ordering::Relaxed);
+            self.moved.notify_one();
+        }
+        Err(IssuerError::Unreachable(failure))
+    }
+}
+
+/// Whether the control node has decided, as opposed to not having been able to. `Unauthenticated` is none of
+/// its decisions: it says that this connection is not believed any more, and another one may be.
+fn decided(code: Code) -> bool {
+    use Code::*;
+    matches!(code, PermissionDenied | InvalidArgument | NotFound | FailedPrecondition | Unimplemented)
+}
+
+impl IssueSvid for ControlLink {
+    fn issue_svid(
+        &self,
+        id: SpiffeId,
+        csr_der: Vec<u8>,
+        selectors: BTreeSet<Selector>,
+    ) -> BoxFuture<'_, Result<Vec<Vec<u8>>, IssuerError>> {
+        Box::pin(async move {
+            let selectors = selectors.iter().map(Selector::to_string).collect();
+            let request = IssueSvidRequest { spiffe_id: id.to_string(), csr_der, selectors };
+            let mut client = self.client().await?;
+            let reply = timeout(RPC_TIMEOUT, client.issue_svid(request)).await;
+            Ok(self.judge(reply)?.chain_der)
+        })
+    }
+}
+
+impl TrustSource for ControlLink {
+    fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
+    }
+}
+
+impl IdentitySource for ControlLink {
+    fn identity(&self) -> Option<Arc<TlsIdentity>> {
+        self.identity.load_full()
+    }
+}

@@ -1,0 +1,95 @@
+//! Metrics of the agent, in Prometheus text.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Counters are counted where things happen; gauges are set just before they are read.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    pub svids_issued: Counter,
+    pub renew_failures: Counter,
+    pub nacks: Counter,
+    pub acks: Counter,
+    pub attestation_failures: Counter,
+    pub connections_refused: Counter,
+    pub denials: Counter,
+    pub svids_dropped: Counter,
+    pub control_connections: Counter,
+    pub control_failures: Counter,
+    pub sds_streams: Gauge,
+    pub workload_api_streams: Gauge,
+    pub svids_held: Gauge,
+    pub min_not_after: Gauge<i64, AtomicI64>,
+    pub own_not_after: Gauge<i64, AtomicI64>,
+    pub applied_revision: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("hanse_agent");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let svids_issued = counter("svids_issued", "SVIDs received for local workloads");
+        let renew_failures = counter("renew_failures", "Failed attempts to get or renew an SVID");
+        let nacks = counter("sds_nacks", "SDS responses that a client rejected");
+        let acks = counter("sds_acks", "SDS responses that a client put in force");
+        let attestation_failures =
+            counter("attestation_failures", "Local connections that were not attested");
+        let connections_refused = counter("connections_refused", "Local connections over the limit");
+        let denials = counter("denials", "Streams refused or ended because the caller is not entitled");
+        let svids_dropped =
+            counter("svids_dropped", "Held SVIDs dropped by a revocation or registration change");
+        let control_connections = counter("control_connections", "Connections made to control nodes");
+        let control_failures =
+            counter("control_failures", "Connections to control nodes that failed or broke");
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let sds_streams = gauge("sds_streams", "SDS streams open now");
+        let workload_api_streams = gauge("workload_api_streams", "Workload API streams open now");
+        let svids_held = gauge("svids_held", "SVIDs held for local workloads");
+        let min_not_after =
+            gauge("svid_min_not_after_seconds", "Earliest end of a held SVID, Unix time; 0 = none");
+        let own_not_after =
+            gauge("own_svid_not_after_seconds", "End of the agent's own SVID, Unix time; 0 = none");
+        let applied_revision = gauge("applied_revision", "Revision that every stream has followed");
+        Self {
+            registry: Mutex::new(registry),
+            svids_issued,
+            renew_failures,
+            nacks,
+            acks,
+            attestation_failures,
+            connections_refused,
+            denials,
+            svids_dropped,
+            control_connections,
+            control_failures,
+            sds_streams,
+            workload_api_streams,
+            svids_held,
+            min_not_after,
+            own_not_after,
+            applied_revision,
+        }
+    }
+}
+
+impl Metrics {
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let registry = self.registry.lock().expect("no holder of this lock panics");
+        encode(&mut text, &registry).expect("writing to a string does not fail");
+        text
+    }
+}

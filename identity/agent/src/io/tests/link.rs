@@ -1,0 +1,561 @@
+//! Joining, following and moving between control nodes, over real TLS, with control nodes made for the test.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use hanse_identity::name::MemberRole;
+use hanse_identity::tls::{self, ClientAuth, IdentitySource, TlsIdentity, TrustSource};
+use hanse_identity::token::{Admits, Invite, JoinToken, agent_join_request};
+use hanse_identity::wire::issue::{
+    AgentDown, AgentUp, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, RenewAgentRequest, SvidReply,
+};
+use hanse_identity::{Evidence, NodeName, RevocationTarget, Revocations, SpiffeId, Trust, grant, issue};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+use crate::fixture::{DAY, REVIEWS, id, later, revocation, serial};
+use crate::io::admin::Admin;
+use crate::io::control_link::{ControlLink, Membership};
+use crate::io::join::{JoinError, join};
+use crate::io::store::{Store, StoredIdentity};
+use crate::io::svids::{Holding, key_and_request};
+use crate::wire::workload::X509svidRequest;
+use crate::wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+
+/// The control node's own generated stubs: this crate is only ever the client.
+#[allow(clippy::all, missing_docs, rust_2018_idioms)]
+mod stubs {
+    include!("../../../../../control/src/wire/hanse.issue.v1.rs");
+}
+
+use stubs::issue_server::{Issue, IssueServer};
+
+/// A cluster: its authorities, what it knows, and what its agents said.
+struct Cluster {
+    authority: Authority,
+    state: watch::Sender<AgentState>,
+    invite: Mutex<Option<Invite>>,
+    agent_lifetime: Duration,
+    renewals: AtomicU64,
+    issued: AtomicU64,
+    reports: Mutex<Vec<AgentUp>>,
+}
+
+impl Cluster {
+    fn new(registrations: Vec<Registration>, agent_lifetime: Duration) -> Arc<Self> {
+        let authority = authority(&east());
+        let state = watch::Sender::new(state(registrations, vec![bundle(&[&authority])]));
+        let (renewals, issued) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (invite, reports) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { authority, state, invite, agent_lifetime, renewals, issued, reports })
+    }
+
+    fn sign_member(&self, role: MemberRole, name: &NodeName, csr: &[u8], lifetime: Duration) -> Vec<Vec<u8>> {
+        let id = SpiffeId::member(&east(), role, name);
+        let ticket = grant::grant_member(&east(), &Revocations::default(), &id, lifetime).unwrap();
+        issue(ticket, csr, &self.authority, serial(), now()).unwrap().chain
+    }
+
+    /// A token for this cluster's agent.
+    fn token(&self, endpoints: Vec<String>) -> JoinToken {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let pins = bundle(&[&self.authority]).pins();
+        let admits = Admits::Agent(agent());
+        let cluster = "east".parse().unwrap();
+        let expires = later(now(), 60);
+        let (token, invite) =
+            JoinToken::create("i-1".into(), admits, cluster, east(), endpoints, pins, &key, now(), expires);
+        *self.invite.lock().unwrap() = Some(invite);
+        token
+    }
+
+    fn change(&self, change: impl FnOnce(&mut AgentState)) {
+        self.state.send_modify(|state| {
+            state.revision += 1;
+            change(state);
+        });
+    }
+
+    fn applied(&self) -> u64 {
+        self.reports.lock().unwrap().last().map_or(0, |up| up.applied_revision)
+    }
+}
+
+/// One control node of the cluster.
+struct Node {
+    address: String,
+    connections: Arc<AtomicU64>,
+    /// Its own, so that all of it can die at once.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// What a control node's TLS needs.
+struct NodeTls {
+    trust: Arc<Trust>,
+    identity: Arc<TlsIdentity>,
+}
+
+impl TrustSource for NodeTls {
+    fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.trust)
+    }
+}
+
+impl IdentitySource for NodeTls {
+    fn identity(&self) -> Option<Arc<TlsIdentity>> {
+        Some(Arc::clone(&self.identity))
+    }
+}
+
+impl Node {
+    fn start(cluster: &Arc<Cluster>, name: &str) -> Self {
+        let (key, csr) = key_and_request().unwrap();
+        let mut chain = cluster.sign_member(MemberRole::Node, &name.parse().unwrap(), &csr, DAY);
+        chain.push(cluster.authority.certificate().der.clone());
+        let identity = Arc::new(TlsIdentity::new(&Svid::new(chain, key).unwrap()).unwrap());
+        let trust = Arc::new(Trust::new([&bundle(&[&cluster.authority])], Revocations::default()));
+        let node_tls = Arc::new(NodeTls { trust, identity });
+        let config = tls::server_config(Arc::clone(&node_tls) as _, node_tls, ClientAuth::Optional, &[b"h2"]);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let acceptor = tokio_rustls::TlsAcceptor::from(config);
+        let (ready, incoming) = mpsc::channel(8);
+        let connections = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&connections);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let inside = runtime.enter();
+        let listener = TcpListener::from_std(listener).unwrap();
+        runtime.spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                if let Ok(stream) = acceptor.accept(tcp).await {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    let binding = tls::session_binding(stream.get_ref().1).unwrap();
+                    let named = stream.get_ref().1.peer_certificates().is_some();
+                    let peer = Peer { binding, named };
+                    if ready.send(Ok::<_, std::io::Error>(TlsConnection { stream, peer })).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        let service = IssueServer::new(IssueNode { cluster: Arc::clone(cluster) });
+        runtime.spawn(async move {
+            let server = tonic::transport::Server::builder().add_service(service);
+            server.serve_with_incoming(ReceiverStream::new(incoming)).await.unwrap();
+        });
+        drop(inside);
+        Self { address, connections, runtime: Some(runtime) }
+    }
+
+    /// Dies as a process does: every connection is gone.
+    fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+struct TlsConnection {
+    stream: tokio_rustls::server::TlsStream<TcpStream>,
+    peer: Peer,
+}
+
+#[derive(Clone)]
+struct Peer {
+    binding: [u8; 32],
+    named: bool,
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+struct IssueNode {
+    cluster: Arc<Cluster>,
+}
+
+impl IssueNode {
+    fn named<T>(request: &Request<T>) -> Result<(), Status> {
+        match request.extensions().get::<Peer>().unwrap().named {
+            true => Ok(()),
+            false => Err(Status::unauthenticated("no certificate")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Issue for IssueNode {
+    type WatchAgentStream = ReceiverStream<Result<AgentDown, Status>>;
+
+    async fn join_agent(
+        &self,
+        request: Request<JoinAgentRequest>,
+    ) -> Result<Response<JoinAgentReply>, Status> {
+        let binding = request.extensions().get::<Peer>().unwrap().binding;
+        let request = request.into_inner();
+        let name: NodeName = request.agent.parse().unwrap();
+        let invite = self.cluster.invite.lock().unwrap().clone();
+        let invite = invite
+            .filter(|i| i.id == request.invite)
+            .ok_or_else(|| Status::permission_denied("no invite"))?;
+        invite
+            .check(&binding, &agent_join_request(&name, &request.csr_der), &request.proof, now())
+            .map_err(|e| Status::permission_denied(e.to_string()))?;
+        let lifetime = self.cluster.agent_lifetime;
+        let chain_der = self.cluster.sign_member(MemberRole::Agent, &name, &request.csr_der, lifetime);
+        let bundle = serde_json::to_vec(&bundle(&[&self.cluster.authority])).unwrap();
+        Ok(Response::new(JoinAgentReply {
+            cluster: "east".into(),
+            trust_domain: east().to_string(),
+            chain_der,
+            bundle,
+        }))
+    }
+
+    async fn renew_agent(&self, request: Request<RenewAgentRequest>) -> Result<Response<SvidReply>, Status> {
+        Self::named(&request)?;
+        self.cluster.renewals.fetch_add(1, Ordering::SeqCst);
+        let csr = request.into_inner().csr_der;
+        let chain_der = self.cluster.sign_member(MemberRole::Agent, &agent(), &csr, DAY);
+        Ok(Response::new(SvidReply { chain_der }))
+    }
+
+    async fn issue_svid(&self, request: Request<IssueSvidRequest>) -> Result<Response<SvidReply>, Status> {
+        Self::named(&request)?;
+        let request = request.into_inner();
+        let selectors = request.selectors.iter().map(|s| s.parse().unwrap()).collect();
+        let state = self.cluster.state.borrow().clone();
+        let evidence = Evidence { agent: agent(), selectors };
+        let id: SpiffeId = request.spiffe_id.parse().unwrap();
+        let ticket = grant::grant(&east(), &state.registrations, &state.revocations, &evidence, &id)
+            .map_err(|e| Status::permission_denied(e.to_string()))?;
+        let issued = issue(ticket, &request.csr_der, &self.cluster.authority, serial(), now()).unwrap();
+        self.cluster.issued.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(SvidReply { chain_der: issued.chain }))
+    }
+
+    async fn watch_agent(
+        &self,
+        request: Request<Streaming<AgentUp>>,
+    ) -> Result<Response<Self::WatchAgentStream>, Status> {
+        Self::named(&request)?;
+        let (down, messages) = mpsc::channel(4);
+        let cluster = Arc::clone(&self.cluster);
+        let mut states = cluster.state.subscribe();
+        states.mark_changed();
+        let mut ups = request.into_inner();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    changed = states.changed() => {
+                        let json = serde_json::to_vec(&*states.borrow_and_update()).unwrap();
+                        if changed.is_err() || down.send(Ok(AgentDown { state: json })).await.is_err() {
+                            return;
+                        }
+                    }
+                    up = ups.message() => match up {
+                        Ok(Some(up)) => cluster.reports.lock().unwrap().push(up),
+                        _ => return,
+                    },
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+}
+
+/// The link of one agent, running.
+struct Linked {
+    link: Arc<ControlLink>,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl Linked {
+    fn start(store: Store, stored: StoredIdentity) -> Self {
+        let (stop, shutdown) = watch::channel(false);
+        let (view_sender, view) = watch::channel(View::default());
+        let (metrics, streams) = (Arc::new(Metrics::default()), Streams::default());
+        let link = ControlLink::new(streams.clone(), Arc::clone(&metrics));
+        let issuer = Arc::clone(&link) as _;
+        let svids = Svids::new(agent(), issuer, view.clone(), shutdown.clone(), Arc::clone(&metrics));
+        let shared = Shared { name: agent(), view, svids, streams, metrics, shutdown: shutdown.clone() };
+        let svid = stored.svid().unwrap();
+        let membership = Membership::new(store, stored, Vec::new());
+        let run = Arc::clone(&link).run(membership, svid, view_sender, shutdown);
+        let running = tokio::spawn(async move { run.await.unwrap() });
+        Self { link, shared: Arc::new(shared), stop, running }
+    }
+
+    fn revision(&self) -> u64 {
+        self.shared.view.borrow().state.as_ref().map_or(0, |s| s.revision)
+    }
+
+    fn page(&self, path: &str) -> (u16, String) {
+        let admin = Admin { shared: Arc::clone(&self.shared), link: Arc::clone(&self.link) };
+        let response = admin.answer(&http::Method::GET, path);
+        let status = response.status().as_u16();
+        let body =
+            futures_util::FutureExt::now_or_never(http_body_util::BodyExt::collect(response.into_body()));
+        (status, String::from_utf8(body.unwrap().unwrap().to_bytes().to_vec()).unwrap())
+    }
+}
+
+fn store(directory: &tempfile::TempDir) -> Store {
+    Store::open(&directory.path().join("data")).unwrap()
+}
+
+#[tokio::test]
+async fn joins_with_a_token_and_stores_what_it_was_given() {
+    let cluster = Cluster::new(vec![], DAY);
+    let node = Node::start(&cluster, "east-1");
+    let directory = tempfile::tempdir().unwrap();
+    // The first endpoint is dead: the second is tried.
+    let token = cluster.token(vec!["127.0.0.1:9".to_owned(), node.address.clone()]);
+    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let svid = stored.svid().unwrap();
+    assert_eq!(svid.facts.id.to_string(), "spiffe://east.example/hanse/agent/host-1");
+    let again = store(&directory).identity().unwrap().unwrap();
+    assert_eq!(again.svid().unwrap().facts, svid.facts);
+    assert_eq!(again.endpoints, token.endpoints);
+    let files: Vec<_> = std::fs::read_dir(directory.path().join("data")).unwrap().collect();
+    assert_eq!(files.len(), 1, "the begun join is over: {files:?}");
+}
+
+#[tokio::test]
+async fn a_refused_join_says_why_and_keeps_its_request() {
+    let cluster = Cluster::new(vec![], DAY);
+    let node = Node::start(&cluster, "east-1");
+    let directory = tempfile::tempdir().unwrap();
+    let token = cluster.token(vec![node.address.clone()]);
+    let unknown = cluster.invite.lock().unwrap().take();
+    let refused = soon(join(&token, &agent(), &[], &store(&directory))).await.err().unwrap();
+    assert!(matches!(&refused, JoinError::Refused(why) if why.contains("no invite")), "{refused}");
+    let begun = store(&directory).joining("i-1").unwrap().unwrap();
+    assert!(store(&directory).joining("i-2").unwrap().is_none());
+
+    // The same token later: the same request.
+    *cluster.invite.lock().unwrap() = unknown;
+    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    assert_eq!(*stored.svid().unwrap().key, begun.key);
+}
+
+#[tokio::test]
+async fn an_impostor_with_another_authority_is_not_joined() {
+    let (cluster, impostor) = (Cluster::new(vec![], DAY), Cluster::new(vec![], DAY));
+    let node = Node::start(&impostor, "east-1");
+    let directory = tempfile::tempdir().unwrap();
+    let mut token = cluster.token(vec![node.address.clone()]);
+    *impostor.invite.lock().unwrap() = cluster.invite.lock().unwrap().clone();
+    token.expires = now();
+    let failed = soon(join(&token, &agent(), &[], &store(&directory))).await.err().unwrap();
+    assert!(matches!(failed, JoinError::Expired(_)), "{failed}");
+    assert_eq!(node.connections.load(Ordering::SeqCst), 0, "no handshake was finished");
+}
+
+#[tokio::test]
+async fn follows_the_state_gets_svids_and_moves_to_another_node() {
+    let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
+    let (mut one, mut two) = (Node::start(&cluster, "east-1"), Node::start(&cluster, "east-2"));
+    let directory = tempfile::tempdir().unwrap();
+    cluster.state.send_modify(|s| s.endpoints = vec![one.address.clone(), two.address.clone()]);
+    let token = cluster.token(vec![one.address.clone()]);
+    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let agent = Linked::start(store(&directory), stored);
+    until(|| agent.link.connected()).await;
+    assert_eq!(agent.page("/readyz").0, 200);
+    until(|| cluster.applied() == 1).await;
+    let known = || store(&directory).identity().unwrap().unwrap().endpoints.clone();
+    until(|| known().len() == 2).await;
+
+    let me = Arc::new(crate::attest::Caller { uid: own_uid(), ..crate::fixture::caller() });
+    let mut lease = agent.shared.svids.hold(&id(REVIEWS), &me).unwrap();
+    while !matches!(lease.holding(), Holding::Ready(_)) {
+        soon(lease.changed()).await;
+    }
+    let (status, entries) = agent.page("/entries");
+    let entries: serde_json::Value = serde_json::from_str(&entries).unwrap();
+    assert_eq!((status, entries["held"][0]["spiffeId"].as_str()), (200, Some(REVIEWS)));
+    assert!(entries["held"][0]["serial"].is_string());
+    assert!(!entries.to_string().to_lowercase().contains("key"), "{entries}");
+    assert!(agent.page("/metrics").1.contains("hanse_agent_svids_issued_total 1"));
+
+    // Whichever node it is on dies: it goes on with the other.
+    let first = if one.connections.load(Ordering::SeqCst) > 1 { &mut one } else { &mut two };
+    first.kill();
+    until(|| agent.shared.metrics.control_connections.get() == 2).await;
+    cluster.change(|_| {});
+    until(|| agent.revision() == 2).await;
+    until(|| cluster.applied() == 2).await;
+    let key = agent.shared.svids.list()[0].key.clone();
+    agent.shared.svids.renew_now(&key);
+    until(|| cluster.issued.load(Ordering::SeqCst) == 2).await;
+
+    agent.stop.send_replace(true);
+    soon(agent.running).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_agent_knows_never_goes_back() {
+    let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
+    let node = Node::start(&cluster, "east-1");
+    let directory = tempfile::tempdir().unwrap();
+    let token = cluster.token(vec![node.address.clone()]);
+    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let membership = Arc::new(Membership::new(store(&directory), stored, Vec::new()));
+    let link = ControlLink::new(Streams::default(), Arc::default());
+    let view = watch::Sender::new(View::default());
+    let state = |revision: u64| AgentState { revision, ..cluster.state.borrow().clone() };
+    let accept = async |state: &AgentState| {
+        link.accept(&membership, &view, &serde_json::to_vec(state).unwrap()).await.map_err(|e| e.to_string())
+    };
+    let known = || view.borrow().state.clone().unwrap();
+
+    let mut revoking = state(10);
+    revoking.revocations.insert(revocation(9, RevocationTarget::Identity(id(REVIEWS))));
+    accept(&revoking).await.unwrap();
+    accept(&state(4)).await.unwrap();
+    assert_eq!(*known(), revoking);
+    assert_eq!(link.trust().revocations.len(), 1);
+    accept(&state(11)).await.unwrap();
+    assert_eq!(known().revocations.len(), 0);
+
+    let mut strange = state(12);
+    strange.bundles.clear();
+    assert!(accept(&strange).await.unwrap_err().contains("bundle"));
+    assert!(link.accept(&membership, &view, b"{").await.is_err());
+    assert_eq!(known().revision, 11);
+}
+
+#[tokio::test]
+async fn the_own_svid_is_renewed_stored_and_used() {
+    // So short a life that it is due at once.
+    let cluster = Cluster::new(vec![], Duration::from_secs(10));
+    let node = Node::start(&cluster, "east-1");
+    let directory = tempfile::tempdir().unwrap();
+    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
+    let token = cluster.token(vec![node.address.clone()]);
+    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let before = stored.svid().unwrap().facts;
+    let agent = Linked::start(store(&directory), stored);
+    until(|| agent.link.own_not_after() > later(before.not_after, 3600)).await;
+    let after = store(&directory).identity().unwrap().unwrap().svid().unwrap().facts;
+    assert_ne!((after.serial, after.key_id), (before.serial, before.key_id));
+    // Joined, connected with the old one, connected with the new one.
+    until(|| node.connections.load(Ordering::SeqCst) == 3).await;
+    until(|| agent.link.connected()).await;
+    assert_eq!(cluster.renewals.load(Ordering::SeqCst), 1);
+    agent.stop.send_replace(true);
+    soon(agent.running).await.unwrap();
+}
+
+#[tokio::test]
+async fn readiness_says_what_is_missing() {
+    let cluster = Cluster::new(vec![], DAY);
+    let node = Node::start(&cluster, "east-1");
+    let directory = tempfile::tempdir().unwrap();
+    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
+    let token = cluster.token(vec![node.address.clone()]);
+    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let agent = Linked::start(store(&directory), stored);
+    assert_eq!(agent.page("/readyz").0, 503);
+    assert_eq!(agent.page("/healthz").0, 200);
+    assert_eq!(agent.page("/nothing").0, 404);
+    until(|| agent.page("/readyz").0 == 200).await;
+    let own = SpiffeId::member(&east(), MemberRole::Agent, &super::agent());
+    cluster.change(|s| s.revocations.insert(revocation(3, RevocationTarget::Identity(own))));
+    until(|| agent.page("/readyz") == (503, "the agent's own identity is revoked\n".to_owned())).await;
+}
+
+#[tokio::test]
+async fn a_whole_agent_from_token_to_certificate_to_shutdown() {
+    let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
+    let node = Node::start(&cluster, "east-1");
+    let directory = tempfile::tempdir().unwrap();
+    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
+    let token_file = directory.path().join("token");
+    std::fs::write(&token_file, cluster.token(vec![node.address.clone()]).to_string()).unwrap();
+    let config = crate::Config {
+        data_dir: directory.path().join("data"),
+        name: agent(),
+        socket: directory.path().join("agent.sock"),
+        join_token_file: Some(token_file),
+        control: Vec::new(),
+        admin: Some("127.0.0.1:0".parse().unwrap()),
+    };
+    // The second time without a token's use: it is spent, and the stored identity is enough.
+    for _ in 0..2 {
+        let start = crate::start(&config, &store(&directory), now()).unwrap();
+        let (stop, asked) = tokio::sync::oneshot::channel();
+        let asked = async { Ok(asked.await?) };
+        let serving = tokio::spawn(crate::serve(config.clone(), store(&directory), start, asked));
+        *cluster.invite.lock().unwrap() = match store(&directory).identity().unwrap() {
+            Some(_) => None,
+            None => cluster.invite.lock().unwrap().take(),
+        };
+        until(|| config.socket.exists()).await;
+        let mut client = SpiffeWorkloadApiClient::new(connect(&config.socket).await);
+        let svid = loop {
+            let mut request = Request::new(X509svidRequest {});
+            request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
+            match soon(client.fetch_x509svid(request)).await {
+                Ok(mut stream) => break soon(stream.get_mut().message()).await.unwrap().unwrap(),
+                Err(early) if early.code() == tonic::Code::Unavailable => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(status) => panic!("{status:?}"),
+            }
+        };
+        assert_eq!(svid.svids[0].spiffe_id, REVIEWS);
+        stop.send("asked by the test").unwrap();
+        soon(serving).await.unwrap().unwrap();
+        assert!(!config.socket.exists());
+    }
+}

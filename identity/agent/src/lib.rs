@@ -1,0 +1,220 @@
+//! hanse-agent: the agent of a host.
+//!
+//! Proves the host to the control nodes once (join token), then keeps its own SVID; attests local processes
+//! through the kernel, makes their keys, has their SVIDs signed, and hands them out over Envoy's SDS and the
+//! SPIFFE Workload API on one Unix socket. Workload keys are in this process's memory only.
+//!
+//! Pure: `secrets`, `subscription`. `attest` reads `/proc`. Everything that waits is below `io`.
+
+pub mod attest;
+#[cfg(test)]
+mod fixture;
+pub mod io;
+pub mod secrets;
+pub mod subscription;
+pub mod wire;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use hanse_identity::token::JoinToken;
+use hanse_identity::{NodeName, Timestamp};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tonic::transport::Server;
+
+use io::control_link::{ControlLink, Membership};
+use io::store::{Store, StoredIdentity, read_token};
+use io::svids::Svids;
+use io::telemetry::Metrics;
+use io::{Shared, Streams, View, admin, join, now, sds, socket, stopped, workload_api};
+use wire::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+
+/// Worker threads: an agent does little, and little at a time.
+const WORKERS: usize = 2;
+/// How long streams and connections may take to end at shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams of one local connection.
+const MAX_STREAMS_PER_CONNECTION: u32 = 128;
+/// Largest request of a local caller; Envoy's description of itself is about 60 KiB.
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// `hanse agent`
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Directory of the agent's own identity; made if it is not there, closed to other users.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Name of this agent in its cluster, as registrations name it.
+    #[arg(long, value_name = "NAME")]
+    pub name: NodeName,
+    /// Unix socket on which local processes get their identities (Envoy SDS and SPIFFE Workload API).
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// File with a join token for this agent; needed on the first start only.
+    #[arg(long, value_name = "FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// Control node to try besides those that the token and the cluster name; may be repeated.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub control: Vec<String>,
+    /// Loopback address for /healthz, /readyz, /metrics and /entries.
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
+}
+
+/// Where the agent's own identity comes from.
+enum Start {
+    Stored(StoredIdentity),
+    Token(JoinToken),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    if let Some(admin) = config.admin {
+        ensure!(admin.ip().is_loopback(), "--admin {admin} is not a loopback address");
+    }
+    let store = Store::open(&config.data_dir)?;
+    let start = start(&config, &store, now())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build()?;
+    let result = runtime.block_on(serve(config, store, start, stop_signal()));
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    result
+}
+
+/// Decides between the stored identity and the token.
+fn start(config: &Config, store: &Store, now: Timestamp) -> anyhow::Result<Start> {
+    let expired = match store.identity()? {
+        None => None,
+        Some(stored) => {
+            ensure!(
+                stored.name == config.name,
+                "{} belongs to agent {}, not {}",
+                config.data_dir.display(),
+                stored.name,
+                config.name
+            );
+            let not_after = stored.svid().context("the agent's own SVID cannot be read")?.facts.not_after;
+            if now < not_after {
+                if config.join_token_file.is_some() {
+                    tracing::info!("this agent has joined already, the join token is not used");
+                }
+                return Ok(Start::Stored(stored));
+            }
+            Some(not_after)
+        }
+    };
+    match (&config.join_token_file, expired) {
+        (Some(path), _) => Ok(Start::Token(read_token(path, &config.name, now)?)),
+        (None, Some(not_after)) => bail!(
+            "this agent's own SVID expired at {not_after}: make a new join token for agent {} and give it with --join-token-file",
+            config.name
+        ),
+        (None, None) => bail!(
+            "this agent has not joined a cluster: make a join token for agent {} and give it with --join-token-file",
+            config.name
+        ),
+    }
+}
+
+/// Runs every part of the agent until `stop_asked` returns or a part cannot go on.
+async fn serve(
+    config: Config,
+    store: Store,
+    start: Start,
+    stop_asked: impl Future<Output = anyhow::Result<&'static str>>,
+) -> anyhow::Result<()> {
+    let (listener, _socket_file) = socket::bind(&config.socket)?;
+    let (stop, shutdown) = watch::channel(false);
+    let (view_sender, view) = watch::channel(View::default());
+    let (metrics, streams) = (Arc::new(Metrics::default()), Streams::default());
+    let link = ControlLink::new(streams.clone(), Arc::clone(&metrics));
+    let svids = Svids::new(
+        config.name.clone(),
+        Arc::clone(&link) as _,
+        view.clone(),
+        shutdown.clone(),
+        Arc::clone(&metrics),
+    );
+    let name = config.name.clone();
+    let shared = Arc::new(Shared { name, view, svids, streams, metrics, shutdown: shutdown.clone() });
+    if let Some(address) = config.admin {
+        let listener =
+            TcpListener::bind(address).await.with_context(|| format!("admin address {address}"))?;
+        let admin = admin::Admin { shared: Arc::clone(&shared), link: Arc::clone(&link) };
+        tokio::spawn(admin::serve(Arc::new(admin), listener));
+    }
+    let mut server = tokio::spawn(serve_callers(Arc::clone(&shared), listener));
+    tracing::info!(agent = %config.name, socket = %config.socket.display(), "agent started");
+    let membership = be_member(config, store, start, link, view_sender, shutdown);
+    let result = tokio::select! {
+        reason = stop_asked => reason.map(|reason| tracing::info!(reason, "stopping")),
+        ended = membership => ended,
+        ended = &mut server => ended.context("the socket's server")?.context("the socket's server"),
+    };
+    stop.send_replace(true);
+    if !server.is_finished() && tokio::time::timeout(SHUTDOWN_TIMEOUT, server).await.is_err() {
+        tracing::warn!("some local streams did not end in time");
+    }
+    result
+}
+
+/// Joins if need be, then follows the control nodes.
+async fn be_member(
+    config: Config,
+    store: Store,
+    start: Start,
+    link: Arc<ControlLink>,
+    view: watch::Sender<View>,
+    shutdown: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let stored = match start {
+        Start::Stored(stored) => stored,
+        Start::Token(token) => {
+            let stored = join::join(&token, &config.name, &config.control, &store).await?;
+            tracing::info!(cluster = %stored.cluster, trust_domain = %stored.trust_domain, "joined the cluster");
+            stored
+        }
+    };
+    let svid = stored.svid().context("the agent's own SVID cannot be read")?;
+    let membership = Membership::new(store, stored, config.control);
+    link.run(membership, svid, view, shutdown).await.context("the agent's own SVID cannot be used")
+}
+
+/// Serves both protocols to local callers until shutdown.
+pub async fn serve_callers(
+    shared: Arc<Shared>,
+    listener: UnixListener,
+) -> Result<(), tonic::transport::Error> {
+    let incoming = socket::connections(listener, Arc::clone(&shared.metrics), shared.shutdown.clone());
+    let mut shutdown = shared.shutdown.clone();
+    let sds = SecretDiscoveryServiceServer::new(sds::Sds(Arc::clone(&shared)));
+    let workload_api = SpiffeWorkloadApiServer::new(workload_api::WorkloadApi(shared));
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .add_service(sds.max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(workload_api.max_decoding_message_size(MAX_REQUEST_BYTES))
+        .serve_with_incoming_shutdown(incoming, async move {
+            stopped(&mut shutdown).await;
+        })
+        .await
+}
+
+/// Waits for SIGTERM or SIGINT and says which.
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

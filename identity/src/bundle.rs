@@ -1,0 +1,232 @@
+//! Bundles: the public authorities of one trust domain, and how they are written for others to read.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+
+use crate::authority::AuthorityState;
+use crate::name::TrustDomain;
+use crate::time::Timestamp;
+use crate::wire::to_pem;
+use crate::x509;
+
+/// Most authorities that a bundle may have: several per control node, and then some.
+pub const MAX_AUTHORITIES: usize = 64;
+
+/// SHA-256 of a public key's SubjectPublicKeyInfo (DER); written as 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub [u8; 32]);
+
+/// One authority's certificate in a bundle: self-signed, P-256, an SVID of the bare trust domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityCertificate {
+    /// X.509, DER.
+    #[serde(with = "crate::wire::base64_bytes")]
+    pub der: Vec<u8>,
+    pub key_id: KeyId,
+    /// RFC 4514 text of the subject; unique per authority.
+    pub subject: String,
+    pub not_after: Timestamp,
+    pub state: AuthorityState,
+}
+
+/// The authorities of one trust domain; never merged with another's (SPIFFE Federation §7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    pub trust_domain: TrustDomain,
+    /// `spiffe_sequence`: grows with every change of content.
+    pub sequence: u64,
+    pub authorities: Vec<AuthorityCertificate>,
+}
+
+/// Why bytes are not a bundle, or not an authority's certificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    #[error("the certificate cannot be parsed: {0}")]
+    Certificate(String),
+    #[error("the certificate is not an authority of {0}: {1}")]
+    NotAnAuthority(TrustDomain, &'static str),
+    #[error("the bundle has no authority")]
+    Empty,
+    #[error("two authorities share the subject {0}")]
+    SubjectShared(String),
+    #[error("the bundle has {0} authorities, at most {max} are read", max = MAX_AUTHORITIES)]
+    TooMany(usize),
+}
+
+/// What verifiers need to know of an authority beyond its name and key; read from the certificate itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AuthorityFacts {
+    pub(crate) key_id: KeyId,
+    pub(crate) subject: String,
+    pub(crate) not_before: Timestamp,
+    pub(crate) not_after: Timestamp,
+    /// How many further authorities may stand below it; `None` = any number.
+    pub(crate) path_length: Option<u32>,
+}
+
+impl AuthorityCertificate {
+    /// Parses and checks one authority's certificate; state is `Active`.
+    pub fn parse(der: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
+        let facts = AuthorityFacts::parse(der, trust_domain)?;
+        let not_an_authority = |rule| BundleError::NotAnAuthority(trust_domain.clone(), rule);
+        let certificate = x509::parse(der).map_err(BundleError::Certificate)?;
+        certificate
+            .verify_signature(None)
+            .map_err(|_| not_an_authority("it is not signed with its own key"))?;
+        Ok(Self {
+            der: der.to_vec(),
+            key_id: facts.key_id,
+            subject: facts.subject,
+            not_after: facts.not_after,
+            state: AuthorityState::Active,
+        })
+    }
+
+    /// Whether verifiers may believe what it signed.
+    pub fn is_trusted(&self) -> bool {
+        self.state != AuthorityState::Retired
+    }
+}
+
+impl AuthorityFacts {
+    /// Everything that `AuthorityCertificate::parse` checks but the self-signature: for certificates that
+    /// have passed it once.
+    pub(crate) fn parse(der: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
+        let not_an_authority = |rule| BundleError::NotAnAuthority(trust_domain.clone(), rule);
+        let certificate = x509::parse(der).map_err(BundleError::Certificate)?;
+        let names = x509::uri_names(&certificate).map_err(BundleError::Certificate)?.names;
+        if names != [trust_domain.id().to_string()] {
+            return Err(not_an_authority("its one URI name is not the bare trust domain (X509-SVID §3.2)"));
+        }
+        let path_length = x509::authority_path_length(&certificate)
+            .ok_or_else(|| not_an_authority("its basic constraints do not say cA (X509-SVID §4.1)"))?;
+        let usage = x509::key_usage(&certificate).map_err(not_an_authority)?;
+        if !usage.key_cert_sign() {
+            return Err(not_an_authority("its key usage lacks keyCertSign (X509-SVID §4.3)"));
+        }
+        if certificate.subject().as_raw() != certificate.issuer().as_raw() {
+            return Err(not_an_authority("it is not self-signed"));
+        }
+        if certificate.subject().iter_rdn().next().is_none() {
+            return Err(not_an_authority("its subject is empty"));
+        }
+        if x509::p256_point(certificate.public_key()).is_none() {
+            return Err(not_an_authority("its key is not ECDSA P-256"));
+        }
+        let validity = certificate.validity();
+        let time = |at| x509::timestamp(at).ok_or_else(|| not_an_authority("its validity is before 1970"));
+        Ok(Self {
+            key_id: x509::key_id(certificate.public_key().raw),
+            subject: x509::rfc4514(certificate.subject()),
+            not_before: time(validity.not_before)?,
+            not_after: time(validity.not_after)?,
+            path_length,
+        })
+    }
+}
+
+impl Bundle {
+    /// Checks every authority again, as read from a peer or a file.
+    pub fn check(&self) -> Result<(), BundleError> {
+        if self.authorities.is_empty() {
+            return Err(BundleError::Empty);
+        }
+        if self.authorities.len() > MAX_AUTHORITIES {
+            return Err(BundleError::TooMany(self.authorities.len()));
+        }
+        let mut subjects = BTreeSet::new();
+        for authority in &self.authorities {
+            let read = AuthorityCertificate::parse(&authority.der, &self.trust_domain)?;
+            if read != (AuthorityCertificate { state: read.state, ..authority.clone() }) {
+                let rule = "what the bundle says about it is not what it says itself";
+                return Err(BundleError::NotAnAuthority(self.trust_domain.clone(), rule));
+            }
+            if !subjects.insert(&authority.subject) {
+                return Err(BundleError::SubjectShared(authority.subject.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The authorities that verifiers may believe: all but the retired.
+    pub fn trusted(&self) -> impl Iterator<Item = &AuthorityCertificate> {
+        self.authorities.iter().filter(|a| a.is_trusted())
+    }
+
+    /// Every trusted authority's certificate as PEM, concatenated.
+    pub fn to_pem(&self) -> String {
+        self.trusted().map(|a| to_pem("CERTIFICATE", &a.der).to_string()).collect()
+    }
+
+    /// SPIFFE bundle document (RFC 7517 JWK set, `use` = `x509-svid`).
+    pub fn to_jwks(&self, refresh_hint_seconds: u64) -> String {
+        let keys: Vec<_> = self.trusted().filter_map(|a| jwk(&a.der)).collect();
+        serde_json::json!({
+            "keys": keys,
+            "spiffe_sequence": self.sequence,
+            "spiffe_refresh_hint": refresh_hint_seconds,
+        })
+        .to_string()
+    }
+
+    /// The pins of all trusted authorities, for join tokens.
+    pub fn pins(&self) -> Vec<KeyId> {
+        self.trusted().map(|a| a.key_id).collect()
+    }
+}
+
+/// One authority as a JWK (RFC 7518 §6.2.1): `x5c` has exactly the one certificate.
+fn jwk(der: &[u8]) -> Option<serde_json::Value> {
+    let certificate = x509::parse(der).ok()?;
+    let point = x509::p256_point(certificate.public_key())?;
+    let (x, y) = point[1..].split_at(32);
+    Some(serde_json::json!({
+        "use": "x509-svid",
+        "kty": "EC",
+        "crv": "P-256",
+        "x": URL_SAFE_NO_PAD.encode(x),
+        "y": URL_SAFE_NO_PAD.encode(y),
+        "x5c": [STANDARD.encode(der)],
+    }))
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({self})")
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = crate::wire::from_hex(text).ok_or("is not hex")?;
+        bytes.try_into().map(KeyId).map_err(|_| "is not 64 hex digits")
+    }
+}
+
+impl Serialize for KeyId {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyId {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests;

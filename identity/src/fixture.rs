@@ -1,0 +1,156 @@
+//! What the tests of this crate have in common: authorities, SVIDs, and certificates that no one should believe.
+
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SigningKey,
+};
+use zeroize::Zeroizing;
+
+use crate::authority::Authority;
+use crate::bundle::{AuthorityCertificate, Bundle};
+use crate::grant::{Evidence, Registration, Selector, grant, grant_member};
+use crate::issue::{certificate_request, issue};
+use crate::name::{SpiffeId, TrustDomain};
+use crate::revocation::Revocations;
+use crate::svid::{Serial, Svid};
+use crate::time::Timestamp;
+use crate::verify::Trust;
+use crate::x509;
+
+pub(crate) const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const REVIEWS: &str = "spiffe://east.example/ns/shop/sa/reviews";
+
+pub(crate) fn east() -> TrustDomain {
+    "east.example".parse().unwrap()
+}
+
+pub(crate) fn west() -> TrustDomain {
+    "west.example".parse().unwrap()
+}
+
+pub(crate) fn id(text: &str) -> SpiffeId {
+    text.parse().unwrap()
+}
+
+pub(crate) fn key() -> KeyPair {
+    KeyPair::generate().unwrap()
+}
+
+pub(crate) fn serial(number: u8) -> Serial {
+    Serial::from_random([number; 16])
+}
+
+pub(crate) fn authority(trust_domain: &TrustDomain) -> Authority {
+    let node = "node-1".parse().unwrap();
+    Authority::create(trust_domain, &node, key(), serial(1), NOW - DAY, 30 * DAY).unwrap()
+}
+
+pub(crate) fn bundle(authorities: &[&Authority]) -> Bundle {
+    let trust_domain = authorities[0].trust_domain().clone();
+    let authorities = authorities.iter().map(|a| a.certificate().clone()).collect();
+    Bundle { trust_domain, sequence: 1, authorities }
+}
+
+pub(crate) fn trust(authorities: &[&Authority]) -> Trust {
+    let bundles: Vec<_> = authorities.iter().map(|a| bundle(&[a])).collect();
+    Trust::new(&bundles, Revocations::default())
+}
+
+/// An SVID, the honest way: registration or membership, ticket, request, signature.
+pub(crate) fn svid(authority: &Authority, name: &str, number: u8) -> Svid {
+    let (id, none) = (id(name), Revocations::default());
+    let ticket = match id.as_member() {
+        Some(_) => grant_member(authority.trust_domain(), &none, &id, HOUR),
+        None => {
+            let evidence = evidence();
+            let registrations = [registration(name)];
+            grant(authority.trust_domain(), &registrations, &none, &evidence, &id)
+        }
+    };
+    let key = key();
+    let request = certificate_request(&key).unwrap();
+    let issued = issue(ticket.unwrap(), &request, authority, serial(number), NOW).unwrap();
+    Svid::new(issued.chain, Zeroizing::new(key.serialize_der())).unwrap()
+}
+
+pub(crate) fn evidence() -> Evidence {
+    let selectors = [Selector::Uid(1000), Selector::Path("/usr/bin/app".to_owned())].into();
+    Evidence { agent: "host-1".parse().unwrap(), selectors }
+}
+
+pub(crate) fn registration(name: &str) -> Registration {
+    Registration {
+        id: id(name),
+        agent: "host-1".parse().unwrap(),
+        selectors: [Selector::Uid(1000)].into(),
+        services: Default::default(),
+        ttl_seconds: 0,
+        address: None,
+    }
+}
+
+/// Parameters of a good leaf, for tests to spoil.
+pub(crate) fn leaf_params(names: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = names.iter().map(|name| uri(name)).collect();
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(SerialNumber::from_slice(&[7; 16]));
+    params.not_before = x509::date_time(NOW - HOUR).unwrap();
+    params.not_after = x509::date_time(NOW + HOUR).unwrap();
+    params
+}
+
+pub(crate) fn uri(name: &str) -> SanType {
+    SanType::URI(name.to_owned().try_into().unwrap())
+}
+
+/// A leaf that `issuer` signed although it should not have.
+pub(crate) fn sign<S: SigningKey>(params: &CertificateParams, issuer: &Issuer<'_, S>) -> Vec<u8> {
+    params.signed_by(&key(), issuer).unwrap().der().to_vec()
+}
+
+/// A good leaf of `REVIEWS`, spoiled.
+pub(crate) fn spoiled(authority: &Authority, spoil: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+    let mut params = leaf_params(&[REVIEWS]);
+    spoil(&mut params);
+    sign(&params, &authority.issuer)
+}
+
+/// Parameters of a good root, for tests to spoil.
+pub(crate) fn root_params(trust_domain: &TrustDomain) -> CertificateParams {
+    let mut params = leaf_params(&[&trust_domain.id().to_string()]);
+    params.distinguished_name.push(DnType::CommonName, "handmade");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.extended_key_usages.clear();
+    params.use_authority_key_identifier_extension = false;
+    params
+}
+
+/// A root made by hand: its certificate, and what signs with it.
+pub(crate) fn handmade(params: CertificateParams) -> (Vec<u8>, Issuer<'static, KeyPair>) {
+    let key = key();
+    let der = params.self_signed(&key).unwrap().der().to_vec();
+    (der, Issuer::new(params, key))
+}
+
+pub(crate) fn handmade_bundle(trust_domain: &TrustDomain, roots: &[&[u8]]) -> Bundle {
+    let parse = |der: &&[u8]| AuthorityCertificate::parse(der, trust_domain).unwrap();
+    Bundle { trust_domain: trust_domain.clone(), sequence: 1, authorities: roots.iter().map(parse).collect() }
+}
+
+/// An extension by its OID and DER content.
+pub(crate) fn extension(oid: &[u64], critical: bool, content: &[u8]) -> CustomExtension {
+    let mut extension = CustomExtension::from_oid_content(oid, content.to_vec());
+    extension.set_criticality(critical);
+    extension
+}

@@ -1,0 +1,120 @@
+//! Tests of grants: what is asked in which order, and what lifetime comes out.
+
+use super::*;
+use crate::fixture::{HOUR, NOW, REVIEWS, east, evidence, id, registration, west};
+use crate::revocation::{Reason, Revocation, RevocationId, RevocationTarget};
+
+fn ask(registrations: &[Registration], revocations: &Revocations, name: &str) -> Result<Ticket, Refusal> {
+    grant(&east(), registrations, revocations, &evidence(), &id(name))
+}
+
+fn revoked(name: &str) -> Revocations {
+    let mut revocations = Revocations::default();
+    revocations.insert(Revocation {
+        id: RevocationId { number: 7, origin: east() },
+        target: RevocationTarget::Identity(id(name)),
+        reason: Reason::KeyCompromise,
+        note: String::new(),
+        actor: "spiffe://east.example/hanse/admin/ann".to_owned(),
+        at: NOW,
+        expires: None,
+    });
+    revocations
+}
+
+#[test]
+fn a_registered_workload_gets_a_ticket() {
+    let ticket = ask(&[registration(REVIEWS)], &Revocations::default(), REVIEWS).unwrap();
+    assert_eq!(ticket.id(), &id(REVIEWS));
+    assert_eq!(ticket.lifetime(), DEFAULT_LIFETIME);
+}
+
+#[test]
+fn every_selector_must_hold_on_the_right_agent() {
+    let none = Revocations::default();
+    let mut other_user = registration(REVIEWS);
+    other_user.selectors = [Selector::Uid(1000), Selector::Gid(5)].into();
+    let mut other_agent = registration(REVIEWS);
+    other_agent.agent = "host-2".parse().unwrap();
+    let mut no_selector = registration(REVIEWS);
+    no_selector.selectors.clear();
+    let other_name = registration("spiffe://east.example/ns/shop/sa/ratings");
+    for unfit in [other_user, other_agent, no_selector, other_name] {
+        let refusal = ask(std::slice::from_ref(&unfit), &none, REVIEWS).unwrap_err();
+        let expected = Refusal::NotRegistered { id: REVIEWS.to_owned(), agent: "host-1".parse().unwrap() };
+        assert_eq!(refusal, expected, "{unfit:?}");
+    }
+}
+
+#[test]
+fn entitled_keeps_the_order_of_registrations() {
+    let two = [registration(REVIEWS), registration("spiffe://east.example/ns/shop/sa/ratings")];
+    let evidence = evidence();
+    let ids: Vec<_> = entitled(&two, &evidence).iter().map(|r| r.id.clone()).collect();
+    assert_eq!(ids, [two[0].id.clone(), two[1].id.clone()]);
+}
+
+#[test]
+fn the_trust_domain_is_asked_first_then_revocations_then_registrations() {
+    let foreign = "spiffe://west.example/ns/shop/sa/reviews";
+    let refusal = ask(&[], &revoked(foreign), foreign).unwrap_err();
+    assert!(matches!(refusal, Refusal::ForeignTrustDomain { .. }), "{refusal:?}");
+    let refusal = ask(&[], &revoked(REVIEWS), REVIEWS).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "spiffe://east.example/ns/shop/sa/reviews is revoked by r-7@east.example: key-compromise"
+    );
+    let refusal = ask(&[registration(REVIEWS)], &revoked(REVIEWS), REVIEWS).unwrap_err();
+    assert!(matches!(refusal, Refusal::Revoked { .. }), "{refusal:?}");
+}
+
+#[test]
+fn lifetimes_are_clamped() {
+    for (asked, granted) in [(1, MIN_LIFETIME), (60, Duration::from_secs(60)), (u64::MAX, MAX_LIFETIME)] {
+        let registration = Registration { ttl_seconds: asked, ..registration(REVIEWS) };
+        let ticket = ask(&[registration], &Revocations::default(), REVIEWS).unwrap();
+        assert_eq!(ticket.lifetime(), granted);
+    }
+}
+
+#[test]
+fn registrations_give_no_power_over_the_mesh() {
+    for role in ["node", "agent", "admin", "king"] {
+        let name = format!("spiffe://east.example/hanse/{role}/x");
+        let refusal = ask(&[registration(&name)], &Revocations::default(), &name).unwrap_err();
+        assert!(matches!(refusal, Refusal::MemberIdentity { .. }), "{refusal:?}");
+    }
+    let gateway = "spiffe://east.example/hanse/gateway/gateway-1";
+    assert!(ask(&[registration(gateway)], &Revocations::default(), gateway).is_ok());
+}
+
+#[test]
+fn members_get_tickets_unless_revoked() {
+    let none = Revocations::default();
+    let node = id("spiffe://east.example/hanse/node/east-1");
+    assert_eq!(grant_member(&east(), &none, &node, HOUR).unwrap().lifetime(), HOUR);
+    assert_eq!(grant_member(&east(), &none, &node, Duration::ZERO).unwrap().lifetime(), MIN_LIFETIME);
+    let refusal = grant_member(&east(), &revoked(&node.to_string()), &node, HOUR).unwrap_err();
+    assert!(matches!(refusal, Refusal::Revoked { .. }), "{refusal:?}");
+    let refusal = grant_member(&west(), &none, &node, HOUR).unwrap_err();
+    assert!(matches!(refusal, Refusal::ForeignTrustDomain { .. }), "{refusal:?}");
+    for name in [REVIEWS, "spiffe://east.example/hanse/node/a/b", "spiffe://east.example/hanse/node"] {
+        let refusal = grant_member(&east(), &none, &id(name), HOUR).unwrap_err();
+        assert_eq!(refusal, Refusal::NotAMember { id: id(name) });
+    }
+}
+
+#[test]
+fn selectors_are_read_as_they_are_written() {
+    let sha256 = format!("unix:sha256:{}", "ab".repeat(32));
+    for text in ["unix:uid:1000", "unix:gid:0", "unix:path:/usr/bin/a:b", &sha256] {
+        assert_eq!(text.parse::<Selector>().unwrap().to_string(), text);
+    }
+    let upper: Selector = sha256.replace("ab", "AB").parse().unwrap();
+    assert_eq!(upper.to_string(), sha256);
+    for text in
+        ["", "unix:uid:-1", "unix:uid:x", "unix:path:bin", "unix:sha256:ab", "docker:label:x", "unix:uid"]
+    {
+        assert!(text.parse::<Selector>().is_err(), "{text:?}");
+    }
+}

@@ -1,0 +1,154 @@
+//! Reading X.509: the parts that SVIDs, authorities and certificate requests have in common.
+//!
+//! x509-parser leaves an extension that it cannot read as "not there"; here every certificate with such an
+//! extension is refused, so that "no basic constraints" never means "unreadable basic constraints".
+
+use std::fmt::Write as _;
+
+use aws_lc_rs::digest;
+use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, KeyUsage, ParsedExtension};
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME,
+};
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::{AttributeTypeAndValue, SubjectPublicKeyInfo, X509Name, X509Version};
+
+use crate::bundle::KeyId;
+use crate::svid::MAX_CERTIFICATE_BYTES;
+use crate::time::Timestamp;
+
+/// Bytes of an uncompressed P-256 point: 0x04, x, y (SEC 1 §2.3.3).
+const P256_POINT_BYTES: usize = 65;
+
+/// The URI names of a certificate and whether the extension that holds them is critical.
+pub(crate) struct UriNames<'a> {
+    pub(crate) names: Vec<&'a str>,
+    pub(crate) critical: bool,
+}
+
+/// Reads one certificate: bounded, nothing after it, version 3, every extension readable and there once.
+pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+    if der.len() > MAX_CERTIFICATE_BYTES {
+        return Err(format!("it has {} bytes, at most {MAX_CERTIFICATE_BYTES} are read", der.len()));
+    }
+    let (rest, certificate) = x509_parser::parse_x509_certificate(der).map_err(|e| e.to_string())?;
+    if !rest.is_empty() {
+        return Err("there are bytes after its end".to_owned());
+    }
+    if certificate.version() != X509Version::V3 {
+        return Err("it is not of version 3".to_owned());
+    }
+    certificate.extensions_map().map_err(|e| e.to_string())?;
+    if let Some(extension) = certificate
+        .iter_extensions()
+        .find(|e| matches!(e.parsed_extension(), ParsedExtension::ParseError { .. }))
+    {
+        return Err(format!("its extension {} cannot be read", extension.oid));
+    }
+    Ok(certificate)
+}
+
+/// The URI names, in their order; a name that cannot be read is an error, whatever its kind.
+pub(crate) fn uri_names<'c>(certificate: &'c X509Certificate<'_>) -> Result<UriNames<'c>, String> {
+    let Some(extension) = certificate.subject_alternative_name().map_err(|e| e.to_string())? else {
+        return Ok(UriNames { names: Vec::new(), critical: false });
+    };
+    let mut names = Vec::new();
+    for name in &extension.value.general_names {
+        match name {
+            GeneralName::URI(uri) => names.push(*uri),
+            GeneralName::Invalid(..) => return Err("one of its names cannot be read".to_owned()),
+            _ => {}
+        }
+    }
+    Ok(UriNames { names, critical: extension.critical })
+}
+
+/// The key usage; `Err` holds the rule that is broken (X-6).
+pub(crate) fn key_usage<'c>(certificate: &'c X509Certificate<'_>) -> Result<&'c KeyUsage, &'static str> {
+    match certificate.key_usage() {
+        Ok(Some(usage)) if usage.critical => Ok(usage.value),
+        Ok(Some(_)) => Err("its key usage is not critical (X509-SVID §4.3)"),
+        Ok(None) => Err("it has no key usage (X509-SVID §4.3)"),
+        Err(_) => Err("its key usage cannot be read (X509-SVID §4.3)"),
+    }
+}
+
+/// Whether it may sign certificates, and how many authorities may stand between it and a leaf.
+pub(crate) fn authority_path_length(certificate: &X509Certificate<'_>) -> Option<Option<u32>> {
+    let constraints = certificate.basic_constraints().ok()??;
+    constraints.value.ca.then_some(constraints.value.path_len_constraint)
+}
+
+/// SHA-256 of the SubjectPublicKeyInfo.
+pub(crate) fn key_id(spki_der: &[u8]) -> KeyId {
+    KeyId(sha256(spki_der))
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    digest::digest(&digest::SHA256, bytes).as_ref().try_into().expect("a SHA-256 digest has 32 bytes")
+}
+
+/// The uncompressed point, if the key is ECDSA P-256. Whether the point is on the curve is found out by
+/// whoever verifies a signature with it.
+pub(crate) fn p256_point<'k>(key: &'k SubjectPublicKeyInfo<'_>) -> Option<&'k [u8]> {
+    let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
+    let point: &[u8] = &key.subject_public_key.data;
+    let fits = key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
+        && curve == OID_EC_P256
+        && key.subject_public_key.unused_bits == 0
+        && point.len() == P256_POINT_BYTES
+        && point[0] == 4;
+    fits.then_some(point)
+}
+
+/// Whole seconds; `None` before 1970.
+pub(crate) fn timestamp(time: ASN1Time) -> Option<Timestamp> {
+    u64::try_from(time.timestamp()).ok().map(Timestamp::from_seconds)
+}
+
+/// Whole seconds, rounded down; `None` beyond what X.509 can write (the year 9999).
+pub(crate) fn date_time(at: Timestamp) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(i64::try_from(at.seconds()).ok()?).ok()
+}
+
+/// RFC 4514 text of a name: last relative name first; types other than CN and O as dotted numbers.
+pub(crate) fn rfc4514(name: &X509Name<'_>) -> String {
+    let relative: Vec<_> =
+        name.iter_rdn().map(|rdn| rdn.iter().map(rfc4514_attribute).collect::<Vec<_>>().join("+")).collect();
+    relative.into_iter().rev().collect::<Vec<_>>().join(",")
+}
+
+fn rfc4514_attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
+    let oid = attribute.attr_type();
+    let kind = if *oid == OID_X509_COMMON_NAME {
+        "CN".to_owned()
+    } else if *oid == OID_X509_ORGANIZATION_NAME {
+        "O".to_owned()
+    } else {
+        oid.to_id_string()
+    };
+    match attribute.as_str() {
+        Ok(text) => format!("{kind}={}", rfc4514_value(text)),
+        Err(_) => format!("{kind}=#{}", crate::wire::to_hex(attribute.as_slice())),
+    }
+}
+
+fn rfc4514_value(text: &str) -> String {
+    let last = text.chars().count().saturating_sub(1);
+    let mut escaped = String::with_capacity(text.len());
+    for (index, character) in text.chars().enumerate() {
+        match character {
+            '"' | '+' | ',' | ';' | '<' | '>' | '\\' | '=' => escaped.extend(['\\', character]),
+            ' ' if index == 0 || index == last => escaped.push_str("\\ "),
+            '#' if index == 0 => escaped.push_str("\\#"),
+            control if control.is_ascii_control() => {
+                write!(escaped, "\\{:02x}", control as u32).expect("writing to a String cannot fail");
+            }
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,96 @@
+//! What the mesh itself answers, when no app does: one reason, one status, Envoy's response flag for it.
+
+use http::StatusCode;
+
+/// Why the mesh answered in the app's place; the value of `x-hanse-reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The request names no host, or two.
+    BadRequest,
+    /// The Host is not a service's name.
+    UnknownHost,
+    NoRoute,
+    NoBackend,
+    /// No cluster that we know offers it.
+    NoSuchService,
+    NoHealthyEndpoint,
+    /// No SVID or no View yet.
+    NotReady,
+    /// Our own identity, or the caller's, is revoked.
+    Revoked,
+    /// The caller's cluster may not use the service.
+    NotAllowed,
+    Overload,
+    /// No attempt reached anybody.
+    Unreachable,
+    /// The connection broke under the request.
+    ConnectionLost,
+    Timeout,
+    /// The app behind this proxy takes no connections: the request was not delivered.
+    AppUnreachable,
+    /// The app broke off before it answered: the request may have been worked on.
+    AppReset,
+    /// This proxy stands in front of a client only.
+    NothingServed,
+}
+
+impl Reason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::UnknownHost => "unknown-host",
+            Self::NoRoute => "no-route",
+            Self::NoBackend => "no-backend",
+            Self::NoSuchService => "no-such-service",
+            Self::NoHealthyEndpoint => "no-healthy-endpoint",
+            Self::NotReady => "not-ready",
+            Self::Revoked => "revoked",
+            Self::NotAllowed => "not-allowed",
+            Self::Overload => "overload",
+            Self::Unreachable => "unreachable",
+            Self::ConnectionLost => "connection-lost",
+            Self::Timeout => "timeout",
+            Self::AppUnreachable => "app-unreachable",
+            Self::AppReset => "app-reset",
+            Self::NothingServed => "nothing-served",
+        }
+    }
+
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::UnknownHost | Self::NoRoute | Self::NothingServed => StatusCode::NOT_FOUND,
+            Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::NoSuchService
+            | Self::NoHealthyEndpoint
+            | Self::NotReady
+            | Self::Overload
+            | Self::Unreachable
+            | Self::AppUnreachable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ConnectionLost | Self::AppReset => StatusCode::BAD_GATEWAY,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// Envoy's response flag, or `-`.
+    pub const fn flags(self) -> &'static str {
+        match self {
+            Self::UnknownHost | Self::NoRoute | Self::NoBackend | Self::NothingServed => "NR",
+            Self::NoSuchService => "NC",
+            Self::NoHealthyEndpoint => "UH",
+            Self::Overload => "UO",
+            Self::Unreachable | Self::AppUnreachable => "UF",
+            Self::ConnectionLost | Self::AppReset => "UC",
+            Self::Timeout => "UT",
+            Self::BadRequest | Self::NotReady | Self::Revoked | Self::NotAllowed => "-",
+        }
+    }
+
+    /// Whether the reason, as another proxy wrote it, says that the request never reached an app.
+    pub fn says_undelivered(text: &str) -> bool {
+        [Self::AppUnreachable, Self::NotReady, Self::Overload, Self::NothingServed]
+            .iter()
+            .any(|reason| reason.as_str() == text)
+    }
+}

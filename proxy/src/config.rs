@@ -1,0 +1,138 @@
+//! The sidecar's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, bail};
+use hanse_federation::host::{Reach, ServiceHost};
+use hanse_identity::{NodeName, ServiceName};
+
+/// Flags of `hanse proxy`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Name of this proxy, one DNS label, unique in its cluster.
+    #[arg(long)]
+    pub name: NodeName,
+    /// The agent's Unix socket, where the SVID comes from.
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// A control node of this cluster, host:port; repeat for each.
+    #[arg(long, value_name = "HOST:PORT", required = true)]
+    pub control: Vec<String>,
+    /// A service that the app serves, <namespace>/<name>; repeatable. The registration must allow it.
+    #[arg(long = "service", value_name = "NAMESPACE/NAME")]
+    pub services: Vec<ServiceName>,
+    /// The app behind this proxy.
+    #[arg(long, value_name = "ADDRESS")]
+    pub app: Option<SocketAddr>,
+    /// Where the mesh reaches this proxy: mutual TLS.
+    #[arg(long, value_name = "ADDRESS")]
+    pub inbound: Option<SocketAddr>,
+    /// The address to announce for --inbound, if it is another one.
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise_inbound: Option<SocketAddr>,
+    /// Where the app sends its requests: plain HTTP/1.1 or HTTP/2; the Host names the service.
+    #[arg(long, value_name = "ADDRESS")]
+    pub outbound: Option<SocketAddr>,
+    /// A plain HTTP listener for one service, whatever the Host says: <namespace>/<name>=ADDRESS; repeatable.
+    #[arg(long = "upstream", value_name = "SERVICE=ADDRESS")]
+    pub upstreams: Vec<Upstream>,
+    /// The admin endpoint; loopback only.
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: SocketAddr,
+    /// Region that this proxy is in.
+    #[arg(long, default_value = "")]
+    pub region: String,
+    /// Zone that this proxy is in.
+    #[arg(long, default_value = "")]
+    pub zone: String,
+    /// Access log, one JSON object per line: a file, or - for standard output. None if not given.
+    #[arg(long, value_name = "FILE|-")]
+    pub access_log: Option<String>,
+    /// Worker threads; default: one per core.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Share of traffic among the service's endpoints, 1 to 1000.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub weight: u32,
+}
+
+/// A listener that is bound to one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub host: ServiceHost,
+    pub listen: SocketAddr,
+}
+
+impl FromStr for Upstream {
+    type Err = String;
+
+    /// `shop/ratings=127.0.0.1:9001`, or a host name of the mesh in place of `shop/ratings`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (service, listen) =
+            text.split_once('=').ok_or_else(|| "is not of the form <namespace>/<name>=ADDRESS".to_owned())?;
+        let listen = listen.parse().map_err(|_| format!("{listen:?} is not an address and port"))?;
+        let host = match service.parse() {
+            Ok(service) => ServiceHost { service, reach: Reach::ClusterSet },
+            Err(error) => ServiceHost::parse(service).ok_or_else(|| format!("{error}"))?,
+        };
+        Ok(Self { host, listen })
+    }
+}
+
+impl Config {
+    /// What the flags' own parsers cannot see.
+    pub fn check(&self) -> Result<()> {
+        if !self.services.is_empty() && (self.inbound.is_none() || self.app.is_none()) {
+            bail!("--service needs --inbound (where the mesh reaches it) and --app (who serves it)");
+        }
+        if self.inbound.is_some() && self.services.is_empty() {
+            bail!("--inbound needs at least one --service");
+        }
+        let announced = self.advertise_inbound.or(self.inbound);
+        if announced.is_some_and(|address| address.ip().is_unspecified()) {
+            bail!("--inbound is on all addresses: say with --advertise-inbound which one others reach");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Program {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn parse(flags: &str) -> Result<Config, clap::Error> {
+        let always = "proxy --name p --socket s --control 127.0.0.1:1 --admin 127.0.0.1:0";
+        <Program as clap::Parser>::try_parse_from(always.split(' ').chain(flags.split_whitespace()))
+            .map(|program| program.config)
+    }
+
+    #[test]
+    fn flags_are_read_and_held_against_each_other() {
+        let config = parse(
+            "--service shop/reviews --app 127.0.0.1:9080 --inbound 127.0.0.1:0 --workers 2 \
+             --upstream shop/ratings=127.0.0.1:9001 --upstream a.shop.svc.cluster.local=127.0.0.1:9002",
+        )
+        .unwrap();
+        config.check().unwrap();
+        assert_eq!(config.workers, Some(2));
+        assert_eq!(config.weight, 100);
+        let reaches: Vec<_> = config.upstreams.iter().map(|u| u.host.reach).collect();
+        assert_eq!(reaches, [Reach::ClusterSet, Reach::Cluster]);
+
+        assert!(parse("--service shop/reviews").unwrap().check().is_err());
+        assert!(parse("--inbound 127.0.0.1:0").unwrap().check().is_err());
+        let everywhere = "--service shop/reviews --app 127.0.0.1:9080 --inbound 0.0.0.0:0";
+        assert!(parse(everywhere).unwrap().check().is_err());
+        for bad in ["--upstream shop/ratings", "--upstream x=127.0.0.1:1", "--weight 0", "--workers 0"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

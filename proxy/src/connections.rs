@@ -1,0 +1,302 @@
+//! The live-connection table: who is at the other end of every mesh connection, and whom to close.
+//!
+//! A connection enters *before* it is checked, so that no revocation can fall between; its guard leaves the table
+//! when it is dropped. The table never closes a socket itself: it gives an order that the connection's task obeys.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hanse_identity::tls::TlsIdentity;
+use hanse_identity::{
+    ClusterName, RevocationId, RevocationTarget, ServiceName, SvidFacts, Timestamp, Trust, VerifiedCaller,
+    VerifyError,
+};
+use tokio::sync::{Notify, watch};
+
+use crate::runtime::telemetry::Telemetry;
+
+/// What kind of connection it is, seen from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Side {
+    /// Somebody dialled us.
+    Inbound,
+    /// We dialled a workload: straight, or inside a tunnel.
+    Outbound,
+    /// To or from a gateway: the outer connection of a tunnel.
+    Tunnel,
+}
+
+/// What a connection says of itself when it enters the table.
+#[derive(Clone)]
+pub struct Entrant {
+    pub side: Side,
+    /// The other end.
+    pub peer: VerifiedCaller,
+    /// The identity that we showed.
+    pub own: Arc<TlsIdentity>,
+    pub service: Option<ServiceName>,
+    pub cluster: Option<ClusterName>,
+}
+
+/// Why a connection is closed by us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The other end's SVID or identity.
+    Revoked(RevocationId),
+    /// Our own.
+    OwnIdentityRevoked(RevocationId),
+    Expired,
+    /// Its trust domain is no longer known: the peer has left.
+    Untrusted,
+}
+
+/// What a connection is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    Stay,
+    /// Finish what is in flight, take nothing new.
+    Leave(Cause),
+    /// At once.
+    Close(Cause),
+}
+
+/// The table.
+pub struct Connections {
+    live: Mutex<BTreeMap<u64, Entry>>,
+    next: AtomicU64,
+    /// Connections that are really gone, by the revocation that closed them, since the start.
+    closed: Mutex<BTreeMap<RevocationId, u64>>,
+    departures: Notify,
+    telemetry: Arc<Telemetry>,
+}
+
+struct Entry {
+    entrant: Entrant,
+    since: Timestamp,
+    order: watch::Sender<Order>,
+}
+
+/// A connection's place in the table: dropped, the connection counts as gone.
+pub struct Live {
+    id: u64,
+    table: Arc<Connections>,
+    peer: VerifiedCaller,
+    order: watch::Receiver<Order>,
+}
+
+/// The connections that one sweep ordered closed at once.
+#[derive(Debug, Default)]
+pub struct Sweep(BTreeSet<u64>);
+
+/// One row for `/connections`.
+#[derive(Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    pub side: Side,
+    pub peer: String,
+    pub serial: String,
+    pub own: String,
+    pub service: Option<ServiceName>,
+    pub cluster: Option<ClusterName>,
+    pub since: String,
+    pub not_after: String,
+}
+
+/// Longest time before the end of an SVID at which its connections are asked to leave.
+const LEAVE_BEFORE_EXPIRY: Duration = Duration::from_secs(30);
+
+impl Cause {
+    /// Label of `hanse_connections_closed_total`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Revoked(_) => "revoked",
+            Self::OwnIdentityRevoked(_) => "own_revoked",
+            Self::Expired => "expired",
+            Self::Untrusted => "untrusted",
+        }
+    }
+
+    fn revocation(&self) -> Option<&RevocationId> {
+        match self {
+            Self::Revoked(id) | Self::OwnIdentityRevoked(id) => Some(id),
+            Self::Expired | Self::Untrusted => None,
+        }
+    }
+}
+
+impl Connections {
+    pub fn new(telemetry: Arc<Telemetry>) -> Self {
+        Self {
+            live: Mutex::default(),
+            next: AtomicU64::new(1),
+            closed: Mutex::default(),
+            departures: Notify::new(),
+            telemetry,
+        }
+    }
+
+    /// Takes a connection in. Then `Live::check` it; then serve.
+    pub fn enter(self: &Arc<Self>, entrant: Entrant, now: Timestamp) -> Live {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (order, receiver) = watch::channel(Order::Stay);
+        let peer = entrant.peer.clone();
+        self.lock().insert(id, Entry { entrant, since: now, order });
+        Live { id, table: Arc::clone(self), peer, order: receiver }
+    }
+
+    /// Asks every connection whether it may stay. `own_revoked`: we ourselves are no longer believed.
+    pub fn sweep(&self, trust: &Trust, own_revoked: Option<&RevocationId>, now: Timestamp) -> Sweep {
+        let mut sweep = Sweep::default();
+        for (id, entry) in self.lock().iter() {
+            let order = entry.judge(trust, own_revoked, now);
+            if matches!(order, Order::Close(_)) {
+                sweep.0.insert(*id);
+            }
+            entry.order.send_if_modified(|current| {
+                let changes = order != Order::Stay && !matches!(current, Order::Close(_)) && *current != order;
+                if changes {
+                    current.clone_from(&order);
+                }
+                changes
+            });
+        }
+        sweep
+    }
+
+    /// Waits until all of a sweep have left the table, `within` at most.
+    pub async fn gone(&self, sweep: Sweep, within: Duration) {
+        let all_gone = async {
+            loop {
+                let mut departure = std::pin::pin!(self.departures.notified());
+                departure.as_mut().enable();
+                if !sweep.0.iter().any(|id| self.lock().contains_key(id)) {
+                    return;
+                }
+                departure.await;
+            }
+        };
+        // Late ones have been told to go and are counted when they do.
+        let _ = tokio::time::timeout(within, all_gone).await;
+    }
+
+    /// How many live connections the target has here, at either end.
+    pub fn count(&self, target: &RevocationTarget) -> u64 {
+        let hit = |facts: &SvidFacts| match target {
+            RevocationTarget::Serial(serial) => facts.serial == *serial,
+            RevocationTarget::Identity(id) => facts.id == *id,
+        };
+        let live = self.lock();
+        live.values().filter(|e| hit(e.entrant.peer.facts()) || hit(&e.entrant.own.facts)).count() as u64
+    }
+
+    /// Closed so far, by revocation.
+    pub fn closed(&self) -> Vec<(RevocationId, u64)> {
+        let closed = self.closed.lock().expect("no holder of the closed counts panics");
+        closed.iter().map(|(id, count)| (id.clone(), *count)).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// For `/connections`, at most `limit` rows.
+    pub fn rows(&self, limit: usize) -> Vec<Row> {
+        self.lock().values().take(limit).map(Entry::row).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Entry>> {
+        self.live.lock().expect("no holder of the connection table panics")
+    }
+}
+
+impl Entry {
+    fn judge(&self, trust: &Trust, own_revoked: Option<&RevocationId>, now: Timestamp) -> Order {
+        let peer = &self.entrant.peer;
+        match peer.still_believed(trust, now) {
+            Ok(()) => {}
+            Err(VerifyError::Revoked { revocation, .. }) => return Order::Close(Cause::Revoked(revocation)),
+            Err(VerifyError::Expired) => return Order::Close(Cause::Expired),
+            Err(_) => return Order::Close(Cause::Untrusted),
+        }
+        let own = trust.revocations.check(&self.entrant.own.facts).map(|r| &r.id).or(own_revoked);
+        if let Some(id) = own {
+            return Order::Close(Cause::OwnIdentityRevoked(id.clone()));
+        }
+        let facts = peer.facts();
+        let grace = (facts.not_after.since(facts.not_before) / 10).min(LEAVE_BEFORE_EXPIRY);
+        if facts.not_after.left(now) < grace { Order::Leave(Cause::Expired) } else { Order::Stay }
+    }
+
+    fn row(&self) -> Row {
+        let peer = self.entrant.peer.facts();
+        Row {
+            side: self.entrant.side,
+            peer: peer.id.to_string(),
+            serial: peer.serial.to_string(),
+            own: self.entrant.own.facts.id.to_string(),
+            service: self.entrant.service.clone(),
+            cluster: self.entrant.cluster.clone(),
+            since: self.since.to_string(),
+            not_after: peer.not_after.to_string(),
+        }
+    }
+}
+
+impl Live {
+    /// Asks once more, now that the table would see a change. Serve only after this.
+    pub fn check(&self, trust: &Trust, now: Timestamp) -> Result<(), VerifyError> {
+        self.peer.still_believed(trust, now)
+    }
+
+    pub fn peer(&self) -> &VerifiedCaller {
+        &self.peer
+    }
+
+    pub fn order(&self) -> Order {
+        self.order.borrow().clone()
+    }
+
+    /// Resolves with the next order after the one last returned; never with `Stay`.
+    pub async fn ordered(&mut self) -> Order {
+        loop {
+            if self.order.changed().await.is_err() {
+                // The table holds the sender for as long as this guard lives.
+                std::future::pending::<()>().await;
+            }
+            let order = self.order.borrow_and_update().clone();
+            if order != Order::Stay {
+                return order;
+            }
+        }
+    }
+
+    /// Resolves when the connection is to be closed at once.
+    pub async fn closing(&mut self) -> Cause {
+        loop {
+            if let Order::Close(cause) = self.ordered().await {
+                return cause;
+            }
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.id);
+        if let Order::Close(cause) | Order::Leave(cause) = &*self.order.borrow() {
+            self.table.telemetry.connection_closed(cause.label());
+            if let Some(id) = cause.revocation() {
+                let mut closed = self.table.closed.lock().expect("no holder of the closed counts panics");
+                *closed.entry(id.clone()).or_default() += 1;
+            }
+        }
+        self.table.departures.notify_waiters();
+    }
+}

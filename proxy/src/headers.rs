@@ -1,0 +1,96 @@
+//! Headers: which are the mesh's own, which end at this hop, and how the caller is named to the app.
+
+use hanse_identity::SpiffeId;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// On every response that the mesh made itself: `mesh`.
+pub const ANSWERED_BY: HeaderName = HeaderName::from_static("x-hanse-answered-by");
+pub const ANSWERED_BY_MESH: HeaderValue = HeaderValue::from_static("mesh");
+/// Why it did.
+pub const REASON: HeaderName = HeaderName::from_static("x-hanse-reason");
+/// The cluster that served the request; towards the app that called.
+pub const CLUSTER: HeaderName = HeaderName::from_static("x-hanse-cluster");
+/// The tier of the ladder that it was in.
+pub const TIER: HeaderName = HeaderName::from_static("x-hanse-tier");
+/// Who called; towards the app that serves (Envoy's header and syntax).
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+const RESERVED: &str = "x-forwarded-client-cert";
+const RESERVED_PREFIX: &str = "x-hanse-";
+
+/// Whether a header belongs to the mesh, in any spelling that some server folds into the same name: letter case, and
+/// any punctuation where we write a hyphen (CGI and its heirs read `_`, some read `.` too).
+pub fn is_reserved(name: &str) -> bool {
+    let name = name.as_bytes();
+    // Nearly every header of a request ends its life here.
+    if !matches!(name.first(), Some(b'x' | b'X')) || name.len() < RESERVED_PREFIX.len() {
+        return false;
+    }
+    let folds_to = |wanted: &str| {
+        let fold = |b: &u8| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'-' };
+        name.iter().zip(wanted.as_bytes()).all(|(have, want)| fold(have) == *want)
+    };
+    folds_to(RESERVED_PREFIX) || (name.len() == RESERVED.len() && folds_to(RESERVED))
+}
+
+/// Removes the mesh's own headers, as they came from outside.
+pub fn strip_reserved(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| is_reserved(name.as_str())).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// Removes what ends at this hop (RFC 9110 §7.6.1), `Connection`'s nominees included.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let nominated: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in nominated {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::UPGRADE);
+    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+        headers.remove(header::TE);
+    }
+}
+
+/// `Cookie` as HTTP/1.1 wants it: HTTP/2 may have split it into crumbs (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// The value of `x-forwarded-client-cert`. SPIFFE IDs and hex have no character that the syntax would quote.
+pub fn client_cert(by: &SpiffeId, hash: &str, caller: &SpiffeId) -> HeaderValue {
+    HeaderValue::from_str(&format!("By={by};Hash={hash};URI={caller}"))
+        .expect("SPIFFE IDs and hex digits are visible ASCII")
+}
+
+/// Which host a request names: the target's authority, else the one Host header. `Err`: two that differ, or garbage.
+pub fn authority<B>(request: &http::Request<B>) -> Result<Option<&str>, &'static str> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err("two Host headers"),
+        (Some(host), None) => Some(host.to_str().map_err(|_| "a Host header that is not text")?),
+        (None, None) => None,
+    };
+    Ok(request.uri().authority().map(http::uri::Authority::as_str).or(host))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! The app behind this proxy: requests that the mesh brings, and whether the app is there at all.
+//!
+//! A request is admitted, its headers are put right, and it goes to the app over pooled HTTP/1.1 on loopback.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hanse_identity::{ServiceName, SpiffeId, VerifiedCaller};
+use http::{HeaderValue, Request, Response, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::body::{OnEnd, RequestBody, ResponseBody};
+use super::forward::mark;
+use super::record::{Direction, Record, Reporter};
+use crate::answer::Reason;
+use crate::headers;
+use crate::inbound::{Admitted, admit};
+use crate::runtime::Plane;
+use crate::runtime::drain::Stop;
+
+/// One worker's inbound side.
+pub struct Inbound {
+    plane: Arc<Plane>,
+    reporter: Rc<Reporter>,
+    services: Arc<BTreeSet<ServiceName>>,
+    app: Option<Rc<App>>,
+}
+
+/// One connection's caller, as its requests are told of it.
+pub struct Caller {
+    verified: VerifiedCaller,
+    client_cert: HeaderValue,
+    own: SpiffeId,
+}
+
+/// The app's address and the connections to it that nobody uses at the moment.
+struct App {
+    address: SocketAddr,
+    idle: RefCell<VecDeque<SendRequest<RequestBody>>>,
+}
+
+/// A connection to the app while a response runs on it.
+struct Borrowed {
+    app: Rc<App>,
+    connection: SendRequest<RequestBody>,
+}
+
+/// What lives as long as a response to the mesh.
+pub struct Serving {
+    record: Record,
+    borrowed: Option<Borrowed>,
+}
+
+pub type InboundResponse = Response<ResponseBody<Serving>>;
+
+/// Connections to the app that one worker keeps for the next request.
+const MAX_IDLE: usize = 64;
+/// Longest wait for the app to accept a connection: it is on this host.
+const APP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often the app is looked at.
+const APP_CHECK_EVERY: Duration = Duration::from_millis(500);
+
+impl Inbound {
+    pub fn new(
+        plane: Arc<Plane>,
+        reporter: Rc<Reporter>,
+        services: Arc<BTreeSet<ServiceName>>,
+        app: Option<SocketAddr>,
+    ) -> Self {
+        let app = app.map(|address| Rc::new(App { address, idle: RefCell::default() }));
+        Self { plane, reporter, services, app }
+    }
+
+    /// What the requests of one verified connection have in common.
+    pub fn caller(&self, verified: &VerifiedCaller, hash: &str, own: SpiffeId) -> Caller {
+        let client_cert = headers::client_cert(&own, hash, verified.id());
+        Caller { verified: verified.clone(), client_cert, own }
+    }
+
+    /// Answers one request of the mesh.
+    pub async fn handle(
+        self: Rc<Self>,
+        caller: Rc<Caller>,
+        request: Request<Incoming>,
+    ) -> Result<InboundResponse, Infallible> {
+        let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
+        let admitted = self.admit(&caller, &request, &mut record);
+        let outcome = match admitted {
+            Ok(admitted) => self.serve(admitted, &caller, request, &mut record).await,
+            Err(reason) => Err(reason),
+        };
+        Ok(match outcome {
+            Ok((response, borrowed)) => {
+                record.answered(response.status());
+                response.map(|body| {
+                    ResponseBody::streamed(body, Serving { record, borrowed: Some(borrowed) })
+                })
+            }
+            Err(reason) => mesh_answer(reason, record),
+        })
+    }
+
+    fn admit(&self, caller: &Caller, request: &Request<Incoming>, record: &mut Record) -> Result<Admitted, Reason> {
+        let known = self.plane.knowledge.now();
+        record.entry.source_spiffe = caller.verified.id().to_string();
+        record.entry.destination_spiffe = caller.own.to_string();
+        if let Some(view) = known.view.as_deref() {
+            record.entry.destination_cluster = view.cluster.to_string();
+            let from = caller.verified.id().trust_domain();
+            let peer = view.peer_of(from).map(|peer| peer.record.cluster.to_string());
+            record.entry.source_cluster = match peer {
+                Some(peer) => peer,
+                None if *from == view.trust_domain => view.cluster.to_string(),
+                None => String::new(),
+            };
+        }
+        record.entry.upstream_cluster = self.named_service(request).map(ToString::to_string).unwrap_or_default();
+        admit(known.view.as_deref(), known.own_revoked.as_ref(), &self.services, &caller.verified)
+    }
+
+    /// The one of our services that the request names, else our only one; for records.
+    fn named_service(&self, request: &Request<Incoming>) -> Option<&ServiceName> {
+        let authority = headers::authority(request).ok().flatten();
+        let named = authority.and_then(hanse_federation::host::ServiceHost::parse);
+        named.and_then(|host| self.services.get(&host.service)).or_else(|| self.services.first())
+    }
+
+    async fn serve(
+        &self,
+        _admitted: Admitted,
+        caller: &Caller,
+        request: Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<(Response<Incoming>, Borrowed), Reason> {
+        let app = self.app.as_ref().ok_or(Reason::NothingServed)?;
+        let mut request = prepare(request, caller, record)?;
+        loop {
+            let (mut connection, fresh) = app.borrow_connection().await?;
+            match connection.try_send_request(request).await {
+                Ok(mut response) => {
+                    headers::strip_hop_by_hop(response.headers_mut());
+                    headers::strip_reserved(response.headers_mut());
+                    *response.version_mut() = Version::HTTP_11;
+                    return Ok((response, Borrowed { app: Rc::clone(app), connection }));
+                }
+                Err(mut error) => match error.take_message() {
+                    // A pooled connection that the app had closed: not the app's fault, take another.
+                    Some(unsent) if !fresh => request = unsent,
+                    Some(_) => return Err(Reason::AppUnreachable),
+                    None => {
+                        tracing::debug!(error = %error.error(), "the app broke off");
+                        return Err(Reason::AppReset);
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl App {
+    /// A connection to the app, and whether it is new.
+    async fn borrow_connection(&self) -> Result<(SendRequest<RequestBody>, bool), Reason> {
+        if let Some(connection) = self.take_idle() {
+            return Ok((connection, false));
+        }
+        let connected = tokio::time::timeout(APP_CONNECT_TIMEOUT, TcpStream::connect(self.address)).await;
+        let stream = connected.map_err(|_| Reason::AppUnreachable)?.map_err(|_| Reason::AppUnreachable)?;
+        let _ = stream.set_nodelay(true);
+        let handshake = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|_| Reason::AppUnreachable)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to the app");
+            }
+        });
+        Ok((sender, true))
+    }
+
+    /// The connection used last that is ready for the next request: the youngest is the least likely to be closed.
+    fn take_idle(&self) -> Option<SendRequest<RequestBody>> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|connection| !connection.is_closed());
+        let ready = idle.iter().rposition(SendRequest::is_ready)?;
+        idle.remove(ready)
+    }
+
+    fn give_back(&self, connection: SendRequest<RequestBody>) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() >= MAX_IDLE {
+            idle.pop_front();
+        }
+        idle.push_back(connection);
+    }
+}
+
+impl OnEnd for Serving {
+    fn on_end(self, bytes: u64, complete: bool) {
+        if let Some(borrowed) = self.borrowed.filter(|_| complete) {
+            borrowed.app.give_back(borrowed.connection);
+        }
+        self.record.on_end(bytes, complete);
+    }
+}
+
+/// The request as the app gets it: HTTP/1.1, with the caller named by us and by nobody else.
+fn prepare(request: Request<Incoming>, caller: &Caller, record: &Record) -> Result<Request<RequestBody>, Reason> {
+    let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
+    let host = authority.map(HeaderValue::from_str).transpose().map_err(|_| Reason::BadRequest)?;
+    let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let uri = Uri::try_from(path).map_err(|_| Reason::BadRequest)?;
+    let (mut parts, body) = request.into_parts();
+    if parts.method == http::Method::CONNECT {
+        return Err(Reason::BadRequest);
+    }
+    parts.uri = uri;
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::strip_reserved(&mut parts.headers);
+    headers::join_cookies(&mut parts.headers);
+    if let Some(host) = host {
+        parts.headers.insert(header::HOST, host);
+    }
+    parts.headers.insert(headers::CLIENT_CERT, caller.client_cert.clone());
+    Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
+}
+
+fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {
+    record.refused(reason);
+    let body = Bytes::from(format!("{}\n", reason.as_str()));
+    let mut response = Response::new(ResponseBody::whole(body, Serving { record, borrowed: None }));
+    *response.status_mut() = reason.status();
+    mark(response.headers_mut(), reason);
+    response
+}
+
+/// Looks whether the app takes connections, and says so when it changes.
+pub async fn watch_app(address: SocketAddr, ready: watch::Sender<bool>, mut stop: Stop) {
+    loop {
+        let connected = tokio::time::timeout(APP_CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let up = matches!(connected, Ok(Ok(_)));
+        ready.send_if_modified(|ready| std::mem::replace(ready, up) != up);
+        tokio::select! {
+            () = stop.ended() => return,
+            () = tokio::time::sleep(APP_CHECK_EVERY) => {}
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Mesh connections: dialled once, shared by many requests, one pool per worker.
+//!
+//! A connection to a target of our own cluster is made here; one through gateways is made by `tunnel`, on a connection
+//! that is pooled here as well. Concurrent requests for the same missing connection wait for one dial.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{LocalBoxFuture, Shared};
+use hanse_federation::EndpointId;
+use hanse_federation::sni::Sni;
+use hanse_identity::tls::Expect;
+use hanse_identity::{ClusterName, NodeName, ServiceName, SpiffeId, Timestamp};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::body::RequestBody;
+use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, STREAM_WINDOW};
+use super::sever::Sever;
+use super::tls::{self, About, Dialled, TlsRefusal};
+use crate::connections::{Live, Order, Side};
+use crate::runtime::worker::LocalExecutor;
+use crate::runtime::{Plane, now};
+
+/// One HTTP/2 connection of the mesh, to a workload or to a gateway.
+pub struct MeshConnection {
+    sender: SendRequest<RequestBody>,
+    pub peer: SpiffeId,
+    /// For a tunnel: our own gateway that it goes through, if it does.
+    pub via: Option<NodeName>,
+    opened: Timestamp,
+    used: Cell<Timestamp>,
+    retired: Rc<Cell<bool>>,
+}
+
+/// How a connection came to take no more requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// We wanted it so.
+    Retired,
+    /// Pings were not answered.
+    Silent,
+    /// The other end, or something between, broke or ended it.
+    Broken,
+}
+
+/// How soon silence on a connection is noticed.
+#[derive(Clone, Copy, Debug)]
+pub struct Pings {
+    pub every: Duration,
+    pub timeout: Duration,
+}
+
+/// What a pooled connection leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// Straight to a proxy of our cluster.
+    Endpoint(EndpointId, SocketAddr),
+    /// End to end to some endpoint of a service in another cluster.
+    Service(ServiceName, ClusterName),
+    /// To a gateway of another cluster.
+    Tunnel(ClusterName),
+}
+
+/// Why there is no connection. Shared by all who waited for the same dial.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    #[error("no connection: {0}")]
+    Connect(String),
+    #[error("no connection in time")]
+    ConnectTimeout,
+    #[error("{0}")]
+    Tls(String),
+    #[error("HTTP/2: {0}")]
+    Http(String),
+    /// The far gateway has answered, and refused the CONNECT.
+    #[error("the gateway refused with {status} {reason}")]
+    Refused { status: u16, reason: String },
+    /// No pair of gateways lets anything pass.
+    #[error("no path to cluster {0}")]
+    NoPath(ClusterName),
+}
+
+/// One worker's connections.
+pub struct Pool {
+    slots: RefCell<HashMap<Key, Slot>>,
+}
+
+type Dialling = Shared<LocalBoxFuture<'static, Result<Rc<MeshConnection>, DialError>>>;
+
+#[derive(Default)]
+struct Slot {
+    ready: Vec<Rc<MeshConnection>>,
+    next: usize,
+    dialling: Option<Dialling>,
+    /// No further connection is dialled beside the ready ones before this.
+    not_before: Timestamp,
+}
+
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pings on connections straight to a workload, inside a tunnel or not.
+pub const WORKLOAD_PINGS: Pings = Pings { every: Duration::from_secs(1), timeout: Duration::from_secs(2) };
+/// Pings on connections to another cluster's gateway: a dark path is noticed within two seconds.
+pub const TUNNEL_PINGS: Pings =
+    Pings { every: Duration::from_millis(500), timeout: Duration::from_millis(1500) };
+/// A connection that carried nothing for so long is let go.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// An end-to-end connection through gateways is replaced after this, so that load finds new endpoints.
+const SERVICE_MAX_AGE: Duration = Duration::from_secs(30);
+/// Pause before another connection beside a ready one is tried again.
+const SPREAD_AGAIN: Duration = Duration::from_secs(1);
+
+impl MeshConnection {
+    /// A handle to send on; cheap.
+    pub fn sender(&self) -> SendRequest<RequestBody> {
+        self.used.set(now());
+        self.sender.clone()
+    }
+
+    pub fn is_usable(&self) -> bool {
+        !self.retired.get() && !self.sender.is_closed()
+    }
+
+    /// No new requests; what is in flight goes on.
+    pub fn retire(&self) {
+        self.retired.set(true);
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { slots: RefCell::new(HashMap::new()) }
+    }
+}
+
+impl Pool {
+    /// A usable connection for `key` to somebody whom `admits` accepts, dialled with `dial` if there is none. With
+    /// `spread` above one, further ones are dialled beside it, without waiting, and used in turn.
+    pub async fn connection(
+        self: &Rc<Self>,
+        key: Key,
+        spread: usize,
+        admits: impl Fn(&SpiffeId) -> bool,
+        dial: impl Fn() -> LocalBoxFuture<'static, Result<MeshConnection, DialError>>,
+    ) -> Result<Rc<MeshConnection>, DialError> {
+        let dialling = {
+            let mut slots = self.slots.borrow_mut();
+            let slot = slots.entry(key.clone()).or_default();
+            slot.ready.retain(|connection| connection.is_usable() && admits(&connection.peer));
+            let wanted = slot.ready.is_empty() || (slot.ready.len() < spread && now() >= slot.not_before);
+            if wanted && slot.dialling.is_none() {
+                slot.dialling = Some(self.start(key, dial()));
+            }
+            if let Some(connection) = slot.pick() {
+                return Ok(connection);
+            }
+            slot.dialling.clone()
+        };
+        match dialling {
+            Some(dialling) => dialling.await,
+            None => Err(DialError::ConnectTimeout),
+        }
+    }
+
+    /// Usable connections for `key`.
+    pub fn usable(&self, key: &Key) -> Vec<Rc<MeshConnection>> {
+        let slots = self.slots.borrow();
+        let ready = slots.get(key).into_iter().flat_map(|slot| &slot.ready);
+        ready.filter(|connection| connection.is_usable()).cloned().collect()
+    }
+
+    /// Lets go of what is dead, idle or old; called every few seconds.
+    pub fn tidy(&self, now: Timestamp) {
+        self.slots.borrow_mut().retain(|key, slot| {
+            slot.ready.retain(|connection| {
+                let old = matches!(key, Key::Service(..)) && now.since(connection.opened) > SERVICE_MAX_AGE;
+                if old || now.since(connection.used.get()) > IDLE_AFTER {
+                    connection.retire();
+                }
+                connection.is_usable()
+            });
+            !slot.ready.is_empty() || slot.dialling.is_some()
+        });
+    }
+
+    /// Starts a dial that runs on even if nobody waits for it any more.
+    fn start(
+        self: &Rc<Self>,
+        key: Key,
+        dial: LocalBoxFuture<'static, Result<MeshConnection, DialError>>,
+    ) -> Dialling {
+        let pool = Rc::downgrade(self);
+        let dialling = async move {
+            let dialled = dial.await.map(Rc::new);
+            if let Some(pool) = pool.upgrade() {
+                let mut slots = pool.slots.borrow_mut();
+                let slot = slots.entry(key).or_default();
+                slot.dialling = None;
+                match &dialled {
+                    Ok(connection) => slot.ready.push(Rc::clone(connection)),
+                    Err(_) => slot.not_before = now() + SPREAD_AGAIN,
+                }
+            }
+            dialled
+        };
+        let dialling = dialling.boxed_local().shared();
+        tokio::task::spawn_local(dialling.clone().map(drop));
+        dialling
+    }
+}
+
+impl Slot {
+    fn pick(&mut self) -> Option<Rc<MeshConnection>> {
+        if self.ready.is_empty() {
+            return None;
+        }
+        self.next = (self.next + 1) % self.ready.len();
+        Some(Rc::clone(&self.ready[self.next]))
+    }
+}
+
+/// Dials a proxy of our own cluster.
+pub async fn dial_endpoint(
+    plane: Arc<Plane>,
+    address: SocketAddr,
+    service: ServiceName,
+    cluster: ClusterName,
+    expect: Expect,
+) -> Result<MeshConnection, DialError> {
+    let tcp = connect(address).await?;
+    let name = Sni::Service { service: service.clone(), cluster: cluster.clone() }.to_name();
+    let about = About { side: Side::Outbound, service: Some(service), cluster: Some(cluster) };
+    let dialled = tls::dial(tcp, &plane, expect, name, about).await?;
+    speak_http2(dialled, WORKLOAD_PINGS, |_| {}).await
+}
+
+/// TCP, bounded in time.
+pub async fn connect(address: SocketAddr) -> Result<TcpStream, DialError> {
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let tcp = connected.map_err(|_| DialError::ConnectTimeout)?;
+    let tcp = tcp.map_err(|e| DialError::Connect(e.to_string()))?;
+    let _ = tcp.set_nodelay(true);
+    Ok(tcp)
+}
+
+/// HTTP/2 on a TLS connection that was dialled. `ended` is called when it takes no more requests.
+pub async fn speak_http2<S>(
+    dialled: Dialled<S>,
+    pings: Pings,
+    ended: impl FnOnce(Ended) + 'static,
+) -> Result<MeshConnection, DialError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let sever = Sever::default();
+    let io = TokioIo::new(sever.wrap(dialled.stream));
+    let mut http = hyper::client::conn::http2::Builder::new(LocalExecutor);
+    http.timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .keep_alive_interval(pings.every)
+        .keep_alive_timeout(pings.timeout)
+        .keep_alive_while_idle(true);
+    let handshake = http.handshake::<_, RequestBody>(io).await;
+    let (sender, connection) = handshake.map_err(|e| DialError::Http(e.to_string()))?;
+    let retired = Rc::new(Cell::new(false));
+    let peer = dialled.live.peer().id().clone();
+    let driver = drive(connection, dialled.live, sever, Rc::clone(&retired), ended);
+    tokio::task::spawn_local(driver);
+    Ok(MeshConnection { sender, peer, via: None, opened: now(), used: Cell::new(now()), retired })
+}
+
+/// Runs a client connection, and obeys the connection table for as long as there is a socket: hyper's connection future
+/// ends before the last streams on it do.
+async fn drive<C>(connection: C, mut live: Live, sever: Sever, retired: Rc<Cell<bool>>, ended: impl FnOnce(Ended))
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = std::pin::pin!(connection.fuse());
+    let mut ended = Some(ended);
+    loop {
+        tokio::select! {
+            biased;
+            order = live.ordered() => match order {
+                Order::Close(cause) => {
+                    tracing::info!(cause = cause.label(), peer = %live.peer().id(), "connection closed");
+                    retired.set(true);
+                    sever.cut();
+                }
+                Order::Leave(_) => retired.set(true),
+                Order::Stay => {}
+            },
+            outcome = connection.as_mut() => {
+                if let Err(error) = &outcome {
+                    tracing::debug!(%error, peer = %live.peer().id(), "mesh connection");
+                }
+                let how = match outcome {
+                    _ if retired.replace(true) => Ended::Retired,
+                    Err(error) if error.is_timeout() => Ended::Silent,
+                    _ => Ended::Broken,
+                };
+                if let Some(ended) = ended.take() {
+                    ended(how);
+                }
+            }
+            () = sever.gone() => break,
+        }
+    }
+    if let Some(ended) = ended {
+        ended(if retired.replace(true) { Ended::Retired } else { Ended::Broken });
+    }
+}
+
+impl From<TlsRefusal> for DialError {
+    fn from(refusal: TlsRefusal) -> Self {
+        match refusal {
+            TlsRefusal::Timeout => Self::ConnectTimeout,
+            other => Self::Tls(other.to_string()),
+        }
+    }
+}

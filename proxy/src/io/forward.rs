@@ -1,0 +1,562 @@
+//! Forwarding: a request of our own app on its way into the mesh, from its head to the head of its response.
+//!
+//! Service → route → tier → target → connection → attempt, again if that is allowed. Each decision is one of the pure
+//! modules'; what is here is the order of them, and the waiting.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use hanse_federation::choose::{Candidate, Choice, Ladder, TierKind, Way};
+use hanse_federation::health::{Health, Observation, Target};
+use hanse_federation::host::ServiceHost;
+use hanse_federation::policy::{RequestParts, RouteTable};
+use hanse_federation::{Revision, View};
+use hanse_identity::tls::Expect;
+use hanse_identity::{ClusterName, ServiceName, Timestamp};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use hyper::body::{Body as _, Incoming};
+use tokio::time::Instant;
+
+use super::body::{RequestBody, ResponseBody};
+use super::dial::{DialError, Key, MeshConnection, Pool, dial_endpoint};
+use super::record::{Direction, Record, Reporter};
+use super::tunnel::{TUNNELS_PER_CLUSTER, Tunnels};
+use crate::answer::Reason;
+use crate::attempt::{Attempts, Budget, Failure, Verdict};
+use crate::headers;
+use crate::outbound::{self, Plan};
+use crate::runtime::worker::Random;
+use crate::runtime::{Plane, now};
+
+/// One worker's outbound side.
+pub struct Outbound {
+    plane: Arc<Plane>,
+    reporter: Rc<Reporter>,
+    pool: Rc<Pool>,
+    tunnels: Rc<Tunnels>,
+    health: Rc<RefCell<Health>>,
+    random: Rc<Random>,
+    tables: RefCell<HashMap<ServiceHost, Rc<Tables>>>,
+    budgets: RefCell<HashMap<ServiceName, Budget>>,
+    in_flight: Cell<usize>,
+}
+
+/// What is known of one service at one revision.
+struct Tables {
+    revision: Revision,
+    routes: RouteTable,
+    ladder: RefCell<Ladder>,
+}
+
+/// A request that is being tried.
+struct Outgoing<'r> {
+    view: &'r View,
+    plan: &'r Plan,
+    tables: &'r Tables,
+    deadline: Instant,
+    attempts: Attempts,
+    tried: Vec<Target>,
+}
+
+/// How one attempt ended without a response to pass on.
+struct Failed {
+    failure: Failure,
+    /// What health is told; nothing where the path is to blame, which is known already.
+    observation: Option<Observation>,
+    reason: Reason,
+    /// The request, where it was not sent.
+    request: Option<Request<RequestBody>>,
+    /// What the far proxy said, to pass on if nobody says better.
+    response: Option<Response<Incoming>>,
+}
+
+pub type OutboundResponse = Response<ResponseBody<Record>>;
+
+/// Requests that one worker has in flight at a time.
+const MAX_IN_FLIGHT: usize = 16_384;
+/// Services whose tables one worker keeps.
+const MAX_TABLES: usize = 20_000;
+/// Pause before a target is tried that has failed this very request; doubles up to the second.
+const SAME_AGAIN_FIRST: Duration = Duration::from_millis(20);
+const SAME_AGAIN_AT_MOST: Duration = Duration::from_millis(320);
+
+impl Outbound {
+    pub fn new(plane: Arc<Plane>, reporter: Rc<Reporter>) -> Self {
+        let (pool, random) = (Rc::new(Pool::default()), Rc::new(Random::from_entropy()));
+        let health = Rc::new(RefCell::new(Health::default()));
+        let tunnels =
+            Tunnels::new(Arc::clone(&plane), Rc::clone(&pool), Rc::clone(&health), Rc::clone(&random));
+        Self {
+            plane,
+            reporter,
+            pool,
+            tunnels: Rc::new(tunnels),
+            health,
+            random,
+            tables: RefCell::default(),
+            budgets: RefCell::default(),
+            in_flight: Cell::new(0),
+        }
+    }
+
+    /// Answers one request of our app. `bound`: the listener is for one service, whatever the Host says.
+    pub async fn handle(
+        self: Rc<Self>,
+        bound: Option<Arc<ServiceHost>>,
+        request: Request<Incoming>,
+    ) -> Result<OutboundResponse, Infallible> {
+        let mut record = Record::begin(&self.reporter, Direction::Outbound, &request);
+        if self.in_flight.get() >= MAX_IN_FLIGHT {
+            return Ok(mesh_answer(Reason::Overload, record));
+        }
+        self.in_flight.set(self.in_flight.get() + 1);
+        let _in_flight = Decrement(&self.in_flight);
+        match self.forward(bound.as_deref(), request, &mut record).await {
+            Ok(response) => {
+                record.answered(response.status());
+                Ok(response.map(|body| ResponseBody::streamed(body, record)))
+            }
+            Err(reason) => Ok(mesh_answer(reason, record)),
+        }
+    }
+
+    async fn forward(
+        &self,
+        bound: Option<&ServiceHost>,
+        request: Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<Response<Incoming>, Reason> {
+        let known = self.plane.knowledge.now();
+        if known.own_revoked.is_some() {
+            return Err(Reason::Revoked);
+        }
+        let view = known.view.as_deref().ok_or(Reason::NotReady)?;
+        let own = self.plane.credentials.current().ok_or(Reason::NotReady)?;
+        record.entry.source_cluster = view.cluster.to_string();
+        record.entry.source_spiffe = own.identity.facts.id.to_string();
+        if now() >= own.identity.facts.not_after {
+            return Err(Reason::NotReady);
+        }
+        let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
+        let host = outbound::destination(bound, authority)?;
+        if *request.method() == Method::CONNECT {
+            return Err(Reason::BadRequest);
+        }
+        let plan = self.plan(view, &host, &request)?;
+        let tables = self.tables(view, &plan.backend);
+        record.entry.upstream_cluster = plan.backend.service.to_string();
+        plan.route.as_ref().clone_into(&mut record.entry.policy);
+        self.budget(&plan.backend.service, |budget| budget.deposit(now()));
+
+        let request = prepare(request, record)?;
+        let outgoing = Outgoing {
+            view,
+            plan: &plan,
+            tables: &tables,
+            deadline: Instant::now() + plan.request_timeout,
+            attempts: Attempts::new(request.method(), !request.body().is_end_stream()),
+            tried: Vec::new(),
+        };
+        self.try_until_answered(outgoing, request, record).await
+    }
+
+    fn plan(&self, view: &View, host: &ServiceHost, request: &Request<Incoming>) -> Result<Plan, Reason> {
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let parts =
+            RequestParts { method: request.method().as_str(), path: request.uri().path(), header: &header };
+        outbound::plan(host, &self.tables(view, host).routes, &parts, self.random.next())
+    }
+
+    /// The service's tables at this View; built on first use after it changed.
+    fn tables(&self, view: &View, host: &ServiceHost) -> Rc<Tables> {
+        let mut tables = self.tables.borrow_mut();
+        let held = tables.get(host);
+        if let Some(held) = held.filter(|held| held.revision == view.revision) {
+            return Rc::clone(held);
+        }
+        let previous = held.map(|held| held.ladder.borrow());
+        let ladder = Ladder::build(view, host, &self.plane.locality, previous.as_deref());
+        drop(previous);
+        let known = !ladder.tiers.is_empty() || held.is_some();
+        let routes = RouteTable::build(view, host);
+        let known = known || !routes.is_empty();
+        let built = Rc::new(Tables { revision: view.revision, routes, ladder: RefCell::new(ladder) });
+        // Names that nothing is known of are not remembered: anybody can make up more of them.
+        if known && tables.len() < MAX_TABLES {
+            tables.insert(host.clone(), Rc::clone(&built));
+        }
+        built
+    }
+
+    fn budget<R>(&self, service: &ServiceName, with: impl FnOnce(&mut Budget) -> R) -> R {
+        let mut budgets = self.budgets.borrow_mut();
+        match budgets.get_mut(service) {
+            Some(budget) => with(budget),
+            None => with(budgets.entry(service.clone()).or_default()),
+        }
+    }
+
+    async fn try_until_answered(
+        &self,
+        mut outgoing: Outgoing<'_>,
+        request: Request<RequestBody>,
+        record: &mut Record,
+    ) -> Result<Response<Incoming>, Reason> {
+        let mut pause = SAME_AGAIN_FIRST;
+        let mut request = Some(request);
+        loop {
+            let choice = self.choose(&outgoing)?;
+            if outgoing.tried.contains(&choice.candidate.target) {
+                tokio::time::sleep(pause.mul_f64(0.5 + self.random.fraction())).await;
+                pause = (pause * 2).min(SAME_AGAIN_AT_MOST);
+            }
+            if Instant::now() >= outgoing.deadline {
+                return Err(Reason::Timeout);
+            }
+            let (tier, cluster) = self.describe(&outgoing, &choice);
+            record.entry.tier = tier;
+            record.entry.destination_cluster = cluster.to_string();
+            outgoing.attempts.begin();
+            record.entry.attempts = outgoing.attempts.made();
+            // Kept only if it may be sent again; a body is not.
+            let spare = request.as_ref().filter(|_| outgoing.attempts.keeps_request()).map(bodiless_copy);
+            let Some(sent) = request.take() else { return Err(Reason::ConnectionLost) };
+            let mut failed = match self.attempt(&outgoing, &choice.candidate, sent, record).await {
+                Ok(response) => return Ok(finish(response, tier, &cluster, record)),
+                Err(failed) => failed,
+            };
+            request = failed.request.take().or(spare);
+            let service = &outgoing.plan.backend.service;
+            let verdict = self.budget(service, |budget| outgoing.attempts.after(failed.failure, budget, now()));
+            match verdict {
+                Verdict::GiveUp => return give_up(failed, tier, &cluster, record),
+                Verdict::PickAgain => {}
+                Verdict::Retry => self.reporter.retried(&record.entry.upstream_cluster, failed.failure.label()),
+            }
+            if !outgoing.tried.contains(&choice.candidate.target) {
+                outgoing.tried.push(choice.candidate.target);
+            }
+        }
+    }
+
+    fn choose(&self, outgoing: &Outgoing<'_>) -> Result<Choice, Reason> {
+        let mut ladder = outgoing.tables.ladder.borrow_mut();
+        let health = self.health.borrow();
+        Ok(ladder.choose(now(), &health, &outgoing.tried, self.random.next())?)
+    }
+
+    fn describe(&self, outgoing: &Outgoing<'_>, choice: &Choice) -> (&'static str, ClusterName) {
+        let tier = match outgoing.tables.ladder.borrow().tiers[choice.tier].kind {
+            TierKind::Zone => "zone",
+            TierKind::Region => "region",
+            TierKind::Cluster => "cluster",
+            TierKind::Peer => "peer",
+        };
+        let cluster = match &choice.candidate.way {
+            Way::Direct(_) => outgoing.view.cluster.clone(),
+            Way::Tunnel(cluster) => cluster.clone(),
+        };
+        (tier, cluster)
+    }
+
+    /// One attempt, and health told of it.
+    async fn attempt(
+        &self,
+        outgoing: &Outgoing<'_>,
+        candidate: &Candidate,
+        request: Request<RequestBody>,
+        record: &mut Record,
+    ) -> Result<Response<Incoming>, Failed> {
+        let outcome = self.send(outgoing, candidate, request, record).await;
+        let observation = match &outcome {
+            Ok(response) if response.status().is_server_error() => Some(Observation::ServerError),
+            Ok(_) => Some(Observation::Success),
+            Err(failed) => failed.observation,
+        };
+        if let Some(observation) = observation {
+            let ladder = outgoing.tables.ladder.borrow();
+            let (service, settings) = (&outgoing.plan.backend.service, &ladder.settings.outlier);
+            self.health.borrow_mut().observe(now(), service, &candidate.target, observation, settings);
+        }
+        outcome
+    }
+
+    async fn send(
+        &self,
+        outgoing: &Outgoing<'_>,
+        candidate: &Candidate,
+        request: Request<RequestBody>,
+        record: &mut Record,
+    ) -> Result<Response<Incoming>, Failed> {
+        let connected = self.connection(outgoing, candidate);
+        let connection = match tokio::time::timeout_at(outgoing.deadline, connected).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(Failed::unconnected(&error, request)),
+            Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request)),
+        };
+        record.entry.destination_spiffe = connection.peer.to_string();
+        let own_limit = outgoing.attempts.timeout(outgoing.plan.attempt_timeout);
+        let limit = own_limit.map_or(outgoing.deadline, |own| outgoing.deadline.min(Instant::now() + own));
+        let mut sender = connection.sender();
+        match tokio::time::timeout_at(limit, sender.try_send_request(request)).await {
+            Err(_) => Err(Failed::late()),
+            Ok(Err(mut error)) => Err(match error.take_message() {
+                Some(request) => Failed::unsent(request),
+                None => Failed::broken(error.into_error()),
+            }),
+            Ok(Ok(response)) => match nobody_there(&response) {
+                None => Ok(response),
+                Some(undelivered) => {
+                    if let Way::Tunnel(_) = candidate.way {
+                        // The next one may lead to another endpoint behind the same gateway.
+                        connection.retire();
+                    }
+                    Err(Failed::nobody_there(undelivered, response))
+                }
+            },
+        }
+    }
+
+    async fn connection(
+        &self,
+        outgoing: &Outgoing<'_>,
+        candidate: &Candidate,
+    ) -> Result<Rc<MeshConnection>, DialError> {
+        let service = &outgoing.plan.backend.service;
+        let expect = || Expect::Identities(Arc::clone(&candidate.identities));
+        let admits = |peer: &hanse_identity::SpiffeId| candidate.identities.contains(peer);
+        match (&candidate.way, &candidate.target) {
+            (Way::Tunnel(cluster), _) => {
+                let key = Key::Service(service.clone(), cluster.clone());
+                let dial = || {
+                    let tunnels = Rc::clone(&self.tunnels);
+                    tunnels.dial_service(service.clone(), cluster.clone(), expect()).boxed_local()
+                };
+                self.pool.connection(key, TUNNELS_PER_CLUSTER, admits, dial).await
+            }
+            (Way::Direct(address), target) => {
+                let Target::Endpoint(id) = target else {
+                    return Err(DialError::Connect("a cluster has no address of its own".to_owned()));
+                };
+                let dial = || {
+                    let (plane, cluster) = (Arc::clone(&self.plane), outgoing.view.cluster.clone());
+                    dial_endpoint(plane, *address, service.clone(), cluster, expect()).boxed_local()
+                };
+                self.pool.connection(Key::Endpoint(id.clone(), *address), 1, admits, dial).await
+            }
+        }
+    }
+
+    /// Called every few seconds: forgets what is over.
+    pub fn tidy(&self, now: Timestamp) {
+        self.pool.tidy(now);
+        let Some(view) = self.plane.knowledge.view() else { return };
+        let mut health = self.health.borrow_mut();
+        health.retain(|_, target| match target {
+            Target::Endpoint(id) => view.endpoints.contains_key(id),
+            Target::Cluster(cluster) => view.peers.contains_key(cluster),
+        });
+        health.retain_paths(|cluster| view.peers.contains_key(cluster));
+        let known = |service: &ServiceName| {
+            view.services.contains_key(service) || view.peers.values().any(|p| p.services.contains_key(service))
+        };
+        self.budgets.borrow_mut().retain(|service, _| known(service));
+        self.tables.borrow_mut().retain(|host, tables| known(&host.service) || !tables.routes.is_empty());
+    }
+
+    /// This worker's ladders and ejections, for `/clusters`.
+    pub fn describe_ladders(&self) -> serde_json::Value {
+        let (at, health) = (now(), self.health.borrow());
+        let ladder = |(host, tables): (&ServiceHost, &Rc<Tables>)| {
+            let ladder = tables.ladder.borrow();
+            let shares = ladder.shares(at, &health);
+            let tiers = ladder.tiers.iter().zip(shares).map(|(tier, share)| {
+                let candidate = |c: &Candidate| serde_json::json!({
+                    "target": describe_target(&c.target),
+                    "weight": c.weight,
+                    "readyWeight": c.ready_weight,
+                    "healthy": health.is_healthy(at, &host.service, &c.target),
+                });
+                serde_json::json!({
+                    "tier": tier.kind,
+                    "cluster": tier.cluster,
+                    "share": share,
+                    "candidates": tier.candidates.iter().map(candidate).collect::<Vec<_>>(),
+                })
+            });
+            serde_json::json!({
+                "host": host.to_host(),
+                "service": host.service,
+                "revision": tables.revision,
+                "tiers": tiers.collect::<Vec<_>>(),
+            })
+        };
+        let ejected = |(service, target, until): &(ServiceName, Target, Timestamp)| serde_json::json!({
+            "service": service, "target": describe_target(target), "until": until.to_string(),
+        });
+        let lost = |(cluster, since): &(ClusterName, Timestamp)| serde_json::json!({
+            "cluster": cluster, "since": since.to_string(),
+        });
+        serde_json::json!({
+            "services": self.tables.borrow().iter().map(ladder).collect::<Vec<_>>(),
+            "ejected": health.ejected(at).iter().map(ejected).collect::<Vec<_>>(),
+            "lostPaths": health.lost_paths().iter().map(lost).collect::<Vec<_>>(),
+        })
+    }
+}
+
+struct Decrement<'c>(&'c Cell<usize>);
+
+impl Drop for Decrement<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Failed {
+    fn unconnected(error: &DialError, request: Request<RequestBody>) -> Self {
+        let observation = match error {
+            DialError::NoPath(_) => None,
+            DialError::Refused { .. } => Some(Observation::NobodyThere),
+            _ => Some(Observation::ConnectFailure),
+        };
+        tracing::debug!(%error, "not connected");
+        Self {
+            failure: Failure::Unsent,
+            observation,
+            reason: Reason::Unreachable,
+            request: Some(request),
+            response: None,
+        }
+    }
+
+    fn unsent(request: Request<RequestBody>) -> Self {
+        // The connection closed between being picked and being used: nobody's fault that health should hear of.
+        let failure = Failure::Unsent;
+        Self { failure, observation: None, reason: Reason::ConnectionLost, request: Some(request), response: None }
+    }
+
+    fn broken(error: hyper::Error) -> Self {
+        tracing::debug!(%error, "the connection broke under a request");
+        let failure = if error.is_timeout() { Failure::TimedOut } else { Failure::Broken };
+        let reason = Reason::ConnectionLost;
+        Self { failure, observation: Some(failure.observation()), reason, request: None, response: None }
+    }
+
+    fn late() -> Self {
+        let failure = Failure::TimedOut;
+        let observation = Some(failure.observation());
+        Self { failure, observation, reason: Reason::Timeout, request: None, response: None }
+    }
+
+    fn nobody_there(undelivered: bool, response: Response<Incoming>) -> Self {
+        let failure = Failure::NobodyThere { undelivered };
+        let observation = Some(failure.observation());
+        Self { failure, observation, reason: Reason::Unreachable, request: None, response: Some(response) }
+    }
+}
+
+/// Whether a proxy on the way says that nobody is there; `Some(true)`: and that no app saw the request.
+fn nobody_there(response: &Response<Incoming>) -> Option<bool> {
+    let status = response.status();
+    let unavailable = matches!(
+        status,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    );
+    if !unavailable || !response.headers().contains_key(headers::ANSWERED_BY) {
+        return None;
+    }
+    let reason = response.headers().get(headers::REASON).and_then(|reason| reason.to_str().ok());
+    Some(reason.is_some_and(Reason::says_undelivered))
+}
+
+/// The request as the mesh carries it: HTTP/2 form, without what ends here or is the mesh's own.
+fn prepare(request: Request<Incoming>, record: &Record) -> Result<Request<RequestBody>, Reason> {
+    let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
+    let authority = authority.unwrap_or("localhost");
+    let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
+    let uri = uri.map_err(|_| Reason::BadRequest)?;
+    let (mut parts, body) = request.into_parts();
+    parts.uri = uri;
+    parts.version = Version::HTTP_2;
+    parts.extensions.clear();
+    headers::strip_hop_by_hop(&mut parts.headers);
+    headers::strip_reserved(&mut parts.headers);
+    parts.headers.remove(header::HOST);
+    // Our own server answered it already, by reading the body.
+    parts.headers.remove(header::EXPECT);
+    Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
+}
+
+fn bodiless_copy(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut copy = Request::new(RequestBody::Empty);
+    request.method().clone_into(copy.method_mut());
+    request.uri().clone_into(copy.uri_mut());
+    *copy.version_mut() = request.version();
+    request.headers().clone_into(copy.headers_mut());
+    copy
+}
+
+/// The response as our app gets it.
+fn finish(
+    mut response: Response<Incoming>,
+    tier: &'static str,
+    cluster: &ClusterName,
+    record: &mut Record,
+) -> Response<Incoming> {
+    let headers = response.headers_mut();
+    if let Some(reason) = headers.get(headers::REASON).and_then(|reason| reason.to_str().ok()) {
+        reason.clone_into(&mut record.entry.hanse_reason);
+    }
+    headers::strip_hop_by_hop(headers);
+    let cluster = HeaderValue::from_str(cluster.as_str()).expect("a DNS label is visible ASCII");
+    headers.insert(headers::CLUSTER, cluster);
+    headers.insert(headers::TIER, HeaderValue::from_static(tier));
+    response
+}
+
+/// No further attempt: what the far side said, or our own words.
+fn give_up(
+    failed: Failed,
+    tier: &'static str,
+    cluster: &ClusterName,
+    record: &mut Record,
+) -> Result<Response<Incoming>, Reason> {
+    match failed.response {
+        Some(response) => {
+            record.entry.response_flags = failed.reason.flags();
+            Ok(finish(response, tier, cluster, record))
+        }
+        None => Err(failed.reason),
+    }
+}
+
+fn mesh_answer(reason: Reason, mut record: Record) -> OutboundResponse {
+    record.refused(reason);
+    let body = Bytes::from(format!("{}\n", reason.as_str()));
+    let mut response = Response::new(ResponseBody::whole(body, record));
+    *response.status_mut() = reason.status();
+    mark(response.headers_mut(), reason);
+    response
+}
+
+/// The headers of every response that the mesh makes itself.
+pub(super) fn mark(headers: &mut http::HeaderMap, reason: Reason) {
+    headers.insert(headers::ANSWERED_BY, headers::ANSWERED_BY_MESH);
+    headers.insert(headers::REASON, HeaderValue::from_static(reason.as_str()));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+}
+
+fn describe_target(target: &Target) -> String {
+    match target {
+        Target::Endpoint(id) => format!("endpoint/{id}"),
+        Target::Cluster(cluster) => format!("cluster/{cluster}"),
+    }
+}

@@ -1,0 +1,141 @@
+//! Serving HTTP on an accepted connection: limits, timeouts, graceful ends, and obedience to the connection table.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::HttpService;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::connections::{Live, Order};
+use crate::runtime::drain::Stop;
+use crate::runtime::worker::LocalExecutor;
+
+/// Bytes of a request's head.
+pub const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Fields of a request's head.
+pub const MAX_HEADERS: usize = 128;
+/// Requests that one HTTP/2 connection may have in flight.
+pub const MAX_STREAMS: u32 = 1024;
+/// Longest wait for the first bytes of a connection.
+pub const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time from the end of one HTTP/1 request to the end of the next one's head: hyper counts idleness in, so
+/// this is above the idle timeouts of common clients' pools.
+pub const NEXT_HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// HTTP/2 flow-control windows.
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
+pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// How a server finds out that a client is gone without a word.
+const SERVER_PING_EVERY: Duration = Duration::from_secs(15);
+const SERVER_PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a first byte is looked at again when it decides nothing yet.
+const PEEK_AGAIN: Duration = Duration::from_millis(2);
+
+/// Which protocol is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Serves a connection to its end: the client's, an order's, or draining's.
+pub async fn serve<I, S, B>(io: I, protocol: Protocol, service: S, live: Option<Live>, stop: Stop)
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + 'static,
+    S: HttpService<Incoming, ResBody = B, Error = Infallible>,
+    <S as hyper::service::Service<Request<Incoming>>>::Future: 'static,
+    <S as HttpService<Incoming>>::Future: 'static,
+    B: Body<Data = Bytes, Error = hyper::Error> + 'static,
+{
+    let io = TokioIo::new(io);
+    match protocol {
+        Protocol::Http1 => {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new())
+                .header_read_timeout(NEXT_HEAD_TIMEOUT)
+                .max_headers(MAX_HEADERS)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .half_close(false);
+            steer(http.serve_connection(io, service), live, stop).await;
+        }
+        Protocol::Http2 => {
+            let mut http = hyper::server::conn::http2::Builder::new(LocalExecutor);
+            http.timer(TokioTimer::new())
+                .max_header_list_size(MAX_HEAD_BYTES as u32)
+                .max_concurrent_streams(MAX_STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .keep_alive_interval(SERVER_PING_EVERY)
+                .keep_alive_timeout(SERVER_PING_TIMEOUT);
+            steer(http.serve_connection(io, service), live, stop).await;
+        }
+    }
+}
+
+/// Runs a connection, and obeys: a `Close` drops it with all that is on it, a `Leave` and draining let it finish.
+async fn steer<C>(connection: C, mut live: Option<Live>, mut stop: Stop)
+where
+    C: GracefulConnection,
+    C::Error: std::fmt::Display,
+{
+    let mut connection = pin!(connection);
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            biased;
+            order = ordered(&mut live) => match order {
+                Order::Close(cause) => {
+                    tracing::info!(cause = cause.label(), "connection closed");
+                    return;
+                }
+                Order::Leave(_) => connection.as_mut().graceful_shutdown(),
+                Order::Stay => {}
+            },
+            () = stop.draining(), if !leaving => {
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection");
+                }
+                return;
+            }
+        }
+    }
+}
+
+async fn ordered(live: &mut Option<Live>) -> Order {
+    match live {
+        Some(live) => live.ordered().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tells HTTP/2 with prior knowledge from HTTP/1 without reading: no HTTP/1 method starts like the preface
+/// (RFC 9113 §3.4). `None`: nothing came in time, or the client left.
+pub async fn detect(stream: &TcpStream) -> Option<Protocol> {
+    const PREFACE: &[u8; 3] = b"PRI";
+    let mut first = [0u8; 3];
+    let looked = async {
+        loop {
+            let n = stream.peek(&mut first).await.ok().filter(|n| *n > 0)?;
+            if first[..n] != PREFACE[..n] {
+                return Some(Protocol::Http1);
+            }
+            if n == PREFACE.len() {
+                return Some(Protocol::Http2);
+            }
+            tokio::time::sleep(PEEK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(FIRST_BYTES_TIMEOUT, looked).await.ok().flatten()
+}

@@ -1,0 +1,118 @@
+//! Listening: sockets that all workers share by SO_REUSEPORT, and the loop that accepts from one.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+use crate::runtime::drain::Stop;
+
+/// Connections that wait in the kernel to be accepted.
+const BACKLOG: i32 = 4096;
+/// Connections that one worker serves on one listener at a time.
+pub const MAX_CONNECTIONS: usize = 16_384;
+/// Pause after an accept that failed for want of resources.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Counts what is being worked on, and tells when it is over. One per worker.
+#[derive(Clone, Default)]
+pub struct InFlight(Rc<Counted>);
+
+#[derive(Default)]
+struct Counted {
+    count: Cell<usize>,
+    changed: Notify,
+}
+
+/// One thing in flight.
+pub struct Flying(InFlight);
+
+impl InFlight {
+    pub fn begin(&self) -> Flying {
+        self.0.count.set(self.0.count.get() + 1);
+        Flying(self.clone())
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.count.get()
+    }
+
+    /// Resolves when nothing is in flight.
+    pub async fn none(&self) {
+        while self.count() > 0 {
+            self.0.changed.notified().await;
+        }
+    }
+}
+
+impl Drop for Flying {
+    fn drop(&mut self) {
+        let counted = &self.0.0;
+        counted.count.set(counted.count.get() - 1);
+        counted.changed.notify_one();
+    }
+}
+
+/// Binds `address` once for each of `workers`. With several, the kernel spreads connections over them; whether the
+/// address is free is asked first, because SO_REUSEPORT would share it silently with another process of ours.
+pub fn bind(address: SocketAddr, workers: usize) -> std::io::Result<Vec<std::net::TcpListener>> {
+    let first = bind_one(address, false)?;
+    if workers <= 1 {
+        return Ok(vec![first]);
+    }
+    let address = first.local_addr()?;
+    drop(first);
+    (0..workers).map(|_| bind_one(address, true)).collect()
+}
+
+fn bind_one(address: SocketAddr, shared: bool) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until draining begins, and serves each connection as a local task that `in_flight` counts.
+pub async fn accept_each<F>(
+    listener: TcpListener,
+    mut stop: Stop,
+    in_flight: InFlight,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let here = InFlight::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, from)) => {
+                if here.count() >= MAX_CONNECTIONS {
+                    tracing::warn!(%from, "connection refused: this worker serves {MAX_CONNECTIONS} already");
+                    continue;
+                }
+                let _ = stream.set_nodelay(true);
+                let (counted, everywhere) = (here.begin(), in_flight.begin());
+                let served = serve(stream, from);
+                tokio::task::spawn_local(async move {
+                    served.await;
+                    drop((counted, everywhere));
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

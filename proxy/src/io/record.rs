@@ -1,0 +1,222 @@
+//! The record of one request: what is counted and logged when it is over, however it ends.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{Request, StatusCode, Version};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+
+use super::body::{ByteCount, OnEnd};
+use crate::answer::Reason;
+use crate::runtime::access_log::{AccessLog, Entry};
+use crate::runtime::telemetry::{
+    DurationLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels,
+};
+use crate::runtime::{Plane, now};
+
+/// One worker's way to metrics and access log.
+pub struct Reporter {
+    pub plane: Arc<Plane>,
+    pub access_log: Option<AccessLog>,
+    requests: RefCell<SeriesCache<RequestLabels, Counter>>,
+    durations: RefCell<SeriesCache<DurationLabels, Histogram>>,
+    tiers: RefCell<SeriesCache<TierLabels, Counter>>,
+    retries: RefCell<SeriesCache<RetryLabels, Counter>>,
+}
+
+/// Which way a request went, seen from the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+/// One request's record. Dropped before it was finished, the client has gone.
+pub struct Record {
+    reporter: Rc<Reporter>,
+    started: Instant,
+    direction: Direction,
+    finished: bool,
+    pub received: ByteCount,
+    pub entry: Entry,
+}
+
+/// Code of a request that got no response because its client left, as Envoy counts it.
+const CLIENT_LEFT: u16 = 0;
+/// Envoy's flag for it.
+const CLIENT_LEFT_FLAG: &str = "DC";
+const OVERFLOW: &str = "overflow";
+
+impl Direction {
+    fn reporter(self) -> &'static str {
+        match self {
+            Self::Inbound => "destination",
+            Self::Outbound => "source",
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+impl Reporter {
+    pub fn new(plane: Arc<Plane>, access_log: Option<AccessLog>) -> Self {
+        Self {
+            plane,
+            access_log,
+            requests: RefCell::default(),
+            durations: RefCell::default(),
+            tiers: RefCell::default(),
+            retries: RefCell::default(),
+        }
+    }
+
+    /// Counts a retry.
+    pub fn retried(&self, service: &str, reason: &'static str) {
+        let labels = RetryLabels { service: service.to_owned(), reason };
+        let overflow = |labels| RetryLabels { service: OVERFLOW.to_owned(), ..labels };
+        self.retries.borrow_mut().handle(&self.plane.telemetry.retries, labels, overflow).inc();
+    }
+
+    fn count(&self, direction: Direction, entry: &Entry, millis: f64) {
+        let telemetry = &self.plane.telemetry;
+        let (namespace, name) = entry.upstream_cluster.split_once('/').unwrap_or(("", ""));
+        let labels = RequestLabels {
+            reporter: direction.reporter(),
+            request_protocol: "http",
+            response_code: u32::from(entry.response_code),
+            response_flags: entry.response_flags,
+            connection_security_policy: match direction {
+                Direction::Inbound => "mutual_tls",
+                Direction::Outbound => "unknown",
+            },
+            source_cluster: entry.source_cluster.clone(),
+            source_principal: entry.source_spiffe.clone(),
+            destination_cluster: entry.destination_cluster.clone(),
+            destination_principal: entry.destination_spiffe.clone(),
+            destination_service: entry.upstream_cluster.clone(),
+            destination_service_name: name.to_owned(),
+            destination_service_namespace: namespace.to_owned(),
+        };
+        let overflow = |labels: RequestLabels| RequestLabels {
+            source_principal: OVERFLOW.to_owned(),
+            destination_principal: OVERFLOW.to_owned(),
+            destination_service: OVERFLOW.to_owned(),
+            destination_service_name: OVERFLOW.to_owned(),
+            destination_service_namespace: OVERFLOW.to_owned(),
+            ..labels
+        };
+        self.requests.borrow_mut().handle(&telemetry.requests, labels, overflow).inc();
+        let labels = DurationLabels {
+            reporter: direction.reporter(),
+            source_cluster: entry.source_cluster.clone(),
+            destination_cluster: entry.destination_cluster.clone(),
+            destination_service: entry.upstream_cluster.clone(),
+        };
+        let overflow = |labels| DurationLabels { destination_service: OVERFLOW.to_owned(), ..labels };
+        self.durations.borrow_mut().handle(&telemetry.durations, labels, overflow).observe(millis);
+        if direction == Direction::Outbound && !entry.tier.is_empty() {
+            let labels = TierLabels {
+                cluster: entry.source_cluster.clone(),
+                service: entry.upstream_cluster.clone(),
+                tier: entry.tier,
+                destination_cluster: entry.destination_cluster.clone(),
+            };
+            let overflow = |labels| TierLabels { service: OVERFLOW.to_owned(), ..labels };
+            self.tiers.borrow_mut().handle(&telemetry.tiers, labels, overflow).inc();
+        }
+    }
+}
+
+impl Record {
+    pub fn begin<B>(reporter: &Rc<Reporter>, direction: Direction, request: &Request<B>) -> Self {
+        let mut entry = Entry {
+            direction: direction.label(),
+            method: request.method().to_string(),
+            protocol: protocol(request.version()),
+            response_flags: "-",
+            ..Entry::default()
+        };
+        if reporter.access_log.is_some() {
+            entry.start_time = now().to_string();
+            request.uri().path().clone_into(&mut entry.path);
+            if let Ok(Some(authority)) = crate::headers::authority(request) {
+                authority.clone_into(&mut entry.authority);
+            }
+        }
+        Self {
+            reporter: Rc::clone(reporter),
+            started: Instant::now(),
+            direction,
+            finished: false,
+            received: ByteCount::default(),
+            entry,
+        }
+    }
+
+    /// The mesh answers in the app's place.
+    pub fn refused(&mut self, reason: Reason) {
+        self.entry.response_code = reason.status().as_u16();
+        self.entry.response_flags = reason.flags();
+        reason.as_str().clone_into(&mut self.entry.hanse_reason);
+        if matches!(reason, Reason::Revoked | Reason::NotAllowed | Reason::UnknownHost | Reason::NoRoute) {
+            self.reporter.plane.telemetry.refused(match reason {
+                Reason::Revoked => "revoked",
+                Reason::NotAllowed => "policy",
+                _ => "no_route",
+            });
+        }
+    }
+
+    pub fn answered(&mut self, status: StatusCode) {
+        self.entry.response_code = status.as_u16();
+    }
+
+    fn finish(&mut self, bytes: u64) {
+        self.finished = true;
+        let elapsed = self.started.elapsed();
+        self.reporter.count(self.direction, &self.entry, elapsed.as_secs_f64() * 1000.0);
+        if let Some(log) = &self.reporter.access_log {
+            let mut entry = std::mem::take(&mut self.entry);
+            entry.bytes_received = self.received.get();
+            entry.bytes_sent = bytes;
+            entry.duration = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            log.record(entry);
+        }
+    }
+}
+
+impl OnEnd for Record {
+    fn on_end(mut self, bytes: u64, complete: bool) {
+        if !complete && self.entry.response_flags == "-" {
+            // The response's head was passed on, its body was not, or not all of it.
+            self.entry.response_flags = CLIENT_LEFT_FLAG;
+        }
+        self.finish(bytes);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.entry.response_code = CLIENT_LEFT;
+            self.entry.response_flags = CLIENT_LEFT_FLAG;
+            self.finish(0);
+        }
+    }
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}

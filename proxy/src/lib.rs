@@ -1,0 +1,241 @@
+//! hanse-proxy: the sidecar, and the data-plane runtime that the gateway reuses.
+//!
+//! `outbound`, `inbound`, `attempt`, `headers` and `answer` decide and know no socket; `connections` knows who is live;
+//! `runtime` is what every data-plane role needs (credentials, View, admin, telemetry, workers); `io` has the sockets;
+//! `sidecar` is one worker. Nothing on the request path calls the control plane or waits for another core.
+
+pub mod answer;
+pub mod attempt;
+pub mod config;
+pub mod connections;
+pub mod headers;
+pub mod inbound;
+pub mod io;
+pub mod outbound;
+pub mod runtime;
+pub mod sidecar;
+pub mod wire;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use hanse_federation::Locality;
+use hanse_federation::catalog::Serves;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use config::Config;
+
+use io::app::watch_app;
+use runtime::access_log::AccessLog;
+use runtime::admin::{self, Admin, Check};
+use runtime::drain::{self, Stop};
+use runtime::view::{self, Announce, Subscription};
+use runtime::{Plane, credentials, keep_asking, worker};
+use sidecar::{DRAIN_WITHIN, INSPECT_QUEUE, Inspect, Listeners, Settings};
+
+/// Between saying that we are no longer ready and taking no more connections: time for the word to get around.
+const LAME_DUCK: Duration = Duration::from_millis(300);
+/// How long a worker may take to answer the admin endpoint.
+const INSPECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Sockets and facts, before anything runs.
+struct Bound {
+    workers: Vec<Listeners>,
+    inbound: Option<SocketAddr>,
+    admin: std::net::TcpListener,
+}
+
+/// How long the access log may take to write what it still has.
+const LOG_FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// A worker thread and the way to ask it.
+struct Worker {
+    thread: JoinHandle<Result<()>>,
+    inspect: mpsc::Sender<Inspect>,
+}
+
+/// Runs the sidecar until SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<()> {
+    config.check()?;
+    let bound = bind(&config)?;
+    let locality = Locality { region: config.region.clone(), zone: config.zone.clone() };
+    let plane = Arc::new(Plane::new(config.name.clone(), locality));
+    let (access_log, writer) = match &config.access_log {
+        Some(target) => {
+            let started = AccessLog::start(target, Arc::clone(&plane.telemetry));
+            let (log, writer) = started.with_context(|| format!("the access log {target} cannot be opened"))?;
+            (Some(log), Some(writer))
+        }
+        None => (None, None),
+    };
+    // Control tasks have a runtime of their own, so that they and the workers cannot starve each other.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(supervise(config, bound, plane, access_log));
+    runtime.shutdown_background();
+    if let Some(writer) = writer {
+        let late = Instant::now() + LOG_FLUSH_WITHIN;
+        while !writer.is_finished() && Instant::now() < late {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    outcome
+}
+
+fn bind(config: &Config) -> Result<Bound> {
+    let count = config.workers.map_or_else(worker::default_count, usize::from);
+    let mut workers: Vec<Listeners> = (0..count).map(|_| Listeners::default()).collect();
+    let listen = |what: &str, address: SocketAddr| {
+        io::listen::bind(address, count).with_context(|| format!("cannot listen on {address} ({what})"))
+    };
+    let mut inbound = None;
+    if let Some(address) = config.inbound {
+        let listeners = listen("--inbound", address)?;
+        inbound = listeners.first().map(std::net::TcpListener::local_addr).transpose()?;
+        for (worker, listener) in workers.iter_mut().zip(listeners) {
+            worker.inbound = Some(listener);
+        }
+    }
+    let upstreams = config.upstreams.iter().map(|u| (Some(Arc::new(u.host.clone())), "--upstream", u.listen));
+    let outbound = config.outbound.map(|address| (None, "--outbound", address));
+    for (host, what, address) in outbound.into_iter().chain(upstreams) {
+        for (worker, listener) in workers.iter_mut().zip(listen(what, address)?) {
+            worker.outbound.push((host.clone(), listener));
+        }
+    }
+    let admin = admin::bind(config.admin).with_context(|| format!("cannot listen on {} (--admin)", config.admin))?;
+    Ok(Bound { workers, inbound, admin })
+}
+
+async fn supervise(config: Config, bound: Bound, plane: Arc<Plane>, access_log: Option<AccessLog>) -> Result<()> {
+    let (drain, stop) = drain::drain();
+    let services: Arc<BTreeSet<_>> = Arc::new(config.services.iter().cloned().collect());
+    let serves = serves(&config, bound.inbound, &services);
+    let (app_ready, app) = watch::channel(config.app.is_none());
+    let (announce, announced) = watch::channel(Announce { ready: config.app.is_none(), serves });
+
+    tokio::spawn(credentials::follow(config.socket.clone(), Arc::clone(&plane), stop.clone()));
+    let subscription = Subscription { kind: "proxy", control: config.control.clone(), announce: announced };
+    tokio::spawn(view::follow(Arc::clone(&plane), subscription, stop.clone()));
+    tokio::spawn(keep_asking(Arc::clone(&plane), stop.clone()));
+    if let Some(address) = config.app {
+        tokio::spawn(watch_app(address, app_ready, stop.clone()));
+    }
+    tokio::spawn(announce_readiness(app, announce.clone(), stop.clone()));
+
+    let settings = Settings { plane: Arc::clone(&plane), services, app: config.app, access_log };
+    let (exits, mut exited) = mpsc::channel(1);
+    let workers = start_workers(bound.workers, &settings, &exits, &stop)?;
+    drop(settings);
+    let inspect: Vec<_> = workers.iter().map(|worker| worker.inspect.clone()).collect();
+    let listening = || vec![Check { name: "listeners", ok: true, detail: "bound".to_owned() }];
+    let admin = Admin::new(Arc::clone(&plane), listening).page("/clusters", move || ladders(inspect.clone()));
+    let listener = tokio::net::TcpListener::from_std(bound.admin)?;
+    tokio::spawn(admin::serve(listener, Arc::new(admin), stop.clone()));
+    tracing::info!(name = %config.name, admin = %config.admin, inbound = ?bound.inbound, "proxy started");
+
+    let unexpected = tokio::select! {
+        signal = drain::terminated() => signal.map(|()| false)?,
+        _ = exited.recv() => true,
+    };
+    tracing::info!("draining");
+    announce.send_modify(|announce| announce.ready = false);
+    if plane.knowledge.link().connected && !unexpected {
+        tokio::time::sleep(LAME_DUCK).await;
+    }
+    drain.begin();
+    let outcome = join(workers).await;
+    drain.end();
+    match (unexpected, outcome) {
+        (true, Ok(())) => Err(anyhow!("a worker ended although nobody asked it to")),
+        (_, outcome) => outcome,
+    }
+}
+
+fn serves(
+    config: &Config,
+    bound: Option<SocketAddr>,
+    services: &BTreeSet<hanse_identity::ServiceName>,
+) -> Serves {
+    match config.advertise_inbound.or(bound) {
+        Some(inbound) if !services.is_empty() => {
+            Serves::Services { services: services.clone(), inbound, weight: config.weight }
+        }
+        _ => Serves::Nothing,
+    }
+}
+
+fn start_workers(
+    listeners: Vec<Listeners>,
+    settings: &Settings,
+    exits: &mpsc::Sender<()>,
+    stop: &Stop,
+) -> Result<Vec<Worker>> {
+    let mut workers = Vec::new();
+    for (index, listeners) in listeners.into_iter().enumerate() {
+        let (inspect, inspections) = mpsc::channel(INSPECT_QUEUE);
+        let (settings, stop, notice) = (settings.clone(), stop.clone(), ExitNotice(exits.clone()));
+        let main = move || async move {
+            let _notice = notice;
+            sidecar::work(settings, listeners, inspections, stop).await
+        };
+        let thread = worker::spawn(format!("worker-{index}"), main).context("a worker thread cannot be started")?;
+        workers.push(Worker { thread, inspect });
+    }
+    Ok(workers)
+}
+
+/// Says that a worker has ended, however it did.
+struct ExitNotice(mpsc::Sender<()>);
+
+impl Drop for ExitNotice {
+    fn drop(&mut self) {
+        let _ = self.0.try_send(());
+    }
+}
+
+async fn join(workers: Vec<Worker>) -> Result<()> {
+    let threads: Vec<_> = workers.into_iter().map(|worker| worker.thread).collect();
+    let all = tokio::task::spawn_blocking(move || {
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a worker panicked"))?)
+    });
+    match tokio::time::timeout(DRAIN_WITHIN + Duration::from_secs(1), all).await {
+        Ok(joined) => joined?,
+        Err(_) => {
+            tracing::warn!("a worker did not end in time");
+            Ok(())
+        }
+    }
+}
+
+/// Announces what the app does, until draining begins.
+async fn announce_readiness(mut app: watch::Receiver<bool>, announce: watch::Sender<Announce>, mut stop: Stop) {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.draining() => return,
+            changed = app.changed() => if changed.is_err() { return },
+        }
+        let up = *app.borrow_and_update();
+        tracing::info!(up, "the app {}", if up { "takes connections" } else { "takes no connections" });
+        announce.send_modify(|announce| announce.ready = up);
+    }
+}
+
+/// `/clusters`: every worker's ladders.
+async fn ladders(inspect: Vec<mpsc::Sender<Inspect>>) -> serde_json::Value {
+    let mut workers = Vec::new();
+    for worker in inspect {
+        let (answer, answered) = oneshot::channel();
+        let asked = worker.try_send(answer).is_ok();
+        let described = match asked {
+            true => tokio::time::timeout(INSPECT_TIMEOUT, answered).await.ok().and_then(Result::ok),
+            false => None,
+        };
+        workers.push(described.unwrap_or(serde_json::Value::Null));
+    }
+    serde_json::json!({ "workers": workers })
+}

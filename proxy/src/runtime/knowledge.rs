@@ -1,0 +1,120 @@
+//! Knowledge: the View, the trust that follows from it, and whether we ourselves are still believed, as one value
+//! that is swapped whole. Readers load a pointer; nobody waits.
+
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use hanse_federation::{Revision, View};
+use hanse_identity::tls::TrustSource;
+use hanse_identity::{RevocationId, Timestamp, Trust};
+use tokio::sync::watch;
+
+use super::credentials::Credentials;
+
+/// All that is known at one moment; its parts belong together.
+#[derive(Clone)]
+pub struct Known {
+    /// `None` until the first View.
+    pub view: Option<Arc<View>>,
+    /// The View's once there is one; before that, the bundles that the agent gave.
+    pub trust: Arc<Trust>,
+    /// The revocation that hits our own SVID, if any.
+    pub own_revoked: Option<RevocationId>,
+}
+
+/// How the link to the control plane is.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Link {
+    /// `host:port` of the control node that we follow, or last followed.
+    pub control_node: String,
+    pub connected: bool,
+    /// When it last said something.
+    pub heard: Timestamp,
+}
+
+/// Holder of the newest `Known`.
+pub struct Knowledge {
+    known: ArcSwap<Known>,
+    credentials: Arc<Credentials>,
+    revisions: watch::Sender<Revision>,
+    /// Writers take turns, so that a refresh cannot undo a publication.
+    writing: Mutex<()>,
+    link: Mutex<Link>,
+}
+
+impl Known {
+    pub fn revision(&self) -> Revision {
+        self.view.as_ref().map_or(Revision(0), |view| view.revision)
+    }
+}
+
+impl Knowledge {
+    pub fn new(credentials: Arc<Credentials>) -> Self {
+        let known = Known { view: None, trust: credentials.agent_trust(), own_revoked: None };
+        Self {
+            known: ArcSwap::from_pointee(known),
+            credentials,
+            revisions: watch::channel(Revision(0)).0,
+            writing: Mutex::default(),
+            link: Mutex::default(),
+        }
+    }
+
+    /// What is known now.
+    pub fn now(&self) -> Arc<Known> {
+        self.known.load_full()
+    }
+
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.known.load().view.clone()
+    }
+
+    /// Swaps the View in. Callers want `Plane::publish`, which also asks live connections.
+    pub fn publish(&self, view: Arc<View>) {
+        let _turn = self.writing.lock().expect("no writer panics while it holds its turn");
+        let before = self.known.load();
+        let same_trust = before.view.as_ref().is_some_and(|old| {
+            old.bundles == view.bundles && old.revocations == view.revocations
+        });
+        let trust = if same_trust { Arc::clone(&before.trust) } else { Arc::new(view.trust()) };
+        let revision = view.revision;
+        self.store(Some(view), trust);
+        self.revisions.send_replace(revision);
+    }
+
+    /// Takes in that our own credentials, or the agent's bundles, have changed.
+    pub fn refresh(&self) {
+        let _turn = self.writing.lock().expect("no writer panics while it holds its turn");
+        let before = self.known.load_full();
+        let trust =
+            if before.view.is_some() { Arc::clone(&before.trust) } else { self.credentials.agent_trust() };
+        self.store(before.view.clone(), trust);
+    }
+
+    fn store(&self, view: Option<Arc<View>>, trust: Arc<Trust>) {
+        let own = self.credentials.current();
+        let own_revoked = own
+            .and_then(|own| trust.revocations.check(&own.identity.facts).map(|r| r.id.clone()));
+        self.known.store(Arc::new(Known { view, trust, own_revoked }));
+    }
+
+    /// Resolves on every new revision.
+    pub fn revisions(&self) -> watch::Receiver<Revision> {
+        self.revisions.subscribe()
+    }
+
+    pub fn link(&self) -> Link {
+        self.link.lock().expect("no writer panics while it holds the link").clone()
+    }
+
+    pub(super) fn set_link(&self, change: impl FnOnce(&mut Link)) {
+        change(&mut self.link.lock().expect("no writer panics while it holds the link"));
+    }
+}
+
+impl TrustSource for Knowledge {
+    fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.known.load().trust)
+    }
+}

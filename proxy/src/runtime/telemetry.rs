@@ -1,0 +1,205 @@
+//! Telemetry: the metrics of every data-plane role, in Prometheus text. Roles register families of their own.
+//!
+//! Names and labels are Istio's where they fit. A family is a lock: workers look a series up once and keep its handle
+//! (see `SeriesCache`), so that a request only counts.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+
+/// `hanse_refused_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Refused {
+    pub reason: &'static str,
+}
+
+/// `hanse_connections_closed_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Closed {
+    pub cause: &'static str,
+}
+
+/// `istio_requests_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// `source` (outbound) or `destination` (inbound).
+    pub reporter: &'static str,
+    pub request_protocol: &'static str,
+    pub response_code: u32,
+    pub response_flags: &'static str,
+    pub connection_security_policy: &'static str,
+    pub source_cluster: String,
+    pub source_principal: String,
+    pub destination_cluster: String,
+    pub destination_principal: String,
+    pub destination_service: String,
+    pub destination_service_name: String,
+    pub destination_service_namespace: String,
+}
+
+/// `istio_request_duration_milliseconds`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DurationLabels {
+    pub reporter: &'static str,
+    pub source_cluster: String,
+    pub destination_cluster: String,
+    pub destination_service: String,
+}
+
+/// `hanse_requests_by_tier_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TierLabels {
+    pub cluster: String,
+    pub service: String,
+    pub tier: &'static str,
+    pub destination_cluster: String,
+}
+
+/// `hanse_retries_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RetryLabels {
+    pub service: String,
+    pub reason: &'static str,
+}
+
+/// Makes the histogram of request durations.
+#[derive(Clone, Debug)]
+pub struct DurationBuckets;
+
+/// All families; registered once.
+pub struct Telemetry {
+    registry: Mutex<Registry>,
+    pub refused: Family<Refused, Counter>,
+    pub closed: Family<Closed, Counter>,
+    pub requests: Family<RequestLabels, Counter>,
+    pub durations: Family<DurationLabels, Histogram, DurationBuckets>,
+    pub tiers: Family<TierLabels, Counter>,
+    pub retries: Family<RetryLabels, Counter>,
+    pub access_log_dropped: Counter,
+    pub revision: Gauge,
+    pub svid_not_after: Gauge,
+    pub control_connected: Gauge,
+}
+
+/// Series that one worker keeps handles of; above that, new ones go into the family's overflow series.
+pub const MAX_SERIES: usize = 2_000;
+
+impl MetricConstructor<Histogram> for DurationBuckets {
+    fn new_metric(&self) -> Histogram {
+        let bounds = [
+            0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0,
+        ];
+        Histogram::new(bounds)
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        let new = Self {
+            registry: Mutex::new(Registry::default()),
+            refused: Family::default(),
+            closed: Family::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(DurationBuckets),
+            tiers: Family::default(),
+            retries: Family::default(),
+            access_log_dropped: Counter::default(),
+            revision: Gauge::default(),
+            svid_not_after: Gauge::default(),
+            control_connected: Gauge::default(),
+        };
+        new.register("hanse_refused", "Connections and requests refused, by reason", new.refused.clone());
+        new.register(
+            "hanse_connections_closed",
+            "Live mesh connections closed by a sweep, by cause",
+            new.closed.clone(),
+        );
+        new.register("istio_requests", "Requests, as the reporter saw them", new.requests.clone());
+        new.register(
+            "istio_request_duration_milliseconds",
+            "Time from a request's head to the end of its response",
+            new.durations.clone(),
+        );
+        new.register("hanse_requests_by_tier", "Outbound requests by tier of the ladder", new.tiers.clone());
+        new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
+        new.register(
+            "hanse_access_log_dropped",
+            "Access log entries dropped because the writer was behind",
+            new.access_log_dropped.clone(),
+        );
+        new.register("hanse_view_revision", "Revision of the View in force", new.revision.clone());
+        new.register(
+            "hanse_svid_not_after_timestamp_seconds",
+            "When the SVID in use expires",
+            new.svid_not_after.clone(),
+        );
+        new.register(
+            "hanse_control_connected",
+            "1 while a control node's Watch stream is open",
+            new.control_connected.clone(),
+        );
+        new
+    }
+}
+
+impl Telemetry {
+    /// Adds a family of a role's own. `_total` is added to counters by the encoder.
+    pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
+        self.registry.lock().expect("no holder of the registry panics").register(name, help, metric);
+    }
+
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Refused { reason }).inc();
+    }
+
+    pub fn connection_closed(&self, cause: &'static str) {
+        self.closed.get_or_create(&Closed { cause }).inc();
+    }
+
+    /// Prometheus text.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let registry = self.registry.lock().expect("no holder of the registry panics");
+        if encode(&mut text, &registry).is_err() {
+            tracing::error!("the metrics could not be written");
+        }
+        text
+    }
+}
+
+/// One worker's handles of a family's series.
+pub struct SeriesCache<L, M> {
+    handles: HashMap<L, M>,
+}
+
+impl<L, M> Default for SeriesCache<L, M> {
+    fn default() -> Self {
+        Self { handles: HashMap::new() }
+    }
+}
+
+impl<L: Clone + Eq + Hash, M: Clone> SeriesCache<L, M> {
+    /// The series' handle; `overflow` gives the labels to use when this worker already holds too many.
+    pub fn handle<C: MetricConstructor<M>>(
+        &mut self,
+        family: &Family<L, M, C>,
+        labels: L,
+        overflow: impl FnOnce(L) -> L,
+    ) -> &M {
+        let full = self.handles.len() >= MAX_SERIES && !self.handles.contains_key(&labels);
+        let labels = if full { overflow(labels) } else { labels };
+        self.handles.entry(labels).or_insert_with_key(|labels| family.get_or_create(labels).clone())
+    }
+}
+
+/// Counts bytes or events of one worker for somebody who reads them from another thread.
+pub type Count = AtomicU64;

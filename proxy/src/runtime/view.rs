@@ -1,0 +1,347 @@
+//! View: the Watch stream to a control node of our cluster. The View and its Changes come down; what we serve, what
+//! we have applied and how many connections a target has go up.
+//!
+//! One task. It fails over between control nodes, and what is known stays in use while there is none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use hanse_federation::catalog::{Announcement, Serves};
+use hanse_federation::wire::watch::{self as pb, watch_down, watch_up};
+use hanse_federation::wire::{decode, encode};
+use hanse_federation::{Change, Revision, View};
+use hanse_identity::name::MemberRole;
+use hanse_identity::tls::{Expect, IdentitySource, TrustSource, client_config};
+use hanse_identity::{RevocationTarget, Trust};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+use super::credentials::chain;
+use super::drain::Stop;
+use super::knowledge::Knowledge;
+use super::worker::Random;
+use super::{Plane, now};
+use crate::wire::watch::watch_client::WatchClient;
+
+/// What a role wants of the control plane.
+pub struct Subscription {
+    /// `proxy` or `gateway`.
+    pub kind: &'static str,
+    /// `host:port` of the cluster's control nodes; at least one.
+    pub control: Vec<String>,
+    /// What we serve; every change is announced.
+    pub announce: watch::Receiver<Announce>,
+}
+
+/// What a role says of itself; name, locality and session are added here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announce {
+    pub ready: bool,
+    pub serves: Serves,
+}
+
+/// Why a session ended, or never began.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("refused or broke the stream: {:?} {}", .0.code(), .0.message())]
+    Stream(#[from] Status),
+    #[error("does not answer")]
+    Silent,
+    #[error("sent what cannot be read: {0}")]
+    Unreadable(#[from] hanse_federation::wire::WireError),
+    #[error("sent the View of {0}, which is not our trust domain")]
+    ForeignView(hanse_identity::TrustDomain),
+    #[error("sent Changes before any View")]
+    ChangesWithoutView,
+}
+
+/// Messages that may wait to go up.
+const UP_QUEUE: usize = 64;
+/// Messages that are folded into one View before it is put in force.
+const BATCH: usize = 256;
+/// Largest message from a control node: a View of 100 000 endpoints is about 60 MB of JSON.
+const MAX_DOWN_BYTES: usize = 256 * 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
+const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_AT_MOST: Duration = Duration::from_secs(2);
+/// Where SNI does not matter: what is expected is an identity.
+pub const INTERNAL_NAME: &str = "hanse.internal";
+
+/// Keeps `plane.knowledge` current and announces what we serve, for as long as the process lives.
+pub async fn follow(plane: Arc<Plane>, mut subscription: Subscription, mut stop: Stop) {
+    let random = Random::from_entropy();
+    let mut follower = Follower { plane, incarnation: random.next() >> 1, sequence: 0, resync: false };
+    let mut which = random.next() as usize;
+    let mut wait = RETRY_FIRST;
+    loop {
+        tokio::select! {
+            () = stop.ended() => return,
+            () = follower.identity_present() => {}
+        }
+        let node = subscription.control[which % subscription.control.len()].clone();
+        let started = now();
+        let outcome = tokio::select! {
+            () = stop.ended() => return,
+            outcome = follower.session(&node, which, &mut subscription) => outcome,
+        };
+        follower.plane.knowledge.set_link(|link| link.connected = false);
+        follower.plane.telemetry.control_connected.set(0);
+        match outcome {
+            Ok(()) => tracing::debug!(%node, "connecting anew, with the newest SVID"),
+            Err(error) => {
+                tracing::warn!(%node, "control node {error}");
+                which = which.wrapping_add(1);
+            }
+        }
+        if now().since(started) > RETRY_AT_MOST {
+            wait = RETRY_FIRST;
+        }
+        let pause = wait.mul_f64(0.5 + random.fraction());
+        wait = (wait * 2).min(RETRY_AT_MOST);
+        tokio::select! {
+            () = stop.ended() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+struct Follower {
+    plane: Arc<Plane>,
+    incarnation: u64,
+    sequence: u64,
+    /// What we hold could not be continued: ask for everything.
+    resync: bool,
+}
+
+impl Follower {
+    async fn identity_present(&self) {
+        let mut changes = self.plane.credentials.changes();
+        while !self.plane.credentials.is_valid(now()) {
+            let _ = tokio::time::timeout(Duration::from_secs(1), changes.changed()).await;
+        }
+    }
+
+    /// One stream with one control node. `Ok`: our SVID is about to expire, dial again with the next one.
+    async fn session(
+        &mut self,
+        node: &str,
+        attempt: usize,
+        subscription: &mut Subscription,
+    ) -> Result<(), SessionError> {
+        let channel = self.dial(node, attempt).await?;
+        let mut client = WatchClient::new(channel).max_decoding_message_size(MAX_DOWN_BYTES);
+        let (up, outgoing) = mpsc::channel(UP_QUEUE);
+        let from = if self.resync { 0 } else { self.plane.knowledge.now().revision().0 };
+        let hello = pb::Hello {
+            name: self.plane.name.to_string(),
+            kind: subscription.kind.to_owned(),
+            from_revision: from,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        send(&up, watch_up::Message::Hello(hello)).await?;
+        self.announce(&up, subscription).await?;
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, client.watch(ReceiverStream::new(outgoing))).await;
+        let mut down = opened.map_err(|_| SessionError::Silent)??.into_inner();
+        tracing::info!(%node, from_revision = from, "following the control node");
+        self.plane.telemetry.control_connected.set(1);
+        self.plane.knowledge.set_link(|link| {
+            link.control_node = node.to_owned();
+            link.connected = true;
+        });
+        let redial = tokio::time::sleep(self.identity_usable_for());
+        tokio::pin!(redial);
+        loop {
+            tokio::select! {
+                () = &mut redial => return Ok(()),
+                changed = subscription.announce.changed() => match changed {
+                    Ok(()) => self.announce(&up, subscription).await?,
+                    Err(_) => std::future::pending().await,
+                },
+                message = down.next() => {
+                    let message = message.ok_or(SessionError::Silent)??;
+                    self.plane.knowledge.set_link(|link| link.heard = now());
+                    let outcome = self.take_in(message, &mut down, &up).await;
+                    // A document that this version cannot read: ask for the whole View next time.
+                    self.resync = matches!(outcome, Err(SessionError::Unreadable(_) | SessionError::ChangesWithoutView));
+                    outcome?;
+                }
+            }
+        }
+    }
+
+    /// Takes a message in, and those that are there already, and puts them in force together.
+    async fn take_in(
+        &self,
+        first: pb::WatchDown,
+        down: &mut Streaming<pb::WatchDown>,
+        up: &mpsc::Sender<pb::WatchUp>,
+    ) -> Result<(), SessionError> {
+        let held = self.plane.knowledge.view();
+        let before = held.as_ref().map_or(Revision(0), |view| view.revision);
+        let mut fold = Fold { held, working: None };
+        let mut next = Some(first);
+        for _ in 0..BATCH {
+            let Some(message) = next.take() else { break };
+            match message.message {
+                Some(watch_down::Message::Snapshot(snapshot)) => fold.snapshot(&self.plane, &snapshot)?,
+                Some(watch_down::Message::Changes(changes)) => fold.changes(&changes)?,
+                Some(watch_down::Message::Live(query)) => {
+                    let target: RevocationTarget = decode("live query", &query.target)?;
+                    let connections = self.plane.connections.count(&target);
+                    let reply = pb::LiveReply { query: query.query, connections };
+                    send(up, watch_up::Message::Live(reply)).await?;
+                }
+                None => {}
+            }
+            next = match down.next().now_or_never() {
+                Some(Some(message)) => Some(message?),
+                Some(None) | None => None,
+            };
+        }
+        let Some(view) = fold.working else { return Ok(()) };
+        let revision = view.revision;
+        if revision > before {
+            self.plane.put_in_force(Arc::new(view)).await;
+            send(up, watch_up::Message::Applied(self.applied(revision))).await?;
+        }
+        Ok(())
+    }
+
+    fn applied(&self, revision: Revision) -> pb::Applied {
+        let closed = self.plane.connections.closed().into_iter();
+        let closed = closed
+            .map(|(id, connections)| pb::Closed { revocation: id.to_string(), connections })
+            .collect();
+        pb::Applied { revision: revision.0, closed }
+    }
+
+    async fn announce(
+        &mut self,
+        up: &mpsc::Sender<pb::WatchUp>,
+        subscription: &mut Subscription,
+    ) -> Result<(), SessionError> {
+        let what = subscription.announce.borrow_and_update().clone();
+        self.sequence += 1;
+        let announcement = Announcement {
+            name: self.plane.name.clone(),
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            locality: self.plane.locality.clone(),
+            ready: what.ready,
+            serves: what.serves,
+        };
+        let announcement = encode(&announcement);
+        send(up, watch_up::Message::Announce(pb::Announce { announcement })).await
+    }
+
+    /// How long the SVID that we dialled with may carry the stream.
+    fn identity_usable_for(&self) -> Duration {
+        let Some(current) = self.plane.credentials.current() else { return Duration::ZERO };
+        let facts = &current.identity.facts;
+        let grace = (facts.not_after.since(facts.not_before) / 10).min(Duration::from_secs(30));
+        facts.not_after.left(now()).saturating_sub(grace).max(Duration::from_secs(1))
+    }
+
+    async fn dial(&self, node: &str, attempt: usize) -> Result<Channel, SessionError> {
+        let unreachable = |e: tonic::transport::Error| SessionError::Unreachable(chain(&e));
+        let identity = self.plane.credentials.identity().ok_or(SessionError::Silent)?;
+        let expect = Expect::Member(identity.facts.id.trust_domain().clone(), MemberRole::Node);
+        let source: Arc<dyn IdentitySource> = Arc::clone(&self.plane.credentials) as _;
+        let tls = client_config(control_trust(&self.plane, attempt), source, expect, &[b"h2"]);
+        let connector = tokio_rustls::TlsConnector::from(tls);
+        let address = node.to_owned();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let (connector, address) = (connector.clone(), address.clone());
+            async move {
+                let tcp = TcpStream::connect(address).await?;
+                tcp.set_nodelay(true)?;
+                let name = rustls_pki_types::ServerName::try_from(INTERNAL_NAME)
+                    .expect("the internal name is a DNS name");
+                let stream = connector.connect(name, tcp).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        let endpoint = Endpoint::from_static("http://control.hanse.internal")
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(4 * 1024 * 1024)
+            .initial_connection_window_size(8 * 1024 * 1024);
+        let dialled = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(connector)).await;
+        dialled.map_err(|_| SessionError::Silent)?.map_err(unreachable)
+    }
+}
+
+/// A View being folded from messages; copied from the one in force only when something changes.
+struct Fold {
+    held: Option<Arc<View>>,
+    working: Option<View>,
+}
+
+impl Fold {
+    fn snapshot(&mut self, plane: &Plane, snapshot: &pb::Snapshot) -> Result<(), SessionError> {
+        let view: View = decode("view", &snapshot.view)?;
+        let ours = plane.credentials.current().map(|c| c.identity.facts.id.trust_domain().clone());
+        if ours.is_some_and(|ours| ours != view.trust_domain) {
+            return Err(SessionError::ForeignView(view.trust_domain));
+        }
+        // A View never goes back: a node that is behind catches up, and its older Changes are passed over.
+        if self.revision().is_none_or(|held| view.revision > held) {
+            self.working = Some(view);
+        }
+        Ok(())
+    }
+
+    fn changes(&mut self, changes: &pb::Changes) -> Result<(), SessionError> {
+        let revision = Revision(changes.revision);
+        if self.revision().is_some_and(|held| revision <= held) {
+            return Ok(());
+        }
+        let decoded: Result<Vec<Change>, _> = changes.change.iter().map(|c| decode("change", c)).collect();
+        let decoded = decoded?;
+        if self.working.is_none() {
+            self.working = self.held.as_ref().map(|view| (**view).clone());
+        }
+        let view = self.working.as_mut().ok_or(SessionError::ChangesWithoutView)?;
+        view.advance(revision, &decoded);
+        Ok(())
+    }
+
+    fn revision(&self) -> Option<Revision> {
+        self.working.as_ref().or(self.held.as_deref()).map(|view| view.revision)
+    }
+}
+
+async fn send(up: &mpsc::Sender<pb::WatchUp>, message: watch_up::Message) -> Result<(), SessionError> {
+    up.send(pb::WatchUp { message: Some(message) }).await.map_err(|_| SessionError::Silent)
+}
+
+/// Whom to believe as a control node. Turn by turn the View's bundles and the agent's: whichever of the two missed a
+/// rotation while we were cut off, the other gets us back in. Revocations hold either way.
+fn control_trust(plane: &Plane, attempt: usize) -> Arc<dyn TrustSource> {
+    let known = plane.knowledge.now();
+    if known.view.is_none() || attempt.is_multiple_of(2) {
+        return Arc::clone(&plane.knowledge) as Arc<Knowledge>;
+    }
+    let mut trust = (*plane.credentials.agent_trust()).clone();
+    trust.revocations = known.trust.revocations.clone();
+    Arc::new(FixedTrust(Arc::new(trust)))
+}
+
+struct FixedTrust(Arc<Trust>);
+
+impl TrustSource for FixedTrust {
+    fn trust(&self) -> Arc<Trust> {
+        Arc::clone(&self.0)
+    }
+}

@@ -1,0 +1,146 @@
+//! One worker of the sidecar: its listeners, its state, its end. Everything it shares with other workers is in `Plane`.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hanse_federation::host::ServiceHost;
+use hanse_identity::ServiceName;
+use hanse_identity::tls::{ClientAuth, IdentitySource, TrustSource, server_config};
+use hyper::service::service_fn;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::connections::Side;
+use crate::io::app::Inbound;
+use crate::io::forward::Outbound;
+use crate::io::http::{Protocol, detect, serve};
+use crate::io::listen::{InFlight, accept_each};
+use crate::io::record::Reporter;
+use crate::io::tls::{self, ALPN_H2, ALPN_HTTP1, About};
+use crate::runtime::access_log::AccessLog;
+use crate::runtime::drain::Stop;
+use crate::runtime::{Plane, now};
+
+/// What every worker of one sidecar has in common.
+#[derive(Clone)]
+pub struct Settings {
+    pub plane: Arc<Plane>,
+    /// Services that we serve.
+    pub services: Arc<BTreeSet<ServiceName>>,
+    /// The app behind us.
+    pub app: Option<SocketAddr>,
+    pub access_log: Option<AccessLog>,
+}
+
+/// One worker's listeners; bound before it starts.
+#[derive(Default)]
+pub struct Listeners {
+    pub inbound: Option<std::net::TcpListener>,
+    /// Each with the service that it is bound to, if it is to one.
+    pub outbound: Vec<(Option<Arc<ServiceHost>>, std::net::TcpListener)>,
+}
+
+/// A question to a worker: what do your ladders look like?
+pub type Inspect = oneshot::Sender<serde_json::Value>;
+
+/// Questions that may wait for a worker.
+pub const INSPECT_QUEUE: usize = 4;
+/// How long what is in flight may take when the process ends.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+const TIDY_EVERY: Duration = Duration::from_secs(2);
+
+/// Runs one worker to its end; call it on a `LocalSet`.
+pub async fn work(
+    settings: Settings,
+    listeners: Listeners,
+    mut inspections: mpsc::Receiver<Inspect>,
+    mut stop: Stop,
+) -> anyhow::Result<()> {
+    let plane = Arc::clone(&settings.plane);
+    let reporter = Rc::new(Reporter::new(Arc::clone(&plane), settings.access_log));
+    let outbound = Rc::new(Outbound::new(Arc::clone(&plane), Rc::clone(&reporter)));
+    let in_flight = InFlight::default();
+    if let Some(listener) = listeners.inbound {
+        let inbound = Rc::new(Inbound::new(Arc::clone(&plane), reporter, settings.services, settings.app));
+        let listener = TcpListener::from_std(listener)?;
+        let served = serve_inbound(listener, inbound, Arc::clone(&plane), in_flight.clone(), stop.clone());
+        tokio::task::spawn_local(served);
+    }
+    for (bound, listener) in listeners.outbound {
+        let listener = TcpListener::from_std(listener)?;
+        let served = serve_outbound(listener, bound, Rc::clone(&outbound), in_flight.clone(), stop.clone());
+        tokio::task::spawn_local(served);
+    }
+    let mut tidying = tokio::time::interval(TIDY_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.draining() => break,
+            _ = tidying.tick() => outbound.tidy(now()),
+            Some(answer) = inspections.recv() => {
+                let _ = answer.send(outbound.describe_ladders());
+            }
+        }
+    }
+    if tokio::time::timeout(DRAIN_WITHIN, in_flight.none()).await.is_err() {
+        tracing::warn!(connections = in_flight.count(), "connections were still busy when the time was up");
+    }
+    Ok(())
+}
+
+async fn serve_inbound(
+    listener: TcpListener,
+    inbound: Rc<Inbound>,
+    plane: Arc<Plane>,
+    in_flight: InFlight,
+    stop: Stop,
+) {
+    let trust: Arc<dyn TrustSource> = Arc::clone(&plane.knowledge) as _;
+    let identity: Arc<dyn IdentitySource> = Arc::clone(&plane.credentials) as _;
+    let config = server_config(trust, identity, ClientAuth::Required, &[ALPN_H2, ALPN_HTTP1]);
+    accept_each(listener, stop.clone(), in_flight, |stream, from| {
+        let (inbound, plane) = (Rc::clone(&inbound), Arc::clone(&plane));
+        let (config, stop) = (Arc::clone(&config), stop.clone());
+        async move {
+            let about = About { side: Side::Inbound, service: None, cluster: None };
+            match tls::accept(stream, &config, &plane, about).await {
+                Ok(accepted) => inbound_connection(accepted, inbound, stop).await,
+                Err(refusal) => {
+                    plane.telemetry.refused(refusal.label());
+                    tracing::debug!(%from, %refusal, "inbound connection refused");
+                }
+            }
+        }
+    })
+    .await;
+}
+
+async fn inbound_connection(accepted: tls::Accepted<TcpStream>, inbound: Rc<Inbound>, stop: Stop) {
+    let caller = Rc::new(inbound.caller(accepted.live.peer(), &accepted.caller_hash, accepted.own));
+    let protocol = if accepted.http2 { Protocol::Http2 } else { Protocol::Http1 };
+    let service = service_fn(move |request| Rc::clone(&inbound).handle(Rc::clone(&caller), request));
+    serve(accepted.stream, protocol, service, Some(accepted.live), stop).await;
+}
+
+async fn serve_outbound(
+    listener: TcpListener,
+    bound: Option<Arc<ServiceHost>>,
+    outbound: Rc<Outbound>,
+    in_flight: InFlight,
+    stop: Stop,
+) {
+    accept_each(listener, stop.clone(), in_flight, |stream, _| {
+        let (outbound, bound, stop) = (Rc::clone(&outbound), bound.clone(), stop.clone());
+        async move {
+            let Some(protocol) = detect(&stream).await else { return };
+            let service = service_fn(move |request| Rc::clone(&outbound).handle(bound.clone(), request));
+            serve(stream, protocol, service, None, stop).await;
+        }
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests;

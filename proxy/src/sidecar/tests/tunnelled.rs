@@ -1,0 +1,333 @@
+//! Tests of the way into other clusters: two gateway hops, a gateway that dies, a path that goes dark.
+//!
+//! The gateways here are the smallest that speak the protocol; the real one has its tests in its own crate.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hanse_federation::catalog::{Export, Gateway, GatewaySummary, LocalityWeight, ServiceSummary, Session};
+use hanse_federation::{Locality, View};
+use hanse_identity::tls::{ClientAuth, IdentitySource, TrustSource, server_config};
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::world::*;
+use super::{REVIEWS, add_peer};
+use crate::connections::Side;
+use crate::io::tls::{ALPN_H2, About, accept};
+use crate::runtime::worker::LocalExecutor;
+
+/// Another cluster that serves reviews, behind one gateway.
+struct Abroad {
+    domain: Domain,
+    reviews: Sidecar,
+    app: App,
+    gateway: FarGateway,
+    view: View,
+}
+
+/// A tunnel listener: CONNECT, to one endpoint whatever is asked for.
+struct FarGateway {
+    address: SocketAddr,
+    name: &'static str,
+    identity: hanse_identity::SpiffeId,
+    /// Authorities that were asked for.
+    asked: Rc<RefCell<Vec<String>>>,
+    /// What it answers.
+    answer: Rc<Cell<StatusCode>>,
+}
+
+/// A wire that can be cut, or go dark: still there, but nothing comes through.
+struct Wire {
+    address: SocketAddr,
+    dark: Rc<Cell<bool>>,
+    carried: Rc<Cell<usize>>,
+    task: tokio::task::JoinHandle<()>,
+    connections: Rc<RefCell<Vec<tokio::task::AbortHandle>>>,
+}
+
+impl Wire {
+    async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (dark, carried) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+        let connections: Rc<RefCell<Vec<tokio::task::AbortHandle>>> = Rc::default();
+        let (seen, count, held) = (Rc::clone(&dark), Rc::clone(&carried), Rc::clone(&connections));
+        let task = tokio::task::spawn_local(async move {
+            loop {
+                let (near, _) = listener.accept().await.unwrap();
+                let far = TcpStream::connect(target).await.unwrap();
+                let (near_read, near_write) = near.into_split();
+                let (far_read, far_write) = far.into_split();
+                for (from, to) in [(near_read, far_write), (far_read, near_write)] {
+                    let carried = carry(from, to, Rc::clone(&seen), Rc::clone(&count));
+                    held.borrow_mut().push(tokio::task::spawn_local(carried).abort_handle());
+                }
+            }
+        });
+        Self { address, dark, carried, task, connections }
+    }
+
+    fn cut(&self) {
+        self.task.abort();
+        self.connections.borrow_mut().drain(..).for_each(|connection| connection.abort());
+    }
+}
+
+async fn carry(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    dark: Rc<Cell<bool>>,
+    carried: Rc<Cell<usize>>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(n) = from.read(&mut buffer).await {
+        if n == 0 {
+            break;
+        }
+        carried.set(carried.get() + n);
+        if !dark.get() && to.write_all(&buffer[..n]).await.is_err() {
+            break;
+        }
+    }
+    if dark.get() {
+        std::future::pending::<()>().await;
+    }
+}
+
+impl FarGateway {
+    async fn start(domain: &Domain, name: &'static str, view: &View, endpoint: SocketAddr) -> Self {
+        let svid = domain.gateway(name);
+        let identity = svid.facts.id.clone();
+        let plane = plane_of(&svid, view);
+        let (trust, own): (Arc<dyn TrustSource>, Arc<dyn IdentitySource>) =
+            (Arc::clone(&plane.knowledge) as _, Arc::clone(&plane.credentials) as _);
+        let config = server_config(trust, own, ClientAuth::Required, &[ALPN_H2]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked: Rc<RefCell<Vec<String>>> = Rc::default();
+        let answer = Rc::new(Cell::new(StatusCode::OK));
+        let (asked_here, answer_here) = (Rc::clone(&asked), Rc::clone(&answer));
+        tokio::task::spawn_local(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (plane, config) = (Arc::clone(&plane), Arc::clone(&config));
+                let (asked, answer) = (Rc::clone(&asked_here), Rc::clone(&answer_here));
+                tokio::task::spawn_local(async move {
+                    let about = About { side: Side::Tunnel, service: None, cluster: None };
+                    let Ok(accepted) = accept(stream, &config, &plane, about).await else { return };
+                    let service = service_fn(move |request| {
+                        asked.borrow_mut().push(request.uri().to_string());
+                        connect(request, answer.get(), endpoint)
+                    });
+                    let http = hyper::server::conn::http2::Builder::new(LocalExecutor);
+                    let _ = http.serve_connection(TokioIo::new(accepted.stream), service).await;
+                });
+            }
+        });
+        Self { address, name, identity, asked, answer }
+    }
+
+    fn summary(&self, tunnel: SocketAddr) -> GatewaySummary {
+        GatewaySummary {
+            name: self.name.parse().unwrap(),
+            identity: self.identity.clone(),
+            locality: Locality::default(),
+            tunnel: tunnel.to_string(),
+            ready: true,
+        }
+    }
+}
+
+async fn connect(
+    request: Request<Incoming>,
+    answer: StatusCode,
+    endpoint: SocketAddr,
+) -> Result<Response<Empty<bytes::Bytes>>, std::convert::Infallible> {
+    if answer == StatusCode::OK {
+        tokio::task::spawn_local(async move {
+            let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+            let mut near = TokioIo::new(upgraded);
+            let mut far = TcpStream::connect(endpoint).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        });
+    }
+    let mut response = Response::new(Empty::new());
+    *response.status_mut() = answer;
+    Ok(response)
+}
+
+impl Abroad {
+    async fn found(trust_domain: &str, east: &Domain) -> Self {
+        let domain = Domain::new(trust_domain);
+        let app = App::start("abroad").await;
+        let mut view = view(&[&domain]);
+        add_peer(&mut view, "east", east);
+        add_service(&mut view, "shop/reviews", &[domain.id("reviews")], Some(Export::Everyone));
+        let reviews =
+            Sidecar::start(Some(&domain.workload("reviews")), &["shop/reviews"], Some(app.address));
+        reviews.publish(&view);
+        let gateway = FarGateway::start(&domain, "gateway-1", &view, reviews.inbound).await;
+        Self { domain, reviews, app, gateway, view }
+    }
+
+    /// Makes it a peer of the View's cluster, with a gateway that is reached at `tunnel`.
+    fn join(&self, view: &mut View, tunnel: SocketAddr) {
+        let cluster = self.domain.cluster();
+        add_peer(view, cluster.as_str(), &self.domain);
+        let peer = view.peers.get_mut(&cluster).unwrap();
+        let weight = LocalityWeight { endpoints: 1, ready_endpoints: 1, weight: 100, ready_weight: 100 };
+        let summary = ServiceSummary {
+            name: "shop/reviews".parse().unwrap(),
+            identities: [self.domain.id("reviews")].into(),
+            localities: BTreeMap::from([("/".to_owned(), weight)]),
+        };
+        peer.services.insert(summary.name.clone(), summary);
+        peer.gateways = vec![self.gateway.summary(tunnel)];
+    }
+}
+
+fn add_own_gateway(view: &mut View, domain: &Domain, name: &str, passthrough: SocketAddr) {
+    let gateway = Gateway {
+        name: name.parse().unwrap(),
+        identity: domain.gateway(name).facts.id,
+        locality: Locality::default(),
+        passthrough,
+        tunnel: passthrough.to_string(),
+        ready: true,
+        session: Session { incarnation: 1, sequence: 1, node: "node-1".parse().unwrap() },
+    };
+    view.gateways.insert(gateway.name.clone(), gateway);
+}
+
+#[test]
+fn through_both_gateways_the_target_sees_the_callers_own_identity() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let west = Abroad::found("west.example", &east).await;
+        let own = Wire::to(west.gateway.address).await;
+        let mut view = view(&[&east]);
+        add_own_gateway(&mut view, &east, "gateway-1", own.address);
+        west.join(&mut view, west.gateway.address);
+        let mut product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        product.publish(&view);
+
+        let answer = product.get(REVIEWS).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        assert_eq!((answer.header("x-hanse-cluster"), answer.header("x-hanse-tier")), ("west", "peer"));
+        let seen = answer.seen();
+        let caller = seen["headers"]["x-forwarded-client-cert"].as_str().unwrap();
+        assert!(caller.ends_with(&format!("URI={}", east.id("product"))), "{caller}");
+        assert!(own.carried.get() > 0, "it went through our own gateway");
+        let asked = west.gateway.asked.borrow().clone();
+        assert_eq!(asked.first().map(String::as_str), Some("reviews.shop.svc.cluster.local:80"));
+        let logged = product.logged().await;
+        assert_eq!(logged.destination_spiffe, west.domain.id("reviews").to_string());
+
+        // One connection carries them all.
+        for _ in 0..20 {
+            assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
+        }
+        assert!(west.gateway.asked.borrow().len() <= crate::io::tunnel::TUNNELS_PER_CLUSTER);
+
+        // The far cluster revokes its own workload: the inner connection goes, the tunnel stays.
+        let mut view = view;
+        view.revocations.insert(revoke(&west.domain.id("reviews"), 3));
+        view.revision.0 += 1;
+        product.plane.put_in_force(Arc::new(view.clone())).await;
+        let rows = product.plane.connections.rows(10);
+        assert!(!rows.is_empty() && rows.iter().all(|row| row.side == Side::Tunnel), "{rows:?}");
+        assert_eq!(product.get(REVIEWS).await.status, StatusCode::SERVICE_UNAVAILABLE);
+        west.app.kill();
+        drop(west.reviews);
+    });
+}
+
+#[test]
+fn a_gateway_that_refuses_is_not_asked_for_ever() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let west = Abroad::found("west.example", &east).await;
+        west.gateway.answer.set(StatusCode::FORBIDDEN);
+        let mut view = view(&[&east]);
+        west.join(&mut view, west.gateway.address);
+        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        product.publish(&view);
+        let answer = product.get(REVIEWS).await;
+        assert_eq!((answer.status, answer.header("x-hanse-reason")), (StatusCode::SERVICE_UNAVAILABLE, "unreachable"));
+        assert!(west.gateway.asked.borrow().len() <= crate::attempt::MAX_ATTEMPTS as usize);
+        west.gateway.answer.set(StatusCode::OK);
+        until("served once it is allowed", async || product.get(REVIEWS).await.status == StatusCode::OK).await;
+        drop(west.view);
+    });
+}
+
+#[test]
+fn a_gateway_that_dies_costs_no_idempotent_request() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let west = Abroad::found("west.example", &east).await;
+        let (first, second) = (Wire::to(west.gateway.address).await, Wire::to(west.gateway.address).await);
+        let mut view = view(&[&east]);
+        add_own_gateway(&mut view, &east, "gateway-1", first.address);
+        add_own_gateway(&mut view, &east, "gateway-2", second.address);
+        west.join(&mut view, west.gateway.address);
+        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        product.publish(&view);
+        until("both gateways carry", async || {
+            assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
+            first.carried.get() > 0 && second.carried.get() > 0
+        })
+        .await;
+        first.cut();
+        for turn in 0..50 {
+            assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK, "turn {turn}");
+        }
+    });
+}
+
+#[test]
+fn a_path_that_goes_dark_is_left_within_the_promise_and_found_again() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let north = Abroad::found("north.example", &east).await;
+        let west = Abroad::found("west.example", &east).await;
+        let wire = Wire::to(north.gateway.address).await;
+        let mut view = view(&[&east]);
+        north.join(&mut view, wire.address);
+        west.join(&mut view, west.gateway.address);
+        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        product.publish(&view);
+        assert_eq!(product.get(REVIEWS).await.header("x-hanse-cluster"), "north", "peers by name");
+
+        wire.dark.set(true);
+        let dark_since = Instant::now();
+        while dark_since.elapsed() < Duration::from_secs(5) {
+            let asked = Instant::now();
+            let answer = product.get(REVIEWS).await;
+            assert_eq!((answer.status, answer.header("x-hanse-cluster")), (StatusCode::OK, "west"));
+            assert!(asked.elapsed() < Duration::from_millis(3500), "{:?}", asked.elapsed());
+            if dark_since.elapsed() > Duration::from_millis(3500) {
+                assert!(asked.elapsed() < Duration::from_millis(500), "traffic has left: {:?}", asked.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+
+        wire.dark.set(false);
+        // Back after the path is probed; the ramp then lets traffic return.
+        until("a tunnel to north again", async || {
+            let rows = product.plane.connections.rows(10);
+            rows.iter().any(|row| row.side == Side::Tunnel && row.cluster.as_ref() == Some(&north.domain.cluster()))
+        })
+        .await;
+    });
+}

@@ -1,0 +1,394 @@
+//! A world for tests: authorities, identities, a View, apps, and whole sidecar workers on loopback, in one process.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hanse_federation::catalog::{Endpoint, Export, Service, Session};
+use hanse_federation::{Locality, Revision, View};
+use hanse_identity::grant::{Evidence, Registration, Selector, grant, grant_member};
+use hanse_identity::issue::certificate_request;
+use hanse_identity::name::MemberRole;
+use hanse_identity::tls::TlsIdentity;
+use hanse_identity::{
+    Authority, Bundle, ClusterName, Reason, Revocation, RevocationId, RevocationTarget, Revocations, Serial, SpiffeId, Svid,
+    Ticket, TrustDomain, issue,
+};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rcgen::KeyPair;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::runtime::access_log::{AccessLog, Entry};
+use crate::runtime::drain::{Drain, drain};
+use crate::runtime::worker::{LocalExecutor, Random};
+use crate::runtime::{Plane, now};
+use crate::sidecar::{Listeners, Settings, work};
+
+/// One cluster's authority.
+pub struct Domain {
+    pub trust_domain: TrustDomain,
+    authority: Authority,
+    random: Random,
+}
+
+impl Domain {
+    pub fn new(trust_domain: &str) -> Self {
+        let trust_domain: TrustDomain = trust_domain.parse().unwrap();
+        let key = KeyPair::generate().unwrap();
+        let (node, serial) = ("node-1".parse().unwrap(), Serial::from_random([7; 16]));
+        let authority =
+            Authority::create(&trust_domain, &node, key, serial, now(), Duration::from_secs(86_400)).unwrap();
+        Self { trust_domain, authority, random: Random::from_entropy() }
+    }
+
+    pub fn cluster(&self) -> ClusterName {
+        self.trust_domain.as_str().split('.').next().unwrap().parse().unwrap()
+    }
+
+    pub fn bundle(&self) -> Bundle {
+        let authorities = vec![self.authority.certificate().clone()];
+        Bundle { trust_domain: self.trust_domain.clone(), sequence: 1, authorities }
+    }
+
+    pub fn id(&self, account: &str) -> SpiffeId {
+        SpiffeId::workload(&self.trust_domain, "shop", account).unwrap()
+    }
+
+    pub fn workload(&self, account: &str) -> Svid {
+        let id = self.id(account);
+        let agent = "host-1".parse().unwrap();
+        let selectors = BTreeSet::from([Selector::Uid(1)]);
+        let registration = Registration {
+            id: id.clone(),
+            agent,
+            selectors: selectors.clone(),
+            services: BTreeSet::new(),
+            ttl_seconds: 0,
+            address: None,
+        };
+        let evidence = Evidence { agent: registration.agent.clone(), selectors };
+        let none = Revocations::default();
+        self.sign(grant(&self.trust_domain, [&registration], &none, &evidence, &id).unwrap())
+    }
+
+    pub fn gateway(&self, name: &str) -> Svid {
+        let id = SpiffeId::member(&self.trust_domain, MemberRole::Gateway, &name.parse().unwrap());
+        let lifetime = Duration::from_secs(3600);
+        self.sign(grant_member(&self.trust_domain, &Revocations::default(), &id, lifetime).unwrap())
+    }
+
+    fn sign(&self, ticket: Ticket) -> Svid {
+        let key = KeyPair::generate().unwrap();
+        let request = certificate_request(&key).unwrap();
+        let mut serial = [0; 16];
+        serial[..8].copy_from_slice(&self.random.next().to_be_bytes());
+        serial[8..].copy_from_slice(&self.random.next().to_be_bytes());
+        let issued = issue(ticket, &request, &self.authority, Serial::from_random(serial), now()).unwrap();
+        Svid::new(issued.chain, key.serialize_der().into()).unwrap()
+    }
+}
+
+/// A revocation of that identity.
+pub fn revoke(id: &SpiffeId, number: u64) -> Revocation {
+    Revocation {
+        id: RevocationId { number, origin: id.trust_domain().clone() },
+        target: RevocationTarget::Identity(id.clone()),
+        reason: Reason::KeyCompromise,
+        note: String::new(),
+        actor: "spiffe://east.example/hanse/admin/test".to_owned(),
+        at: now(),
+        expires: None,
+    }
+}
+
+/// A View of a cluster that believes in these domains; the first is its own, and names it: `east.example` is `east`.
+pub fn view(domains: &[&Domain]) -> View {
+    let mut view = View::new(domains[0].cluster(), domains[0].trust_domain.clone());
+    view.revision = Revision(1);
+    for domain in domains {
+        view.bundles.insert(domain.trust_domain.clone(), domain.bundle());
+    }
+    view
+}
+
+pub fn add_service(view: &mut View, name: &str, identities: &[SpiffeId], export: Option<Export>) {
+    let name: hanse_identity::ServiceName = name.parse().unwrap();
+    let service = Service { name: name.clone(), identities: identities.iter().cloned().collect(), export };
+    view.services.insert(name, service);
+}
+
+pub fn add_endpoint(view: &mut View, id: &str, service: &str, identity: &SpiffeId, address: SocketAddr) {
+    let endpoint = Endpoint {
+        id: id.parse().unwrap(),
+        services: BTreeSet::from([service.parse().unwrap()]),
+        identity: identity.clone(),
+        address,
+        locality: Locality::default(),
+        weight: 100,
+        ready: true,
+        session: Session { incarnation: 1, sequence: 1, node: "node-1".parse().unwrap() },
+    };
+    view.endpoints.insert(endpoint.id.clone(), endpoint);
+}
+
+/// One sidecar worker, running on the current `LocalSet`.
+pub struct Sidecar {
+    pub plane: Arc<Plane>,
+    pub inbound: SocketAddr,
+    pub outbound: SocketAddr,
+    pub log: mpsc::UnboundedReceiver<Entry>,
+    pub drain: Drain,
+    pub ended: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+/// A sink that hands the access log's lines back.
+struct Lines(mpsc::UnboundedSender<Entry>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let line: serde_json::Value = serde_json::from_slice(line).expect("one object per line");
+            let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+            let _ = self.0.send(Entry {
+                method: text("method"),
+                path: text("path"),
+                authority: text("authority"),
+                source_spiffe: text("source_spiffe"),
+                destination_spiffe: text("destination_spiffe"),
+                source_cluster: text("source_cluster"),
+                destination_cluster: text("destination_cluster"),
+                upstream_cluster: text("upstream_cluster"),
+                hanse_reason: text("hanse_reason"),
+                response_code: line["response_code"].as_u64().unwrap_or_default() as u16,
+                attempts: line["attempts"].as_u64().unwrap_or_default() as u32,
+                bytes_received: line["bytes_received"].as_u64().unwrap_or_default(),
+                bytes_sent: line["bytes_sent"].as_u64().unwrap_or_default(),
+                ..Entry::default()
+            });
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sidecar {
+    /// Starts one with `svid`, in front of `app`, serving `services`. It has no View yet.
+    pub fn start(svid: Option<&Svid>, services: &[&str], app: Option<SocketAddr>) -> Self {
+        let plane = Arc::new(Plane::new("proxy-1".parse().unwrap(), Locality::default()));
+        if let Some(svid) = svid {
+            plane.credentials.install_svid(svid).unwrap();
+        }
+        let any = "127.0.0.1:0".parse().unwrap();
+        let inbound = crate::io::listen::bind(any, 1).unwrap().remove(0);
+        let outbound = crate::io::listen::bind(any, 1).unwrap().remove(0);
+        let (inbound_address, outbound_address) =
+            (inbound.local_addr().unwrap(), outbound.local_addr().unwrap());
+        let (lines, log) = mpsc::unbounded_channel();
+        let (access_log, _writer) =
+            AccessLog::start_with(Box::new(Lines(lines)), Arc::clone(&plane.telemetry)).unwrap();
+        let services = services.iter().map(|s| s.parse().unwrap()).collect();
+        let settings = Settings {
+            plane: Arc::clone(&plane),
+            services: Arc::new(services),
+            app,
+            access_log: Some(access_log),
+        };
+        let listeners = Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)] };
+        let (drain, stop) = drain();
+        // The sender is leaked into the task's arguments' lifetime: nobody inspects in tests.
+        let (_inspect, inspections) = mpsc::channel(1);
+        let ended = tokio::task::spawn_local(work(settings, listeners, inspections, stop));
+        Self { plane, inbound: inbound_address, outbound: outbound_address, log, drain, ended }
+    }
+
+    pub fn publish(&self, view: &View) {
+        self.plane.publish(Arc::new(view.clone()));
+    }
+
+    /// Sends through the outbound listener, as the app would.
+    pub async fn request(&self, request: Request<Full<Bytes>>) -> Answer {
+        let mut sender = http1(TcpStream::connect(self.outbound).await.unwrap()).await;
+        Answer::of(sender.send_request(request).await.unwrap()).await
+    }
+
+    pub async fn get(&self, url: &str) -> Answer {
+        self.request(get(url)).await
+    }
+
+    /// The next line of the access log.
+    pub async fn logged(&mut self) -> Entry {
+        tokio::time::timeout(Duration::from_secs(5), self.log.recv()).await.expect("a line is written").unwrap()
+    }
+}
+
+pub fn get(url: &str) -> Request<Full<Bytes>> {
+    let uri: http::Uri = url.parse().unwrap();
+    let host = uri.authority().unwrap().to_string();
+    let path = uri.path_and_query().unwrap().to_string();
+    Request::get(path).header("host", host).body(Full::default()).unwrap()
+}
+
+/// A response, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: http::HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub async fn of(response: Response<Incoming>) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        Self { status: parts.status, headers: parts.headers, body }
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// What the app saw, if it was the echo app that answered.
+    pub fn seen(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not the app's answer: {self:?}"))
+    }
+}
+
+pub type Http1<B> = hyper::client::conn::http1::SendRequest<B>;
+pub type Http2<B> = hyper::client::conn::http2::SendRequest<B>;
+
+pub async fn http1<S>(stream: S) -> Http1<Full<Bytes>>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::task::spawn_local(async move { drop(connection.await) });
+    sender
+}
+
+pub async fn http2<S>(stream: S) -> Http2<Full<Bytes>>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+{
+    let handshake = hyper::client::conn::http2::handshake(LocalExecutor, TokioIo::new(stream)).await;
+    let (sender, connection) = handshake.unwrap();
+    tokio::task::spawn_local(async move { drop(connection.await) });
+    sender
+}
+
+/// An app: says its name, and what it was asked, as JSON. `/status/N` answers with N; `/forever` never ends.
+pub struct App {
+    pub address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+    connections: Rc<std::cell::RefCell<Vec<tokio::task::AbortHandle>>>,
+}
+
+impl App {
+    pub async fn start(name: &'static str) -> Self {
+        Self::start_at(name, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn start_at(name: &'static str, address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections: Rc<std::cell::RefCell<Vec<_>>> = Rc::default();
+        let held = Rc::clone(&connections);
+        let task = tokio::task::spawn_local(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service = service_fn(move |request| echo(name, request));
+                let http = hyper::server::conn::http1::Builder::new();
+                let served = http.serve_connection(TokioIo::new(stream), service);
+                let served = tokio::task::spawn_local(async move { drop(served.await) });
+                held.borrow_mut().push(served.abort_handle());
+            }
+        });
+        Self { address, task, connections }
+    }
+
+    /// Closes listener and connections.
+    pub fn kill(self) {
+        self.task.abort();
+        self.connections.borrow_mut().drain(..).for_each(|connection| connection.abort());
+    }
+}
+
+type EchoBody = http_body_util::Either<Full<Bytes>, Endless>;
+
+async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response<EchoBody>, hyper::Error> {
+    let (parts, body) = request.into_parts();
+    if parts.uri.path() == "/forever" {
+        return Ok(Response::new(http_body_util::Either::Right(Endless { begun: false })));
+    }
+    let body = body.collect().await?.to_bytes();
+    let headers: serde_json::Map<_, _> = parts
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or("?").into()))
+        .collect();
+    let seen = serde_json::json!({
+        "app": name, "method": parts.method.as_str(), "uri": parts.uri.to_string(), "headers": headers,
+        "bytes": body.len(),
+    });
+    let status = parts.uri.path().strip_prefix("/status/").and_then(|code| code.parse().ok()).unwrap_or(200);
+    let response = Response::builder()
+        .status(status)
+        .header("x-app", name)
+        .header("x-hanse-answered-by", "mesh")
+        .header("x-hanse-tier", "forged");
+    Ok(response.body(http_body_util::Either::Left(Full::new(Bytes::from(seen.to_string())))).unwrap())
+}
+
+/// One byte, and then nothing, for ever.
+pub struct Endless {
+    begun: bool,
+}
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        if std::mem::replace(&mut self.begun, true) {
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_static(b".")))))
+    }
+}
+
+/// Somebody with an SVID of their own, outside any sidecar: for dialling inbound listeners directly.
+pub fn plane_of(svid: &Svid, view: &View) -> Arc<Plane> {
+    let plane = Arc::new(Plane::new("outsider".parse().unwrap(), Locality::default()));
+    plane.credentials.install_svid(svid).unwrap();
+    plane.publish(Arc::new(view.clone()));
+    let _: Arc<TlsIdentity> = plane.credentials.current().unwrap().identity.clone();
+    plane
+}
+
+/// Waits for a condition, and fails after ten seconds.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let late = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < late, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Runs a test on a `LocalSet`.
+pub fn on_local_set<F: Future<Output = ()>>(test: F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}

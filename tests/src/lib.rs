@@ -1,0 +1,5 @@
+//! hanse-tests: what the whole-process tests and the benchmarks share. The tests themselves are under `tests/`.
+
+pub mod envoy;
+pub mod house;
+pub mod http;

@@ -1,0 +1,77 @@
+//! Real authorities, made once per process, and SVIDs as the World carries them: the facts and who signed.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hanse_federation::View;
+use hanse_identity::{
+    Authority, AuthorityCertificate, KeyId, NodeName, RevocationId, Serial, SpiffeId, SvidFacts, Timestamp,
+    TrustDomain,
+};
+
+/// The moment at which every World begins.
+pub const EPOCH: Timestamp = Timestamp(1_800_000_000_000);
+/// Authorities outlive every World.
+const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// An SVID without its bytes: what is in it, and which authority signed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorldSvid {
+    pub facts: SvidFacts,
+    pub authority: KeyId,
+}
+
+/// Why an SVID is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disbelief {
+    UnknownTrustDomain,
+    UnknownAuthority,
+    Expired,
+    Revoked(RevocationId),
+}
+
+type Made = BTreeMap<(TrustDomain, NodeName, u32), AuthorityCertificate>;
+
+/// The certificate of a node's authority of one generation.
+pub fn authority(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -> AuthorityCertificate {
+    static MADE: OnceLock<Mutex<Made>> = OnceLock::new();
+    let made = MADE.get_or_init(Mutex::default);
+    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+    let create = || {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a P-256 key can be made");
+        let serial = Serial::from_random([7; 16]);
+        let authority = Authority::create(trust_domain, node, key, serial, EPOCH, AUTHORITY_LIFETIME);
+        authority.expect("the names are valid and the key is P-256").certificate().clone()
+    };
+    made.entry((trust_domain.clone(), node.clone(), generation)).or_insert_with(create).clone()
+}
+
+impl WorldSvid {
+    pub fn new(id: SpiffeId, serial: u128, authority: KeyId, now: Timestamp, lifetime: Duration) -> Self {
+        let facts = SvidFacts {
+            id,
+            serial: Serial::from_random(serial.to_be_bytes()),
+            authority_key_identifier: None,
+            key_id: authority,
+            not_before: now,
+            not_after: now + lifetime,
+        };
+        Self { facts, authority }
+    }
+
+    /// What `identity::verify` decides, without signatures.
+    pub fn check(&self, view: &View, now: Timestamp) -> Result<(), Disbelief> {
+        let bundle = view.bundles.get(self.facts.id.trust_domain()).ok_or(Disbelief::UnknownTrustDomain)?;
+        if !bundle.trusted().any(|a| a.key_id == self.authority) {
+            return Err(Disbelief::UnknownAuthority);
+        }
+        if now >= self.facts.not_after {
+            return Err(Disbelief::Expired);
+        }
+        match view.revocations.check(&self.facts) {
+            Some(revocation) => Err(Disbelief::Revoked(revocation.id.clone())),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The whole story as a user sees it: `hanse demo up --verify` with real processes, judged by its own exit code and
+//! by what it reports.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn demo_up_verify_tells_the_whole_story() {
+    let binary = hanse_tests::house::binary().unwrap();
+    let output = Command::new(binary).args(["demo", "up", "--verify", "-o", "json"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let talk = String::from_utf8_lossy(&output.stderr);
+    let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}\n{said}\n{talk}"));
+    let steps = report["steps"].as_array().unwrap();
+    let failed: Vec<&Value> = steps.iter().filter(|step| step["ok"] != true).collect();
+    assert!(failed.is_empty(), "{failed:#?}\n{talk}");
+    assert_eq!(steps.len(), 14, "the story has 14 steps");
+    assert_eq!(report["ok"], true);
+    assert!(output.status.success());
+}
