@@ -7,19 +7,20 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use hanse_federation::catalog::Export;
-use hanse_federation::join::Check;
-use hanse_federation::lease::Link;
 use hanse_federation::policy::{Diagnostic, PolicyKey, PolicyKind};
 use hanse_identity::{
-    ClusterName, KeyId, NodeName, Reason, Registration, Revocation, RevocationId, RevocationTarget, Selector,
-    ServiceName, SpiffeId, Timestamp, TrustDomain,
+    ClusterName, NodeName, Registration, RevocationId, Selector, ServiceName, SpiffeId, Timestamp,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+mod cluster;
 mod receipt;
+mod revoke;
 
+pub use cluster::*;
 pub use receipt::{Behind, ReachState, Receipt, ReceiptPart, Tally, merged, part_of};
+pub use revoke::*;
 
 /// A question of the Admin service, and the type of its answer.
 pub trait AdminCall: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -169,163 +170,6 @@ impl Quorum {
         let needed = voters / 2 + 1;
         Self { voters, needed, answering, can_lose: answering.saturating_sub(needed) }
     }
-}
-
-// ---- clusters
-
-/// Makes a join token that admits one cluster, once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterTokenCreateRequest {
-    /// The cluster that may join with it.
-    #[serde(rename = "for")]
-    pub cluster: ClusterName,
-    pub ttl_seconds: u64,
-}
-
-/// A token as it is printed once and stored nowhere.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TokenReply {
-    /// The full token: a secret.
-    pub token: String,
-    pub invite: String,
-    pub expires: Timestamp,
-    pub endpoints: Vec<String>,
-    pub pins: Vec<KeyId>,
-    pub made_by: NodeName,
-}
-
-impl std::fmt::Debug for TokenReply {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenReply").field("invite", &self.invite).finish_non_exhaustive()
-    }
-}
-
-/// Joins the cluster that made the token. Answered by a stream of `JoinEvent`.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterJoinRequest {
-    /// The full token: a secret.
-    pub token: String,
-    /// Check everything, commit nothing.
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-impl std::fmt::Debug for ClusterJoinRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ClusterJoinRequest").field("dry_run", &self.dry_run).finish_non_exhaustive()
-    }
-}
-
-/// What `cluster join` streams: a line per check, and then the end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum JoinEvent {
-    Line(Check),
-    #[serde(rename_all = "camelCase")]
-    Done {
-        joined: bool,
-        /// The other cluster, once known.
-        cluster: Option<ClusterName>,
-        trust_domain: Option<TrustDomain>,
-        /// Both sides have heard each other's first complete telling.
-        synced: bool,
-        took_ms: u64,
-    },
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterListRequest {}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterItem {
-    pub cluster: ClusterName,
-    pub state: ClusterState,
-    pub trust_domain: TrustDomain,
-    /// Authorities in its bundle.
-    pub roots: usize,
-    /// Its bundle's `spiffe_sequence`.
-    pub bundle_sequence: u64,
-    /// Services it exports to us.
-    pub imports: usize,
-    /// Services we export to it.
-    pub exports: usize,
-    pub gateways_ready: usize,
-    pub gateways: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub link: Option<Link>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rtt_ms: Option<f64>,
-    /// How long ago it last said anything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sync_age_ms: Option<u64>,
-    /// Facts that the import filter refused since the link's node started.
-    #[serde(default)]
-    pub refused_imports: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<Timestamp>,
-    #[serde(default)]
-    pub endpoints: Vec<String>,
-    /// Why the link is not up, if it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum ClusterState {
-    #[serde(rename = "self")]
-    This,
-    /// Committed, nothing heard yet.
-    Joining,
-    Connected,
-    /// Heard, but the link is silent or lost, or no gateway of it is ready.
-    Degraded,
-}
-
-/// Checks all peers, or one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterCheckRequest {
-    #[serde(default)]
-    pub cluster: Option<ClusterName>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterCheckReply {
-    pub meta: Meta,
-    pub items: Vec<ClusterChecks>,
-    pub ok: bool,
-    #[serde(default)]
-    pub warnings: Vec<Warning>,
-}
-
-/// The checks of one cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterChecks {
-    pub cluster: ClusterName,
-    pub checks: Vec<Check>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterLeaveRequest {
-    pub cluster: ClusterName,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ClusterLeaveReply {
-    pub revision: u64,
-    /// Whether the other side was told and agreed; if not, it finds out when its link is refused.
-    pub other_side_told: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
 }
 
 // ---- services
@@ -501,102 +345,6 @@ pub struct PolicyValidateReply {
     pub diagnostics: Vec<Diagnostic>,
 }
 
-// ---- revocation
-
-/// What revoking would hit, before anything is done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RevokePreviewRequest {
-    pub target: RevocationTarget,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RevokePreview {
-    pub meta: Meta,
-    pub target: RevocationTarget,
-    /// A revocation that hits it already.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub already: Option<RevocationId>,
-    /// Proxies and gateways that run under the identity (none are known for a serial number).
-    pub holders: Vec<String>,
-    /// Registrations from which it is issued: those agents will get no new SVID for it.
-    pub registrations: usize,
-    /// Services of this cluster that only this identity may answer for.
-    pub sole_server_of: Vec<ServiceName>,
-    pub reach: Vec<PreviewReach>,
-    #[serde(default)]
-    pub warnings: Vec<Warning>,
-}
-
-/// Live connections in one cluster that have the target at either end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PreviewReach {
-    pub cluster: ClusterName,
-    pub live_connections: u64,
-    /// Proxies and gateways that answered in time, of those that were asked.
-    pub answered: usize,
-    pub asked: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RevokeRequest {
-    pub target: RevocationTarget,
-    pub reason: Reason,
-    #[serde(default)]
-    pub note: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Revoked {
-    pub id: RevocationId,
-    pub revision: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<Timestamp>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RevokeStatusRequest {
-    pub id: RevocationId,
-}
-
-/// What one cluster may ask another, by Peer.RevocationStatus; only about the asker's own trust domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum PeerQuestion {
-    /// Answered by a `ReceiptPart`.
-    Revocation(RevokeStatusRequest),
-    /// Answered by a `PreviewReach`.
-    Live(RevokePreviewRequest),
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RevokeListRequest {}
-
-/// A revocation in force, its own and peers'.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RevocationItem {
-    #[serde(flatten)]
-    pub revocation: Revocation,
-    pub can_be_lifted: bool,
-    /// Subscribers of this cluster that enforce it, of those there are.
-    pub enforced: usize,
-    pub subscribers: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RevokeLiftRequest {
-    pub id: RevocationId,
-}
-
 // ---- agents and workloads
 
 /// Makes a join token that admits one agent, once.
@@ -644,7 +392,7 @@ pub struct WorkloadItem {
     pub ttl_seconds: u64,
     /// Where it serves, if it has no proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<std::net::SocketAddr>,
+    pub address: Option<SocketAddr>,
     /// The revocation because of which no SVID is issued, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<RevocationId>,

@@ -128,8 +128,12 @@ impl Client {
         for _ in 0..self.endpoints.len().max(1) {
             let (place, channel) = self.channel(failed).await?;
             match unary(channel, C::RPC, Document { json: encode(question) }).await {
-                Ok(reply) => return decode(C::RPC, &reply.json).map_err(|e| ClientError::mismatch(C::RPC, &e)),
-                Err(status) if is_gone(&status) && is_read(C::RPC) => failed = Some(place),
+                Ok(reply) => {
+                    return decode(C::RPC, &reply.json).map_err(|e| ClientError::mismatch(C::RPC, &e));
+                }
+                Err(status) if dial::never_sent(&status) || (is_gone(&status) && is_read(C::RPC)) => {
+                    failed = Some(place);
+                }
                 Err(status) => {
                     if is_gone(&status) {
                         *self.current.lock().await = None;
@@ -153,13 +157,16 @@ impl Client {
         request: &ClusterJoinRequest,
     ) -> Result<impl Stream<Item = Result<JoinEvent, ClientError>> + use<>, ClientError> {
         let rpc = "ClusterJoin";
-        let (_, channel) = self.channel(None).await?;
-        let request = Request::new(Document { json: encode(request) });
-        let stream = AdminClient::new(channel)
-            .cluster_join(request)
-            .await
-            .map_err(|status| ClientError::from_status(rpc, &status))?
-            .into_inner();
+        let mut failed = None;
+        let stream = loop {
+            let (place, channel) = self.channel(failed).await?;
+            let document = Document { json: encode(request) };
+            match AdminClient::new(channel).cluster_join(Request::new(document)).await {
+                Ok(stream) => break stream.into_inner(),
+                Err(status) if failed.is_none() && dial::never_sent(&status) => failed = Some(place),
+                Err(status) => return Err(ClientError::from_status(rpc, &status)),
+            }
+        };
         Ok(stream.map(move |document| {
             let document = document.map_err(|status| ClientError::from_status(rpc, &status))?;
             decode(rpc, &document.json).map_err(|e| ClientError::mismatch(rpc, &e))
@@ -193,7 +200,10 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("cluster", &self.cluster).field("endpoints", &self.endpoints).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("cluster", &self.cluster)
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
     }
 }
 
@@ -219,7 +229,12 @@ fn is_read(rpc: &str) -> bool {
     rpc.ends_with("List")
         || matches!(
             rpc,
-            "ClusterCheck" | "ServiceEndpoints" | "PolicyGet" | "PolicyValidate" | "RevokePreview" | "RevokeStatus"
+            "ClusterCheck"
+                | "ServiceEndpoints"
+                | "PolicyGet"
+                | "PolicyValidate"
+                | "RevokePreview"
+                | "RevokeStatus"
         )
 }
 
@@ -242,7 +257,8 @@ impl ClientError {
             kind: ClientErrorKind::NotAllowed,
             what: "the credential cannot be used".to_owned(),
             why,
-            fix: "make a new one on a control node: hanse node credential --data-dir DIR --out FILE".to_owned(),
+            fix: "make a new one on a control node: hanse node credential --data-dir DIR --out FILE"
+                .to_owned(),
             refusal: None,
         }
     }
@@ -274,7 +290,8 @@ impl ClientError {
             kind: ClientErrorKind::Internal,
             what: format!("the answer to {rpc} cannot be read"),
             why: error.to_string(),
-            fix: "do the command line and the control nodes have the same version? hanse node list".to_owned(),
+            fix: "do the command line and the control nodes have the same version? hanse node list"
+                .to_owned(),
             refusal: None,
         }
     }
@@ -294,14 +311,24 @@ impl ClientError {
                 ClientErrorKind::NotAllowed,
                 "make a new credential on a control node: hanse node credential --data-dir DIR --out FILE",
             ),
-            Code::PermissionDenied => (ClientErrorKind::NotAllowed, "use a credential that is entitled to this"),
-            Code::NotFound => (ClientErrorKind::NotFound, "look at what there is with the matching list command"),
+            Code::PermissionDenied => {
+                (ClientErrorKind::NotAllowed, "use a credential that is entitled to this")
+            }
+            Code::NotFound => {
+                (ClientErrorKind::NotFound, "look at what there is with the matching list command")
+            }
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted | Code::ResourceExhausted => {
                 (ClientErrorKind::Precondition, "see why above; nothing was changed")
             }
-            Code::InvalidArgument | Code::OutOfRange => (ClientErrorKind::Invalid, "correct the request; nothing was changed"),
-            Code::DeadlineExceeded | Code::Cancelled => (ClientErrorKind::Timeout, "try again, or give it longer with --timeout"),
-            Code::Unavailable => (ClientErrorKind::Unreachable, "try again; which nodes answer: hanse node list"),
+            Code::InvalidArgument | Code::OutOfRange => {
+                (ClientErrorKind::Invalid, "correct the request; nothing was changed")
+            }
+            Code::DeadlineExceeded | Code::Cancelled => {
+                (ClientErrorKind::Timeout, "try again, or give it longer with --timeout")
+            }
+            Code::Unavailable => {
+                (ClientErrorKind::Unreachable, "try again; which nodes answer: hanse node list")
+            }
             Code::Unknown if std::error::Error::source(status).is_some() => {
                 (ClientErrorKind::Unreachable, "try again; which nodes answer: hanse node list")
             }
@@ -346,7 +373,9 @@ mod tests {
         for rpc in ["NodeList", "ProxyList", "RevokeStatus", "PolicyGet"] {
             assert!(is_read(rpc), "{rpc}");
         }
-        for rpc in ["Revoke", "RevokeLift", "PolicyApply", "ClusterTokenCreate", "WorkloadRegister", "ServiceExport"] {
+        for rpc in
+            ["Revoke", "RevokeLift", "PolicyApply", "ClusterTokenCreate", "WorkloadRegister", "ServiceExport"]
+        {
             assert!(!is_read(rpc), "{rpc}");
         }
         assert!(!is_gone(&no_outcome(&ProposeError::NoLeader)));

@@ -175,7 +175,8 @@ impl Group {
     pub fn step(&mut self, from: u64, bytes: &[u8]) -> Result<(), StepError> {
         let message = decode(bytes)?;
         let kind = message.get_msg_type();
-        if kind == MessageType::MsgReadIndex && message.from != from && self.members().contains(&message.from) {
+        if kind == MessageType::MsgReadIndex && message.from != from && self.members().contains(&message.from)
+        {
             // A question that was passed on because its asker took a follower for the leader. It asks again.
             return Ok(());
         }
@@ -185,7 +186,8 @@ impl Group {
         if !self.members().contains(&from) {
             return Err(StepError::Stranger(from));
         }
-        let foreign_entries = || message.get_entries().iter().any(|e| e.get_entry_type() != Default::default());
+        let foreign_entries =
+            || message.get_entries().iter().any(|e| e.get_entry_type() != Default::default());
         // Members forward nothing through Raft but read requests, and never change the membership.
         if kind == MessageType::MsgPropose || kind == MessageType::MsgTransferLeader || foreign_entries() {
             return Err(StepError::NotForMembers(format!("{kind:?}")));
@@ -397,7 +399,9 @@ mod tracing_drain {
 
         fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
             match record.level() {
-                slog::Level::Critical | slog::Level::Error => tracing::error!(target: "raft", "{}", record.msg()),
+                slog::Level::Critical | slog::Level::Error => {
+                    tracing::error!(target: "raft", "{}", record.msg())
+                }
                 slog::Level::Warning => tracing::warn!(target: "raft", "{}", record.msg()),
                 // Elections are interesting when they are looked for; `Status` says the outcome.
                 slog::Level::Info | slog::Level::Debug => tracing::debug!(target: "raft", "{}", record.msg()),

@@ -21,8 +21,10 @@ use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
 use crate::io::{peer_link, server, watch as watching};
 
-/// How long streams under way may take to end once the node is to stop.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long requests under way may take to end once the node is to stop, while it may still lead.
+const DRAIN: Duration = Duration::from_millis(200);
+/// How long they may take after that; what they would write is refused then.
+const DRAIN_REST: Duration = Duration::from_secs(1);
 /// How often the leader looks for revocations that have lapsed.
 const LAPSE_EVERY: Duration = Duration::from_secs(10);
 
@@ -54,14 +56,17 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     use hanse_identity::grant::{MAX_LIFETIME, MIN_LIFETIME};
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a time such as 24h, 30m or 90s"))?;
+    let number: u64 =
+        number.parse().map_err(|_| format!("{text:?} is not a time such as 24h, 30m or 90s"))?;
     let seconds = match unit {
         "h" => number.checked_mul(3600),
         "m" => number.checked_mul(60),
         "s" => Some(number),
         _ => None,
     };
-    let time = Duration::from_secs(seconds.ok_or_else(|| format!("{text:?} is not a time such as 24h, 30m or 90s"))?);
+    let time = Duration::from_secs(
+        seconds.ok_or_else(|| format!("{text:?} is not a time such as 24h, 30m or 90s"))?,
+    );
     if (MIN_LIFETIME..=MAX_LIFETIME).contains(&time) {
         Ok(time)
     } else {
@@ -71,12 +76,15 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 
 /// Runs the node until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio runtime")?;
     let ended = runtime.block_on(async {
-        let listener =
-            TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
-        let admin =
-            TcpListener::bind(config.admin).await.with_context(|| format!("cannot listen on {}", config.admin))?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.listen))?;
+        let admin = TcpListener::bind(config.admin)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.admin))?;
         let (file, authority) = keys::load(&config.data_dir)?;
         let initial_nodes = match &config.initial_nodes {
             Some(path) => keys::load_nodes(path)?,
@@ -142,7 +150,8 @@ pub fn start(
     let (stop, stopped) = watch::channel(false);
     let context = Arc::new(context(&file, authority, member_lifetime, handle, trust, own, links, stopped));
     // Without an SVID of its own the node can neither be dialled nor dial: no use in going on.
-    let due = context.renew_own().map_err(|why| anyhow::anyhow!("the node cannot sign its own SVID: {why}"))?;
+    let due =
+        context.renew_own().map_err(|why| anyhow::anyhow!("the node cannot sign its own SVID: {why}"))?;
     let trust: Arc<dyn TrustSource> = context.trust.clone();
     let identity: Arc<dyn IdentitySource> = context.own.clone();
     context.links.connect(&context.trust_domain, &trust, &identity);
@@ -221,11 +230,14 @@ impl Started {
         // Nobody listening any more is as good as told.
         let _ = self.stop.send(true);
         let mut serving = self.serving;
-        if !serving.is_finished() && tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
+        let drained = tokio::time::timeout(DRAIN, &mut serving).await.is_ok();
+        // The lead goes before the streams of the other nodes do, so that they need no election.
+        let ended = self.running.stop().await;
+        if !drained && tokio::time::timeout(DRAIN_REST, &mut serving).await.is_err() {
             serving.abort();
         }
         self.context.links.close();
-        self.running.stop().await
+        ended
     }
 }
 

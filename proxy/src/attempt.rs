@@ -30,7 +30,9 @@ pub enum Failure {
     /// No connection, or the connection took nothing of the request.
     Unsent,
     /// A proxy on the way answered that nobody is there; `undelivered` if it says that no app saw the request.
-    NobodyThere { undelivered: bool },
+    NobodyThere {
+        undelivered: bool,
+    },
     /// The connection broke before there was a response.
     Broken,
     TimedOut,
@@ -127,7 +129,9 @@ impl Attempts {
         let repeat = match failure {
             Failure::Unsent => return Verdict::PickAgain,
             Failure::NobodyThere { undelivered: true } => self.bodiless,
-            Failure::NobodyThere { undelivered: false } | Failure::Broken | Failure::TimedOut => self.repeatable,
+            Failure::NobodyThere { undelivered: false } | Failure::Broken | Failure::TimedOut => {
+                self.repeatable
+            }
         };
         if repeat && budget.withdraw(now) { Verdict::Retry } else { Verdict::GiveUp }
     }
@@ -142,7 +146,8 @@ impl Budget {
     /// Takes one retry, if there is one.
     pub fn withdraw(&mut self, now: Timestamp) -> bool {
         let oldest = now.seconds().saturating_sub(WINDOW_SECONDS as u64 - 1);
-        let in_window = self.seconds.iter().filter(|(second, ..)| *second >= oldest && *second <= now.seconds());
+        let in_window =
+            self.seconds.iter().filter(|(second, ..)| *second >= oldest && *second <= now.seconds());
         let (requests, retries) = in_window.fold((0u64, 0u64), |(requests, retries), (_, q, r)| {
             (requests + u64::from(*q), retries + u64::from(*r))
         });

@@ -156,7 +156,8 @@ impl Connections {
                 sweep.0.insert(*id);
             }
             entry.order.send_if_modified(|current| {
-                let changes = order != Order::Stay && !matches!(current, Order::Close(_)) && *current != order;
+                let changes =
+                    order != Order::Stay && !matches!(current, Order::Close(_)) && *current != order;
                 if changes {
                     current.clone_from(&order);
                 }

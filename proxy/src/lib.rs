@@ -67,7 +67,8 @@ pub fn run(config: Config) -> Result<()> {
     let (access_log, writer) = match &config.access_log {
         Some(target) => {
             let started = AccessLog::start(target, Arc::clone(&plane.telemetry));
-            let (log, writer) = started.with_context(|| format!("the access log {target} cannot be opened"))?;
+            let (log, writer) =
+                started.with_context(|| format!("the access log {target} cannot be opened"))?;
             (Some(log), Some(writer))
         }
         None => (None, None),
@@ -106,11 +107,17 @@ fn bind(config: &Config) -> Result<Bound> {
             worker.outbound.push((host.clone(), listener));
         }
     }
-    let admin = admin::bind(config.admin).with_context(|| format!("cannot listen on {} (--admin)", config.admin))?;
+    let admin =
+        admin::bind(config.admin).with_context(|| format!("cannot listen on {} (--admin)", config.admin))?;
     Ok(Bound { workers, inbound, admin })
 }
 
-async fn supervise(config: Config, bound: Bound, plane: Arc<Plane>, access_log: Option<AccessLog>) -> Result<()> {
+async fn supervise(
+    config: Config,
+    bound: Bound,
+    plane: Arc<Plane>,
+    access_log: Option<AccessLog>,
+) -> Result<()> {
     let (drain, stop) = drain::drain();
     let services: Arc<BTreeSet<_>> = Arc::new(config.services.iter().cloned().collect());
     let serves = serves(&config, bound.inbound, &services);
@@ -182,7 +189,8 @@ fn start_workers(
             let _notice = notice;
             sidecar::work(settings, listeners, inspections, stop).await
         };
-        let thread = worker::spawn(format!("worker-{index}"), main).context("a worker thread cannot be started")?;
+        let thread =
+            worker::spawn(format!("worker-{index}"), main).context("a worker thread cannot be started")?;
         workers.push(Worker { thread, inspect });
     }
     Ok(workers)
@@ -212,7 +220,11 @@ async fn join(workers: Vec<Worker>) -> Result<()> {
 }
 
 /// Announces what the app does, until draining begins.
-async fn announce_readiness(mut app: watch::Receiver<bool>, announce: watch::Sender<Announce>, mut stop: Stop) {
+async fn announce_readiness(
+    mut app: watch::Receiver<bool>,
+    announce: watch::Sender<Announce>,
+    mut stop: Stop,
+) {
     loop {
         tokio::select! {
             biased;

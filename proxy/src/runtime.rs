@@ -56,15 +56,17 @@ impl Plane {
     /// Puts a View in force: new handshakes and requests see it, and live connections have been asked again.
     /// Returns what is being closed because of it.
     pub fn publish(&self, view: Arc<View>) -> Sweep {
-        self.knowledge.publish(view);
-        self.enforce()
+        let revision = i64::try_from(view.revision.0).unwrap_or(i64::MAX);
+        let trust_changed = self.knowledge.publish(view);
+        self.telemetry.revision.set(revision);
+        // Most Views differ in endpoints only: nobody's standing has changed then.
+        if trust_changed { self.enforce() } else { Sweep::default() }
     }
 
     /// Asks every live connection whether it may stay, by what is known now.
     pub fn enforce(&self) -> Sweep {
         let now = now();
         let known = self.knowledge.now();
-        self.telemetry.revision.set(i64::try_from(known.revision().0).unwrap_or(i64::MAX));
         if let Some(current) = self.credentials.current() {
             let seconds = current.identity.facts.not_after.seconds();
             self.telemetry.svid_not_after.set(i64::try_from(seconds).unwrap_or(i64::MAX));

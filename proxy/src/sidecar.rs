@@ -143,4 +143,4 @@ async fn serve_outbound(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -214,7 +214,7 @@ impl Config<'_> {
 }
 
 /// How long Envoy may take to come back to its agent after a refusal: its longest backoff, and some.
-pub const BACKOFF: Duration = Duration::from_secs(45);
+pub const BACKOFF: Duration = Duration::from_secs(90);
 
 fn address(address: SocketAddr) -> Value {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })

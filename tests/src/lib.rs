@@ -3,3 +3,4 @@
 pub mod envoy;
 pub mod house;
 pub mod http;
+pub mod world;

@@ -49,7 +49,7 @@ use random::Random;
 /// What a World is told to do wrong, to show that the invariants see it. Only its shell knows of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
-    /// A node sends and answers before what it says is on its disk.
+    /// A node sends and answers before what it says is on its disk, which is synced now and then.
     SpeakBeforeStore,
     /// What a peer says goes into the log as it came.
     NoImportFilter,
@@ -61,7 +61,7 @@ pub enum Bug {
     SignUnpublished,
     /// A read is answered from what the node has applied, without asking the others.
     StaleReads,
-    /// A subscriber takes any snapshot that comes, even one that is older than what it has.
+    /// A subscriber forgets how far it was, and takes any snapshot that comes.
     SnapshotsGoBack,
     /// Live connections are not looked at again when a new View comes.
     ConnectionsKept,

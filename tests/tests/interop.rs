@@ -25,7 +25,7 @@ const ENVOY_HOST: &str = "envoy.shop.svc.cluster.local";
 const DETAILS_ID: &str = "spiffe://east.example/ns/shop/sa/details";
 const LIBRARY_ID: &str = "spiffe://east.example/ns/shop/sa/library";
 /// The longest that anything here may take that is not slowed down on purpose.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn software_that_nobody_here_wrote_understands_us() {
@@ -58,6 +58,7 @@ async fn openssl_verifies_every_chain(demo: &Demo) -> Result<()> {
     }
     // Per cluster: seven instances with a proxy each, the load's proxy, two gateways.
     ensure!(verified == 2 * (7 + 1 + 2), "{verified} chains were verified");
+    println!("openssl verified {verified} chains, one URI in each");
     Ok(())
 }
 
@@ -91,21 +92,18 @@ fn openssl(arguments: &[&str]) -> Result<String> {
 
 async fn the_spiffe_crate_reads_the_workload_api(demo: &Demo) -> Result<()> {
     let agent = demo.address("east", "agent", "agent-1", "socket")?;
-    let connecting = |limit| {
-        let endpoint = format!("unix://{agent}");
-        async move {
-            let source = spiffe::X509SourceBuilder::new().endpoint(endpoint).build();
-            anyhow::Ok(tokio::time::timeout(limit, source).await.context("no SVID in time")??)
-        }
-    };
+    let agent = format!("unix://{agent}");
+    let client = spiffe::WorkloadApiClient::connect_to(&agent).await?;
+    let refused = client.fetch_x509_svid().await;
     ensure!(
-        connecting(Duration::from_secs(2)).await.is_err(),
-        "an SVID for a process that is not registered"
+        matches!(&refused, Err(spiffe::WorkloadApiError::PermissionDenied(why)) if why.contains("no registration")),
+        "not registered, but: {refused:?}"
     );
 
     let me = std::env::current_exe()?.canonicalize()?;
     register(demo, LIBRARY_ID, &me, &[])?;
-    let source = connecting(SOON).await?;
+    let source = spiffe::X509SourceBuilder::new().endpoint(&agent).build();
+    let source = tokio::time::timeout(SOON, source).await.context("no SVID in time")??;
     let svid = source.svid()?;
     ensure!(svid.spiffe_id().to_string() == LIBRARY_ID, "the SVID is of {}", svid.spiffe_id());
 
@@ -143,7 +141,7 @@ fn register(demo: &Demo, id: &str, executable: &Path, more: &[&str]) -> Result<(
     let uid = format!("unix:uid:{}", std::fs::metadata(demo.dir())?.uid());
     let path = format!("unix:path:{}", executable.display());
     let workload =
-        ["workload", "register", "--id", id, "--agent", "agent-1", "--selector", &uid, "--selector", &path];
+        ["workload", "register", id, "--agent", "agent-1", "--selector", &uid, "--selector", &path];
     demo.run(workload.iter().chain(more).chain(&EAST)).map(drop)
 }
 
@@ -261,6 +259,7 @@ impl<'d> Scene<'d> {
         let receipt: Value = serde_json::from_slice(&self.demo.run(command.iter().chain(&EAST))?)?;
         let id = receipt["id"].as_str().context("no id")?.to_owned();
         ensure!(receipt["receipt"]["complete"] == true, "{receipt}");
+        println!("Envoy's identity is revoked, receipt complete: {} ms", receipt["tookMs"]);
         self.is_cut_off().await?;
         // The connection that carried Envoy's calls was closed, not left to end.
         let page = http::get(&self.details_admin, "admin", "/connections").await?;
@@ -316,10 +315,14 @@ fn saw(answer: &Answer, caller: &str) -> Result<()> {
 
 /// Tries until it holds; after `limit`, the last reason why it did not.
 async fn until(what: &str, limit: Duration, holds: impl AsyncFn() -> Result<()>) -> Result<()> {
-    let end = Instant::now() + limit;
+    let started = Instant::now();
+    let end = started + limit;
     loop {
         match tokio::time::timeout(SOON, holds()).await.context("no answer").flatten() {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                println!("{what}: {} ms", started.elapsed().as_millis());
+                return Ok(());
+            }
             Err(error) if Instant::now() >= end => {
                 return Err(error.context(format!("not within {limit:?}: {what}")));
             }

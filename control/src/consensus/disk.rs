@@ -142,6 +142,11 @@ impl MemoryDisk {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Looks at what is held, if anything was ever written.
+    pub fn look<T>(&self, at: impl FnOnce(&Recovered) -> T) -> Option<T> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(at)
+    }
 }
 
 impl Disk for MemoryDisk {

@@ -20,11 +20,11 @@ use super::roles::caller_of;
 use super::status::{answered, document, no_outcome, read};
 use crate::admin::{
     AdminCall, AgentListRequest, AgentTokenCreateRequest, ClusterCheckRequest, ClusterJoinRequest,
-    ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest, Meta, NodeListRequest, PolicyApplyRequest,
-    PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest, ProxyListRequest, RevokeLiftRequest,
-    RevokeListRequest, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, ServiceEndpointsRequest,
-    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadDeleteRequest,
-    WorkloadListRequest, WorkloadRegisterRequest, Written,
+    ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest, Meta, NodeListRequest,
+    PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest, ProxyListRequest,
+    RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest,
+    ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning,
+    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
 };
 use crate::command::{Answer, Command};
 use crate::state::State;
@@ -69,7 +69,11 @@ impl AdminService {
         Self { context }
     }
 
-    async fn answer<C, F, A>(&self, request: Request<Document>, handler: F) -> Result<Response<Document>, Status>
+    async fn answer<C, F, A>(
+        &self,
+        request: Request<Document>,
+        handler: F,
+    ) -> Result<Response<Document>, Status>
     where
         C: AdminCall,
         F: FnOnce(Call, C) -> A,

@@ -90,15 +90,15 @@ pub async fn connect(address: &str, config: Arc<rustls::ClientConfig>) -> Result
     let connector = tower::service_fn(move |_: Uri| {
         let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
         async move {
-            stream.map(TokioIo::new).ok_or_else(|| {
-                std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection is gone")
-            })
+            stream
+                .map(TokioIo::new)
+                .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotConnected, Gone))
         }
     });
-    let channel = endpoint().connect_with_connector(connector).await.map_err(|e| DialError::Unreachable {
-        address: address.to_owned(),
-        why: with_sources(&e),
-    })?;
+    let channel = endpoint()
+        .connect_with_connector(connector)
+        .await
+        .map_err(|e| DialError::Unreachable { address: address.to_owned(), why: with_sources(&e) })?;
     Ok(Link { channel, binding })
 }
 
@@ -119,6 +119,24 @@ fn endpoint() -> Endpoint {
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
+}
+
+/// The connection of a `Link` had ended before a request could be sent on it.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the connection is gone")]
+pub struct Gone;
+
+/// Whether a failed request certainly never left: its `Link` was gone already.
+pub fn never_sent(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if inner.is_some_and(|inner| inner.is::<Gone>()) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// An error and what caused it, in one line.

@@ -480,6 +480,11 @@ impl Inbox {
         self.messages.try_send(Input::Message { from, bytes }).is_ok()
     }
 
+    /// Whether the loop has ended: nothing that is put here will be looked at.
+    pub fn is_closed(&self) -> bool {
+        self.messages.is_closed()
+    }
+
     /// Messages to that node are not delivered.
     pub async fn unreachable(&self, to: u64) {
         // The loop has ended: nobody needs to know.

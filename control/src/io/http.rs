@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hanse_identity::tls::IdentitySource as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -15,7 +16,6 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use hanse_identity::tls::IdentitySource as _;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -142,7 +142,11 @@ fn metrics(context: &Context) -> Response<Full<Bytes>> {
     registry.register("svid_issued", "SVIDs signed by this node", counters.svid_issued.clone());
     registry.register("requests_denied", "Requests that the role table denied", counters.denied.clone());
     registry.register("handshakes_failed", "TLS handshakes that failed", counters.handshakes_failed.clone());
-    registry.register("connections_cut", "Connections whose caller was no longer believed", counters.connections_cut.clone());
+    registry.register(
+        "connections_cut",
+        "Connections whose caller was no longer believed",
+        counters.connections_cut.clone(),
+    );
     let mut body = String::new();
     match encode(&mut body, &registry) {
         Ok(()) => respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body),
@@ -194,10 +198,18 @@ fn registry_metrics(context: &Context, registry: &mut Registry) {
         ("revocations", "Revocations in force", view.revocations.len() as u64),
         ("registrations", "Workload registrations", state.private.registrations.len() as u64),
         ("agents", "Agents that have joined", state.private.agents.len() as u64),
-        ("subscribers", "Subscribers with a stream to this node", subscribers.iter().filter(|s| s.connected).count() as u64),
+        (
+            "subscribers",
+            "Subscribers with a stream to this node",
+            subscribers.iter().filter(|s| s.connected).count() as u64,
+        ),
         ("peers", "Joined clusters", view.peers.len() as u64),
         ("peers_connected", "Joined clusters that this node hears", connected as u64),
-        ("import_refusals", "Facts of peers that the import filter refused since start", context.peers.refused()),
+        (
+            "import_refusals",
+            "Facts of peers that the import filter refused since start",
+            context.peers.refused(),
+        ),
         ("own_svid_seconds_left", "Seconds until this node's own SVID ends", left),
     ] {
         gauge(registry, name, help, value);

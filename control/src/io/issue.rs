@@ -109,15 +109,21 @@ fn agent_of<T>(request: &Request<T>) -> Result<(NodeName, SpiffeId), Status> {
 
 #[tonic::async_trait]
 impl Issue for IssueService {
-    async fn join_agent(&self, request: Request<JoinAgentRequest>) -> Result<Response<JoinAgentReply>, Status> {
+    async fn join_agent(
+        &self,
+        request: Request<JoinAgentRequest>,
+    ) -> Result<Response<JoinAgentReply>, Status> {
         let binding = connection_of(&request)?.binding;
         let request = request.into_inner();
-        let agent: NodeName =
-            request.agent.parse().map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
+        let agent: NodeName = request
+            .agent
+            .parse()
+            .map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
         let signed = agent_join_request(&agent, &request.csr_der);
         let state = self.context.handle.read().await.map_err(|e| no_outcome(&e))?;
         // One answer for a token that never was and a proof that does not fit: nothing to learn by guessing.
-        let unknown = || Status::permission_denied("the join token is not known here, or its proof does not fit");
+        let unknown =
+            || Status::permission_denied("the join token is not known here, or its proof does not fit");
         let invite = state.private.invites.get(&request.invite).ok_or_else(unknown)?;
         if invite.admits != Admits::Agent(agent.clone()) {
             return Err(unknown());
@@ -128,7 +134,8 @@ impl Issue for IssueService {
         })?;
         let id = SpiffeId::member(&self.context.trust_domain, MemberRole::Agent, &agent);
         let command = Command::AgentJoin { invite: request.invite, request_hash: request_hash(&signed) };
-        let outcome = self.context.handle.propose(&id.to_string(), command).await.map_err(|e| no_outcome(&e))?;
+        let outcome =
+            self.context.handle.propose(&id.to_string(), command).await.map_err(|e| no_outcome(&e))?;
         answered(outcome)?;
         let state = self.context.handle.state();
         let chain_der = self.sign(self.member_ticket(&state, &id)?, &request.csr_der)?;

@@ -85,19 +85,28 @@ async fn join(
 ) -> Result<bool, Check> {
     line(lines, token_check(context, token)?).await;
     let link = reach_inviter(token, lines).await?;
-    let state = context.handle.read().await.map_err(|e| failed("agree", no_outcome(&e).message().to_owned()))?;
+    let state =
+        context.handle.read().await.map_err(|e| failed("agree", no_outcome(&e).message().to_owned()))?;
     let mut join = Join { context, token, link: Some(link), offer: offer(&state), theirs: None, lines };
     let mut joiner = Joiner::new(&state.view, &token.invite, now(), VERSION);
     let mut inputs = std::collections::VecDeque::from([JoinerInput::Start]);
     while let Some(input) = inputs.pop_front() {
         for output in joiner.handle(now(), input) {
             if dry_run && matches!(output, JoinerOutput::Send(Phase::Commit) | JoinerOutput::Commit(_)) {
-                line(lines, Check { name: "agree".to_owned(), ok: true, detail: "dry run: nothing committed".to_owned() }).await;
+                line(
+                    lines,
+                    Check {
+                        name: "agree".to_owned(),
+                        ok: true,
+                        detail: "dry run: nothing committed".to_owned(),
+                    },
+                )
+                .await;
                 return Ok(false);
             }
             match join.perform(actor, output).await {
                 Performed::Nothing => {}
-                Performed::Input(input) => inputs.push_back(input),
+                Performed::Input(input) => inputs.push_back(*input),
                 Performed::Done(joined) => return Ok(joined),
             }
         }
@@ -108,7 +117,7 @@ async fn join(
 
 enum Performed {
     Nothing,
-    Input(JoinerInput),
+    Input(Box<JoinerInput>),
     Done(bool),
 }
 
@@ -124,11 +133,13 @@ impl Join<'_> {
                 if let Ok(JoinReply { offer: Some(offer), .. }) = &reply {
                     self.theirs = Some(offer.clone());
                 }
-                Performed::Input(JoinerInput::Replied(reply))
+                Performed::Input(Box::new(JoinerInput::Replied(reply)))
             }
-            JoinerOutput::Probe(gateways) => Performed::Input(JoinerInput::Probed(self.probe(&gateways).await)),
+            JoinerOutput::Probe(gateways) => {
+                Performed::Input(Box::new(JoinerInput::Probed(self.probe(&gateways).await)))
+            }
             JoinerOutput::Commit(offer) => match commit(self.context, actor, self.token, offer).await {
-                Some(committed) => Performed::Input(JoinerInput::Committed(committed)),
+                Some(committed) => Performed::Input(Box::new(JoinerInput::Committed(committed))),
                 // Nothing is undone: the same token again finishes what the log may hold already.
                 None => Performed::Done(false),
             },
@@ -143,7 +154,8 @@ impl Join<'_> {
         };
         let proof =
             self.token.prove(&link.binding, &signed_bytes(phase, &self.offer)).map_err(|e| e.to_string())?;
-        let request = JoinRequest { invite: self.token.invite.clone(), phase, offer: self.offer.clone(), proof };
+        let request =
+            JoinRequest { invite: self.token.invite.clone(), phase, offer: self.offer.clone(), proof };
         let mut client = PeerClient::new(link.channel.clone());
         let sent = client.join(Document { json: encode(&request) });
         let reply = tokio::time::timeout(PHASE_TIMEOUT, sent)
@@ -211,13 +223,24 @@ fn token_check(context: &Context, token: &JoinToken) -> Result<Check, Check> {
         Admits::Cluster(cluster) => {
             return Err(failed("token", format!("it is for cluster {cluster}, this is {}", context.cluster)));
         }
-        Admits::Agent(agent) => return Err(failed("token", format!("it admits agent {agent}, not a cluster"))),
+        Admits::Agent(agent) => {
+            return Err(failed("token", format!("it admits agent {agent}, not a cluster")));
+        }
     }
     if token.expires <= now {
-        return Err(failed("token", format!("it expired at {}; make a new one: hanse cluster token create", token.expires)));
+        return Err(failed(
+            "token",
+            format!("it expired at {}; make a new one: hanse cluster token create", token.expires),
+        ));
     }
     let left = token.expires.left(now).as_secs();
-    let detail = format!("for {}, made by {}, {}m{:02}s left, single use", context.cluster, token.cluster, left / 60, left % 60);
+    let detail = format!(
+        "for {}, made by {}, {}m{:02}s left, single use",
+        context.cluster,
+        token.cluster,
+        left / 60,
+        left % 60
+    );
     Ok(Check { name: "token".to_owned(), ok: true, detail })
 }
 
@@ -233,7 +256,8 @@ async fn reach_inviter(token: &JoinToken, lines: &Lines) -> Result<Link, Check> 
                 let millis = began.elapsed().as_secs_f64() * 1000.0;
                 let detail = format!("{} at {endpoint}, {millis:.1} ms", token.cluster);
                 line(lines, Check { name: "reach".to_owned(), ok: true, detail }).await;
-                let pins: Vec<String> = token.pins.iter().map(|pin| pin.to_string()[..8].to_owned()).collect();
+                let pins: Vec<String> =
+                    token.pins.iter().map(|pin| pin.to_string()[..8].to_owned()).collect();
                 let detail = format!("root is one of sha256:{}…", pins.join("… sha256:"));
                 line(lines, Check { name: "pin".to_owned(), ok: true, detail }).await;
                 return Ok(link);

@@ -282,13 +282,16 @@ pub fn now() -> Timestamp {
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// What `Svid::new` is made from.
+type ChainAndKey = (Vec<Vec<u8>>, Zeroizing<Vec<u8>>);
+
 fn sign_member(
     authority: &Authority,
     id: &SpiffeId,
     revocations: &Revocations,
     lifetime: Duration,
     now: Timestamp,
-) -> Result<(Vec<Vec<u8>>, Zeroizing<Vec<u8>>), SignError> {
+) -> Result<ChainAndKey, SignError> {
     let key = new_key_pair()?;
     let csr = certificate_request(&key)?;
     let ticket = grant::grant_member(authority.trust_domain(), revocations, id, lifetime)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hanse_federation::lease::{Lease, Link, SILENT_AFTER};
 use hanse_federation::session::{self, Down, Up, admit};
 use hanse_federation::wire::{decode, encode};
-use hanse_federation::PeerFact;
+use hanse_federation::{PeerFact, View};
 use hanse_identity::{ClusterName, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -20,6 +20,7 @@ use tonic::Streaming;
 
 use super::context::{Context, jitter, now, stopped};
 use super::dial;
+use super::driver::ProposeError;
 use crate::command::Command;
 use crate::wire::control::Document;
 use crate::wire::control::peer_client::PeerClient;
@@ -94,8 +95,9 @@ impl PeerLinks {
         });
     }
 
-    pub fn forget(&self, cluster: &ClusterName) {
-        self.links().remove(cluster);
+    /// Forgets clusters that are peers no more: one that joins again starts with nothing.
+    fn retain(&self, view: &View) {
+        self.links().retain(|cluster, _| view.peers.contains_key(cluster));
     }
 
     pub fn reports(&self, now: Timestamp) -> Vec<PeerLinkReport> {
@@ -143,11 +145,15 @@ pub async fn supervise(context: Arc<Context>) {
     let mut statuses = context.handle.statuses();
     let mut states = context.handle.states();
     let mut stop = context.stop.clone();
-    let mut running: HashMap<ClusterName, (tokio::task::JoinHandle<()>, watch::Sender<bool>)> = HashMap::new();
+    let mut running: HashMap<ClusterName, (tokio::task::JoinHandle<()>, watch::Sender<bool>)> =
+        HashMap::new();
     loop {
         let leads = statuses.borrow_and_update().is_leader;
+        let state = states.borrow_and_update().clone();
+        context.peers.retain(&state.view);
         let wanted: Vec<ClusterName> =
-            if leads { states.borrow_and_update().view.peers.keys().cloned().collect() } else { Vec::new() };
+            if leads { state.view.peers.keys().cloned().collect() } else { Vec::new() };
+        drop(state);
         running.retain(|cluster, (task, end)| {
             let keep = wanted.contains(cluster) && !task.is_finished();
             if !keep {
@@ -200,6 +206,8 @@ enum LinkError {
     Left,
     #[error("it is no peer any more")]
     NoPeer,
+    #[error("{0}")]
+    Uncommittable(ProposeError),
 }
 
 impl PeerLink {
@@ -210,7 +218,9 @@ impl PeerLink {
             () = self.keep_dialling() => {}
             _ = ended.wait_for(|ended| *ended) => {}
         }
-        self.context.peers.with(&self.cluster, |link| link.lease.lost());
+        if self.context.handle.state().view.peers.contains_key(&self.cluster) {
+            self.context.peers.with(&self.cluster, |link| link.lease.lost());
+        }
     }
 
     async fn keep_dialling(&mut self) {
@@ -218,7 +228,6 @@ impl PeerLink {
         loop {
             let state = self.context.handle.state();
             let Some(peer) = state.view.peers.get(&self.cluster) else {
-                self.context.peers.forget(&self.cluster);
                 return;
             };
             let endpoints = &peer.record.endpoints;
@@ -338,6 +347,7 @@ impl PeerLink {
                         LinkError::NoPeer
                     });
                 }
+                Err(error @ ProposeError::TooLarge(_)) => return Err(LinkError::Uncommittable(error)),
                 Err(error) => {
                     tracing::warn!(peer = %self.cluster, why = %error, "the peer's facts are not committed yet");
                     tokio::time::sleep(COMMIT_RETRY).await;
@@ -362,8 +372,12 @@ impl PeerLink {
     async fn forget_peer(&self) {
         let command = Command::PeerRemove { cluster: self.cluster.clone(), only_invite: None };
         match self.context.handle.propose("", command).await {
-            Ok(outcome) => tracing::info!(peer = %self.cluster, revision = outcome.revision, "the peer has left"),
-            Err(error) => tracing::warn!(peer = %self.cluster, why = %error, "the peer has left; not committed yet"),
+            Ok(outcome) => {
+                tracing::info!(peer = %self.cluster, revision = outcome.revision, "the peer has left")
+            }
+            Err(error) => {
+                tracing::warn!(peer = %self.cluster, why = %error, "the peer has left; not committed yet")
+            }
         }
     }
 }
@@ -388,11 +402,8 @@ mod tests {
 
     #[test]
     fn the_freshest_hearing_and_the_freshest_acknowledgement_win() {
-        let all = [
-            report(Some(90_000), Some((40, 80_000))),
-            report(Some(300), None),
-            report(None, Some((57, 20))),
-        ];
+        let all =
+            [report(Some(90_000), Some((40, 80_000))), report(Some(300), None), report(None, Some((57, 20)))];
         let freshest = freshest(all).unwrap();
         assert_eq!(freshest.age_ms, Some(300));
         assert_eq!(freshest.link, Link::Connected);

@@ -114,7 +114,10 @@ impl Peer for PeerService {
 
     type SessionStream = Pin<Box<dyn Stream<Item = Result<Document, Status>> + Send>>;
 
-    async fn session(&self, request: Request<Streaming<Document>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<Document>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         let (cluster, _) = peer_of(&self.context, &request)?;
         let (down, stream) = mpsc::channel(SESSION_QUEUE);
         let exporter = Exporter { context: self.context.clone(), cluster, down };
@@ -169,7 +172,10 @@ fn prove(state: &State, request: &JoinRequest, binding: &[u8; 32]) -> Result<(),
     })?;
     match &invite.admits {
         Admits::Cluster(cluster) if *cluster == request.offer.cluster => Ok(()),
-        _ => Err(Status::permission_denied(format!("the join token is not for cluster {}", request.offer.cluster))),
+        _ => Err(Status::permission_denied(format!(
+            "the join token is not for cluster {}",
+            request.offer.cluster
+        ))),
     }
 }
 
@@ -310,7 +316,9 @@ impl Exporter {
                 tracing::info!(peer = %self.cluster, from, "export session open");
                 Ok(from)
             }
-            Ok(_) => Err(End::Unreadable("a session begins with a resume of the caller's own cluster".to_owned())),
+            Ok(_) => {
+                Err(End::Unreadable("a session begins with a resume of the caller's own cluster".to_owned()))
+            }
             Err(error) => Err(End::Unreadable(error.to_string())),
         }
     }

@@ -80,7 +80,8 @@ pub async fn greet(channel: tonic::transport::Channel) -> Result<(Greeting, Dura
 
 /// The inviter's dials back to the joiner: its control nodes, one of which must answer, and its gateways.
 pub async fn back(context: &Context, offer: &Offer) -> Vec<Check> {
-    let greetings = join_all(offer.endpoints.iter().map(|address| greet_pinned(address, &offer.bundle))).await;
+    let greetings =
+        join_all(offer.endpoints.iter().map(|address| greet_pinned(address, &offer.bundle))).await;
     let named = |result: Result<(Greeting, Duration), String>| {
         result.and_then(|(greeting, took)| {
             if greeting.cluster == offer.cluster && greeting.trust_domain == offer.trust_domain {

@@ -86,7 +86,9 @@ pub fn admits(who: Who, view: &View, id: &SpiffeId) -> bool {
         Who::Node => id.is_member(own, MemberRole::Node),
         Who::Admin => id.is_member(own, MemberRole::Admin) || id.is_member(own, MemberRole::Node),
         Who::Agent => id.is_member(own, MemberRole::Agent),
-        Who::Subscriber => id.trust_domain() == own && (is_workload(id) || id.is_member(own, MemberRole::Gateway)),
+        Who::Subscriber => {
+            id.trust_domain() == own && (is_workload(id) || id.is_member(own, MemberRole::Gateway))
+        }
         Who::PeerNode => {
             view.peer_of(id.trust_domain()).is_some() && id.is_member(id.trust_domain(), MemberRole::Node)
         }
@@ -238,7 +240,8 @@ mod tests {
 
     #[test]
     fn only_join_and_greet_need_no_certificate() {
-        let open: Vec<_> = ROLES.iter().filter(|(_, _, who)| *who == Who::Anyone).map(|(_, rpc, _)| *rpc).collect();
+        let open: Vec<_> =
+            ROLES.iter().filter(|(_, _, who)| *who == Who::Anyone).map(|(_, rpc, _)| *rpc).collect();
         assert_eq!(open, ["JoinAgent", "Join", "Greet"]);
     }
 
@@ -247,7 +250,8 @@ mod tests {
         assert_eq!(row("/hanse.control.v1.Admin/Nothing"), None);
         assert_eq!(row("hanse.control.v1.Admin/NodeList"), None);
         let view = View::new("east".parse().unwrap(), "east.example".parse().unwrap());
-        let denied = decide("/grpc.reflection.v1.ServerReflection/Info", &view, &Trust::default(), None).unwrap_err();
+        let denied =
+            decide("/grpc.reflection.v1.ServerReflection/Info", &view, &Trust::default(), None).unwrap_err();
         assert_eq!(denied.code(), tonic::Code::PermissionDenied);
         let unknown = decide("/hanse.control.v1.Admin/NodeList", &view, &Trust::default(), None).unwrap_err();
         assert_eq!(unknown.code(), tonic::Code::Unauthenticated);

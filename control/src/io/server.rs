@@ -18,6 +18,7 @@ use hanse_identity::{Timestamp, Trust, Usage, VerifiedCaller, VerifyError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -105,6 +106,18 @@ struct Open {
     cut: oneshot::Sender<()>,
 }
 
+/// Cuts every connection when it is dropped.
+struct CutAll(Arc<Connections>);
+
+impl Drop for CutAll {
+    fn drop(&mut self) {
+        for (_, open) in self.0.open().drain() {
+            // A connection that is gone already needs no cutting.
+            let _ = open.cut.send(());
+        }
+    }
+}
+
 struct TableEntry {
     id: u64,
     table: Arc<Connections>,
@@ -114,8 +127,11 @@ struct TableEntry {
 pub async fn serve(context: Arc<Context>, listener: TcpListener) -> anyhow::Result<()> {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_QUEUE);
     let connections = Arc::new(Connections::default());
-    let accepting = tokio::spawn(accept(context.clone(), listener, connections.clone(), accepted));
-    let sweeping = tokio::spawn(sweep(context.clone(), connections));
+    // However this ends, nothing goes on accepting, and no connection outlives the server.
+    let _cut = CutAll(connections.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(accept(context.clone(), listener, connections.clone(), accepted));
+    tasks.spawn(sweep(context.clone(), connections));
     let node = NodeService::new(context.handle.clone(), context.clone());
     let mut stop = context.stop.clone();
     let served = tonic::transport::Server::builder()
@@ -124,22 +140,24 @@ pub async fn serve(context: Arc<Context>, listener: TcpListener) -> anyhow::Resu
         .max_concurrent_streams(MAX_STREAMS)
         .layer(RolesLayer::new(context.clone()))
         .add_service(
-            IssueServer::new(IssueService::new(context.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES),
+            IssueServer::new(IssueService::new(context.clone()))
+                .max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES),
         )
         .add_service(
-            WatchServer::new(WatchService::new(context.clone())).max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES),
+            WatchServer::new(WatchService::new(context.clone()))
+                .max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES),
         )
         .add_service(NodeServer::new(node).max_decoding_message_size(MAX_NODE_MESSAGE_BYTES))
         .add_service(
             AdminServer::new(AdminService::new(context.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .add_service(PeerServer::new(PeerService::new(context.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            PeerServer::new(PeerService::new(context.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
             stopped(&mut stop).await;
         })
         .await;
-    accepting.abort();
-    sweeping.abort();
     Ok(served?)
 }
 
@@ -210,7 +228,8 @@ async fn greet(
     let caller = verified_peer(session, &context.trust.current(), now, Usage::Client)?;
     let binding = session_binding(session).ok_or(HandshakeError::NoExporter)?;
     let (cut, is_cut) = oneshot::channel();
-    let entry = Connections::enter(table, Open { caller: caller.clone(), since: now, unbelieved_since: None, cut });
+    let entry =
+        Connections::enter(table, Open { caller: caller.clone(), since: now, unbelieved_since: None, cut });
     let info = ConnInfo { caller, binding, remote };
     Ok(Connection { stream, info, cut: is_cut, is_cut: false, _entry: entry, _permit: permit })
 }
@@ -244,7 +263,9 @@ fn farewell(caller: &VerifiedCaller, error: &VerifyError) -> Duration {
     let member = caller.id().as_member().map(|(role, _)| role);
     match (error, member) {
         (VerifyError::UnknownTrustDomain(_), _) => PEER_FAREWELL,
-        (VerifyError::Revoked { .. }, None | Some(MemberRole::Agent | MemberRole::Gateway)) => REVOKED_FAREWELL,
+        (VerifyError::Revoked { .. }, None | Some(MemberRole::Agent | MemberRole::Gateway)) => {
+            REVOKED_FAREWELL
+        }
         _ => Duration::ZERO,
     }
 }
@@ -321,18 +342,24 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.is_cut {
-            // An error would mean that the table entry was dropped without a cut, which only `Drop` does.
-            self.is_cut = Pin::new(&mut self.cut).poll(cx) == Poll::Ready(Ok(()));
+            self.is_cut = Pin::new(&mut self.cut).poll(cx).is_ready();
         }
         if self.is_cut {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the caller is not believed")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the caller is not believed",
+            )));
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

@@ -72,7 +72,9 @@ impl Store {
         let database = match catch_unwind(AssertUnwindSafe(open)) {
             Ok(Ok(database)) => database,
             Ok(Err(e @ redb::DatabaseError::DatabaseAlreadyOpen)) => return Err(DiskError::Open(e.to_string())),
-            Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(e)))) => {
+            Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(e))))
+                if e.kind() != std::io::ErrorKind::InvalidData =>
+            {
                 return Err(DiskError::Open(e.to_string()));
             }
             Ok(Err(e)) => return Err(DiskError::Damaged(e.to_string())),

@@ -11,9 +11,7 @@ use std::time::Duration;
 use hanse_federation::catalog::{Announcement, Serves, Session};
 use hanse_federation::wire::watch::watch_down::Message as Down;
 use hanse_federation::wire::watch::watch_up::Message as Up;
-use hanse_federation::wire::watch::{
-    Changes, Hello, LiveQuery, Snapshot, WatchDown, WatchUp,
-};
+use hanse_federation::wire::watch::{Changes, Hello, LiveQuery, Snapshot, WatchDown, WatchUp};
 use hanse_federation::wire::{decode, encode};
 use hanse_identity::name::MemberRole;
 use hanse_identity::{NodeName, RevocationId, SpiffeId};
@@ -103,7 +101,10 @@ impl WatchService {
 impl Watch for WatchService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchDown, Status>> + Send>>;
 
-    async fn watch(&self, request: Request<Streaming<WatchUp>>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchUp>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let identity = caller_of(&request)?.id().clone();
         let mut up = request.into_inner();
         let (down, stream) = mpsc::channel(SUBSCRIBER_QUEUE);
@@ -138,8 +139,10 @@ impl WatchService {
         identity: &SpiffeId,
         hello: &Hello,
     ) -> Result<(StreamKey, mpsc::Receiver<LiveQuestion>), Status> {
-        let name: NodeName =
-            hello.name.parse().map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
+        let name: NodeName = hello
+            .name
+            .parse()
+            .map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
         let kind = match hello.kind.as_str() {
             "proxy" if is_workload(identity) => SubscriberKind::Proxy,
             "gateway" if identity.as_member() == Some((MemberRole::Gateway, name.as_str())) => {
@@ -241,7 +244,9 @@ impl Subscription {
         }
         let missed = if self.told > 0 { self.context.handle.changes_since(self.told) } else { None };
         match missed {
-            Some(missed) if missed.len() < SUBSCRIBER_QUEUE / 2 => missed.iter().try_for_each(|a| self.tell(a)),
+            Some(missed) if missed.len() < SUBSCRIBER_QUEUE / 2 => {
+                missed.iter().try_for_each(|a| self.tell(a))
+            }
             _ => {
                 self.told = revision;
                 self.send(Down::Snapshot(self.encoded.snapshot(&state)))
@@ -277,8 +282,8 @@ impl Subscription {
                 Ok(())
             }
             Up::Announce(announce) => {
-                let announcement: Announcement =
-                    decode("announcement", &announce.announcement).map_err(|e| End::Refused(unreadable(e)))?;
+                let announcement: Announcement = decode("announcement", &announce.announcement)
+                    .map_err(|e| End::Refused(unreadable(e)))?;
                 self.check(&announcement)?;
                 self.announce.send_replace(Some(Box::new(announcement)));
                 Ok(())
@@ -320,7 +325,8 @@ impl Encoded {
         if let Some(known) = kept.iter().rev().find(|c| c.revision == applied.revision) {
             return known.clone();
         }
-        let changes = Changes { revision: applied.revision, change: applied.changes.iter().map(encode).collect() };
+        let changes =
+            Changes { revision: applied.revision, change: applied.changes.iter().map(encode).collect() };
         kept.push_back(changes.clone());
         if kept.len() > ENCODED_REVISIONS {
             kept.pop_front();
@@ -382,8 +388,11 @@ impl Announcer {
     }
 
     async fn propose(&self, announcement: Box<Announcement>) -> bool {
-        let command =
-            Command::Announce { announcement, identity: self.identity.clone(), node: self.context.name.clone() };
+        let command = Command::Announce {
+            announcement,
+            identity: self.identity.clone(),
+            node: self.context.name.clone(),
+        };
         match self.context.handle.propose(&self.identity.to_string(), command).await.map(|o| o.result) {
             Ok(Ok(_)) => {
                 self.context.census.announced(&self.key, None);
@@ -411,7 +420,9 @@ async fn withdraw_after_lease(context: Arc<Context>, key: StreamKey, last: Optio
     }
     if let Some(session) = last {
         // A stream of the same name that has come since vouches for it now.
-        if !context.census.is_latest(&key) || !withdraw(&context, &key.name, &session, || !context.census.is_latest(&key)).await {
+        if !context.census.is_latest(&key)
+            || !withdraw(&context, &key.name, &session, || !context.census.is_latest(&key)).await
+        {
             return;
         }
     }

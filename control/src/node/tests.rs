@@ -264,7 +264,30 @@ impl World {
         self.check_leader(id);
     }
 
+    /// Persist before you speak: what a message promises is on the disk of who sends it.
+    fn check_promise(&self, from: u64, bytes: &[u8]) {
+        use protobuf::Message as _;
+        use raft::eraftpb::{Message, MessageType};
+        let mut message = Message::default();
+        message.merge_from_bytes(bytes).unwrap();
+        let kept = |held: &crate::consensus::Recovered| match message.get_msg_type() {
+            MessageType::MsgRequestVote => (held.hard_state.term, held.hard_state.vote) == (message.term, from),
+            MessageType::MsgRequestVoteResponse if !message.reject => {
+                (held.hard_state.term, held.hard_state.vote) == (message.term, message.to)
+            }
+            MessageType::MsgAppendResponse if !message.reject => {
+                held.entries.last().map_or(held.before.0, |e| e.index) >= message.index
+                    && held.hard_state.term >= message.term
+            }
+            _ => held.hard_state.term >= message.term || message.get_msg_type() == MessageType::MsgRequestPreVote
+                || message.get_msg_type() == MessageType::MsgRequestPreVoteResponse,
+        };
+        let disk = &self.machines[&from].disk;
+        assert_eq!(disk.look(kept), Some(true), "node {from} says what it has not stored: {message:?}");
+    }
+
     fn send(&mut self, from: u64, message: Outgoing) {
+        self.check_promise(from, &message.bytes);
         let lost = self.faults && self.chance.one_in(20);
         if lost || self.cut.contains(&(from, message.to)) {
             // The link tells the node some of the time.

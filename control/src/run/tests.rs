@@ -20,7 +20,7 @@ use hanse_identity::tls::{
 use hanse_identity::token::{JoinToken, agent_join_request};
 use hanse_identity::wire::issue::{IssueSvidRequest, JoinAgentReply, JoinAgentRequest, SvidReply};
 use hanse_identity::{
-    Bundle, NodeName, Reason, Registration, Revocations, RevocationTarget, SpiffeId, Svid, Trust,
+    Bundle, NodeName, Reason, Registration, RevocationTarget, Revocations, SpiffeId, Svid, Trust,
 };
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -35,265 +35,9 @@ use crate::client::{Client, ClientErrorKind, Credential};
 use crate::io::dial::{self, ALPN_H2, FixedIdentity, FixedTrust, Link as Dialled};
 use crate::io::keys::{NewNode, new_key_pair};
 
-/// Nothing here takes longer unless it is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+mod fixture;
 
-struct Cluster {
-    nodes: Vec<Option<Started>>,
-    credential: Credential,
-    _directories: Vec<tempfile::TempDir>,
-}
-
-/// Founds a cluster and waits for its leader.
-async fn found(cluster: &str, size: usize) -> Cluster {
-    let mut listeners = Vec::new();
-    for _ in 0..size {
-        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
-    }
-    let directories: Vec<_> = (0..size).map(|_| tempfile::tempdir().unwrap()).collect();
-    let files: Vec<NodeFile> = directories
-        .iter()
-        .zip(&listeners)
-        .enumerate()
-        .map(|(n, (directory, listener))| init(directory.path(), cluster, n, listener))
-        .collect();
-    let (_, authority) = keys::load(directories[0].path()).unwrap();
-    let user = "ann".parse().unwrap();
-    let credential =
-        keys::mint_credential(&authority, &files, &user, keys::CREDENTIAL_LIFETIME, now()).unwrap();
-    let mut nodes = Vec::new();
-    for (directory, listener) in directories.iter().zip(listeners) {
-        let (file, authority) = keys::load(directory.path()).unwrap();
-        let options = Options::new(directory.path().to_owned(), file, files.clone());
-        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let lifetime = Duration::from_secs(3600);
-        nodes.push(Some(start(options, authority, lifetime, listener, admin).unwrap()));
-    }
-    let cluster = Cluster { nodes, credential, _directories: directories };
-    cluster.until("a leader", |c| c.context.handle.status().leader.is_some()).await;
-    cluster
-}
-
-fn init(directory: &Path, cluster: &str, number: usize, listener: &TcpListener) -> NodeFile {
-    let address = listener.local_addr().unwrap().to_string();
-    let new = NewNode {
-        cluster: cluster.parse().unwrap(),
-        trust_domain: format!("{cluster}.example").parse().unwrap(),
-        name: format!("{cluster}-{}", number + 1).parse().unwrap(),
-        raft_id: number as u64 + 1,
-        address: address.clone(),
-        peer_address: address,
-        region: String::new(),
-        zone: String::new(),
-    };
-    keys::init(directory, new, now()).unwrap()
-}
-
-impl Cluster {
-    fn running(&self) -> impl Iterator<Item = &Started> {
-        self.nodes.iter().flatten()
-    }
-
-    fn leader(&self) -> Option<usize> {
-        self.nodes.iter().position(|n| n.as_ref().is_some_and(|n| n.context.handle.status().is_leader))
-    }
-
-    fn any(&self) -> &Started {
-        self.running().next().unwrap()
-    }
-
-    /// Waits until it is so on every running node.
-    async fn until(&self, what: &str, so: impl Fn(&Started) -> bool) {
-        eventually(what, || self.running().all(&so).then_some(())).await;
-    }
-
-    async fn client(&self) -> Client {
-        Client::connect(&self.credential).await.unwrap()
-    }
-
-    fn bundle(&self) -> Bundle {
-        let view = &self.any().context.handle.state().view;
-        view.bundles[&view.trust_domain].clone()
-    }
-
-    async fn stop(self) {
-        for node in self.nodes.into_iter().flatten() {
-            assert_eq!(node.stop().await, Ended::Stopped);
-        }
-    }
-}
-
-/// Waits for a condition, not for time.
-async fn eventually<R>(what: &str, mut look: impl FnMut() -> Option<R>) -> R {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// The same for what has to be asked for.
-async fn eventually_asked<R, F>(what: &str, mut ask: impl FnMut() -> F) -> R
-where
-    F: Future<Output = Option<R>>,
-{
-    let began = Instant::now();
-    loop {
-        if let Some(found) = ask().await {
-            return found;
-        }
-        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Calls an rpc whose client stub this crate does not have.
-async fn unary<Q, A>(channel: Channel, path: &'static str, question: Q) -> Result<A, Status>
-where
-    Q: prost::Message + Send + Sync + 'static,
-    A: prost::Message + Default + Send + Sync + 'static,
-{
-    let mut grpc = tonic::client::Grpc::new(channel);
-    grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
-    let codec = tonic_prost::ProstCodec::<Q, A>::default();
-    let path = ::http::uri::PathAndQuery::from_static(path);
-    grpc.unary(Request::new(question), path, codec).await.map(tonic::Response::into_inner)
-}
-
-/// An agent that has joined, or why it could not.
-async fn join_agent(cluster: &Cluster, name: &str, token: &JoinToken) -> Result<Svid, Status> {
-    let tls = pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
-    let link = dial::connect(&token.endpoints[0], tls).await.unwrap();
-    let key = new_key_pair().unwrap();
-    let csr_der = certificate_request(&key).unwrap();
-    let agent: NodeName = name.parse().unwrap();
-    let proof = token.prove(&link.binding, &agent_join_request(&agent, &csr_der)).unwrap();
-    let request =
-        JoinAgentRequest { invite: token.invite.clone(), agent: name.to_owned(), csr_der, proof };
-    let reply: JoinAgentReply = unary(link.channel, "/hanse.issue.v1.Issue/JoinAgent", request).await?;
-    let bundle: Bundle = decode("bundle", &reply.bundle).unwrap();
-    assert_eq!(bundle.pins(), cluster.bundle().pins());
-    Ok(Svid::new(reply.chain_der, Zeroizing::new(key.serialize_der())).unwrap())
-}
-
-async fn agent_token(client: &Client, name: &str) -> JoinToken {
-    let request = AgentTokenCreateRequest { agent: name.parse().unwrap(), ttl_seconds: 600 };
-    client.call(&request).await.unwrap().token.parse().unwrap()
-}
-
-/// Dials a node as whoever the SVID is.
-async fn dial_as(cluster: &Cluster, svid: &Svid) -> Dialled {
-    let trust = FixedTrust(Arc::new(Trust::new([&cluster.bundle()], Revocations::default())));
-    let expect = Expect::Member(svid.facts.id.trust_domain().clone(), MemberRole::Node);
-    let config = client_config(Arc::new(trust), Arc::new(FixedIdentity::new(svid).unwrap()), expect, ALPN_H2);
-    dial::connect(&cluster.any().listen.to_string(), config).await.unwrap()
-}
-
-/// Registers an identity on an agent and fetches an SVID of it, as the agent would.
-async fn workload(cluster: &Cluster, client: &Client, agent: &Svid, id: &SpiffeId, services: &[&str]) -> Svid {
-    let (_, name) = agent.facts.id.as_member().unwrap();
-    let registration = Registration {
-        id: id.clone(),
-        agent: name.parse().unwrap(),
-        selectors: BTreeSet::from(["unix:uid:1000".parse().unwrap()]),
-        services: services.iter().map(|s| s.parse().unwrap()).collect(),
-        ttl_seconds: 0,
-        address: None,
-    };
-    client.call(&WorkloadRegisterRequest { registration }).await.unwrap();
-    issue_svid(cluster, agent, id, &["unix:uid:1000", "unix:gid:7"]).await.unwrap()
-}
-
-async fn issue_svid(cluster: &Cluster, agent: &Svid, id: &SpiffeId, selectors: &[&str]) -> Result<Svid, Status> {
-    let key = new_key_pair().unwrap();
-    let request = IssueSvidRequest {
-        spiffe_id: id.to_string(),
-        csr_der: certificate_request(&key).unwrap(),
-        selectors: selectors.iter().map(|s| (*s).to_owned()).collect(),
-    };
-    let link = dial_as(cluster, agent).await;
-    let reply: SvidReply = unary(link.channel, "/hanse.issue.v1.Issue/IssueSvid", request).await?;
-    Ok(Svid::new(reply.chain_der, Zeroizing::new(key.serialize_der())).unwrap())
-}
-
-/// A proxy or gateway as a control node sees it.
-struct Subscriber {
-    up: mpsc::Sender<WatchUp>,
-    down: Streaming<WatchDown>,
-    view: View,
-    heard: Vec<Change>,
-}
-
-async fn watch_as(cluster: &Cluster, svid: &Svid, name: &str, kind: &str) -> Result<Subscriber, Status> {
-    let link = dial_as(cluster, svid).await;
-    let mut grpc = tonic::client::Grpc::new(link.channel).max_decoding_message_size(64 << 20);
-    grpc.ready().await.unwrap();
-    let (up, ups) = mpsc::channel(16);
-    let hello =
-        Hello { name: name.to_owned(), kind: kind.to_owned(), from_revision: 0, version: "test".to_owned() };
-    up.send(WatchUp { message: Some(Up::Hello(hello)) }).await.unwrap();
-    let codec = tonic_prost::ProstCodec::<WatchUp, WatchDown>::default();
-    let path = ::http::uri::PathAndQuery::from_static("/hanse.watch.v1.Watch/Watch");
-    let request = Request::new(ReceiverStream::new(ups));
-    let mut down = grpc.streaming(request, path, codec).await?.into_inner();
-    let first = down.next().await.ok_or_else(|| Status::aborted("no snapshot"))??;
-    let Some(Down::Snapshot(snapshot)) = first.message else { panic!("the first message is no snapshot: {first:?}") };
-    let view: View = decode("view", &snapshot.view).unwrap();
-    assert_eq!(view.revision.0, snapshot.revision);
-    Ok(Subscriber { up, down, view, heard: Vec::new() })
-}
-
-impl Subscriber {
-    async fn say(&self, message: Up) {
-        self.up.send(WatchUp { message: Some(message) }).await.unwrap();
-    }
-
-    async fn announce(&self, announcement: &Announcement) {
-        self.say(Up::Announce(Announce { announcement: encode(announcement) })).await;
-    }
-
-    /// Hears, applies and acknowledges until the View is so. Live queries are answered with `connections`.
-    async fn until(&mut self, what: &str, connections: u64, so: impl Fn(&View) -> bool) {
-        let heard = async {
-            while !so(&self.view) {
-                let down = self.down.next().await.expect("the stream goes on").expect("the stream goes on");
-                match down.message.unwrap() {
-                    Down::Changes(changes) => self.apply(changes.revision, &changes.change).await,
-                    Down::Live(query) => {
-                        self.say(Up::Live(LiveReply { query: query.query, connections })).await;
-                    }
-                    Down::Snapshot(_) => panic!("a second snapshot"),
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, heard).await.unwrap_or_else(|_| panic!("not heard: {what}"));
-    }
-
-    async fn apply(&mut self, revision: u64, changes: &[Vec<u8>]) {
-        let changes: Vec<Change> = changes.iter().map(|c| decode("change", c).unwrap()).collect();
-        self.view.advance(hanse_federation::Revision(revision), &changes);
-        self.heard.extend(changes);
-        self.say(Up::Applied(Applied { revision: self.view.revision.0, closed: vec![] })).await;
-    }
-}
-
-fn serves(name: &str, services: &[&str], sequence: u64) -> Announcement {
-    Announcement {
-        name: name.parse().unwrap(),
-        incarnation: 1,
-        sequence,
-        locality: Locality::default(),
-        ready: true,
-        serves: Serves::Services {
-            services: services.iter().map(|s| s.parse().unwrap()).collect(),
-            inbound: "127.0.0.1:9".parse().unwrap(),
-            weight: 100,
-        },
-    }
-}
+use fixture::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_nodes_elect_answer_and_survive_their_leader() {
@@ -404,13 +148,12 @@ async fn a_watcher_hears_announces_acknowledges_and_is_cut_when_revoked() {
     }
     let question = RevokePreviewRequest { target: RevocationTarget::Identity(reviews.clone()) };
     let live = client.call(&question);
-    let (preview, ()) = tokio::join!(live, async {
-        tokio::join!(
-            proxy.until("x", 3, |view| view.revision.0 == u64::MAX).timeout_quietly(),
-            other.until("x", 4, |view| view.revision.0 == u64::MAX).timeout_quietly(),
-        );
-    });
-    let preview = preview.unwrap();
+    let never = |view: &View| view.revision.0 == u64::MAX;
+    let preview = tokio::select! {
+        preview = live => preview.unwrap(),
+        () = proxy.until("nothing", 3, never) => unreachable!("it listens until the question is answered"),
+        () = other.until("nothing", 4, never) => unreachable!("it listens until the question is answered"),
+    };
     assert_eq!(preview.reach[0].live_connections, 7);
     assert_eq!((preview.reach[0].answered, preview.reach[0].asked), (2, 2));
     assert_eq!(preview.holders, ["reviews-1"]);
@@ -445,14 +188,52 @@ async fn a_watcher_hears_announces_acknowledges_and_is_cut_when_revoked() {
     east.stop().await;
 }
 
-/// For hearing in the background of a question.
-trait Quietly: Future + Sized {
-    async fn timeout_quietly(self) {
-        let _ = tokio::time::timeout(Duration::from_millis(700), self).await;
-    }
-}
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_resumes_and_who_does_not_is_withdrawn() {
+    let mut east = found("east", 1).await;
+    let client = east.client().await;
+    let agent = join_agent(&east, "host-1", &agent_token(&client, "host-1").await).await.unwrap();
+    let id: SpiffeId = "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap();
+    let svid = workload(&east, &client, &agent, &id, &["shop/reviews"]).await;
+    let (one, two): (NodeName, NodeName) = ("reviews-1".parse().unwrap(), "reviews-2".parse().unwrap());
+    let mut first = watch_as(&east, &svid, "reviews-1", "proxy").await.unwrap();
+    let second = watch_as(&east, &svid, "reviews-2", "proxy").await.unwrap();
+    let from = first.view.revision.0;
+    first.announce(&serves("reviews-1", &["shop/reviews"], 1)).await;
+    second.announce(&serves("reviews-2", &["shop/reviews"], 1)).await;
+    let both = |view: &View| view.endpoints.contains_key(&one) && view.endpoints.contains_key(&two);
+    first.until("both endpoints", 0, both).await;
 
-impl<F: Future> Quietly for F {}
+    // Whoever knows a revision hears what came after it, and no snapshot.
+    let (_up, mut resumed) = open_watch(&east, &svid, "reviews-3", "proxy", from).await.unwrap();
+    let mut heard = 0;
+    while heard < 2 {
+        match resumed.next().await.unwrap().unwrap().message {
+            Some(Down::Changes(changes)) if changes.change.is_empty() => {}
+            Some(Down::Changes(changes)) => {
+                assert!(changes.revision > from);
+                heard += 1;
+            }
+            other => panic!("not a change: {other:?}"),
+        }
+    }
+
+    // A node that starts again keeps what its disk holds, and withdraws whoever does not come back to it.
+    drop((first, second, resumed));
+    east.restart(0).await;
+    east.until("both endpoints after the restart", |n| both(&n.context.handle.state().view)).await;
+    let back = watch_as(&east, &svid, "reviews-1", "proxy").await.unwrap();
+    back.announce(&serves("reviews-1", &["shop/reviews"], 2)).await;
+    east.until("who did not come back is gone", |n| {
+        let view = &n.context.handle.state().view;
+        !view.endpoints.contains_key(&two) && view.endpoints.contains_key(&one)
+    })
+    .await;
+    let proxies = east.client().await.call(&ProxyListRequest {}).await.unwrap();
+    assert_eq!(proxies.items.len(), 1);
+    assert!(proxies.items[0].connected);
+    east.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_policy_changes_nothing() {
@@ -460,7 +241,11 @@ async fn a_refused_policy_changes_nothing() {
     let client = east.client().await;
     let before = east.any().context.handle.state().view.policies.clone();
     let wrong = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec:\n  parentRefss: []\n";
-    let apply = |text: &str, dry_run| PolicyApplyRequest { file: "r.yaml".to_owned(), text: text.to_owned(), dry_run };
+    let apply = |text: &str, dry_run| PolicyApplyRequest {
+        file: "r.yaml".to_owned(),
+        text: text.to_owned(),
+        dry_run,
+    };
     let reply = client.call(&apply(wrong, false)).await.unwrap();
     assert!(!reply.applied);
     assert!(reply.diagnostics.iter().any(|d| d.file == "r.yaml" && d.line > 0), "{:?}", reply.diagnostics);
@@ -468,30 +253,6 @@ async fn a_refused_policy_changes_nothing() {
     let missing = PolicyGetRequest { kind: None, name: Some("shop/r".parse().unwrap()) };
     assert_eq!(client.call(&missing).await.unwrap_err().kind, ClientErrorKind::NotFound);
     east.stop().await;
-}
-
-/// Gives a cluster a gateway that does no more than to be reached: TLS as itself, and a watch stream.
-async fn gateway(cluster: &Cluster, client: &Client, agent: &Svid) -> (Subscriber, tokio::task::JoinHandle<()>) {
-    let id = SpiffeId::member(agent.facts.id.trust_domain(), MemberRole::Gateway, &"gateway-1".parse().unwrap());
-    let svid = workload(cluster, client, agent, &id, &[]).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let trust = FixedTrust(Arc::new(Trust::new([&cluster.bundle()], Revocations::default())));
-    let identity = FixedIdentity(Some(Arc::new(TlsIdentity::new(&svid).unwrap())));
-    let config = server_config(Arc::new(trust), Arc::new(identity), ClientAuth::Required, ALPN_H2);
-    let listening = tokio::spawn(async move {
-        loop {
-            let (tcp, _) = listener.accept().await.unwrap();
-            let acceptor = tokio_rustls::TlsAcceptor::from(config.clone());
-            tokio::spawn(async move { acceptor.accept(tcp).await.map(drop) });
-        }
-    });
-    let mut subscriber = watch_as(cluster, &svid, "gateway-1", "gateway").await.unwrap();
-    let mut announcement = serves("gateway-1", &[], 1);
-    announcement.serves = Serves::Gateway { passthrough: address, tunnel: address.to_string() };
-    subscriber.announce(&announcement).await;
-    subscriber.until("the gateway", 0, |view| !view.gateways.is_empty()).await;
-    (subscriber, listening)
 }
 
 async fn join_lines(client: &Client, token: String) -> Vec<JoinEvent> {
@@ -550,7 +311,8 @@ async fn told_across(east: &Cluster, west: &Cluster, at_east: &Client, at_west: 
     let reviews: SpiffeId = "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap();
     let service = "shop/reviews".parse().unwrap();
     workload(east, at_east, east_agent, &reviews, &["shop/reviews"]).await;
-    let export = ServiceExportRequest { service, to: Export::Only(BTreeSet::from(["west".parse().unwrap()])) };
+    let export =
+        ServiceExportRequest { service, to: Export::Only(BTreeSet::from(["west".parse().unwrap()])) };
     at_east.call(&export).await.unwrap();
     west.until("the export", |n| {
         let state = n.context.handle.state();

@@ -328,11 +328,10 @@ pub struct RevokeWhat {
 pub enum WorkloadCommand {
     /// Give an identity to whatever matches all selectors on an agent's host
     #[command(
-        after_help = "Example:\n  hanse workload register --id spiffe://east.example/ns/shop/sa/ratings --agent host-1 \\\n    --selector unix:uid:1000 --selector unix:path:/usr/bin/hanse --service shop/ratings"
+        after_help = "Examples:\n  hanse workload register spiffe://east.example/ns/shop/sa/ratings --agent host-1 \\\n    --selector unix:uid:1000 --selector unix:path:/usr/bin/hanse --service shop/ratings\n  hanse workload register spiffe://east.example/ns/shop/sa/legacy --agent host-1 \\\n    --selector unix:path:/usr/local/bin/envoy --service shop/legacy --address 10.0.1.7:8443"
     )]
     Register {
         /// SPIFFE ID to give
-        #[arg(long)]
         id: hanse_identity::SpiffeId,
         /// Agent on whose host it runs
         #[arg(long)]

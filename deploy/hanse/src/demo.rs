@@ -2,7 +2,7 @@
 //!
 //! `spec` says what there is, `prepare` puts it on disk, `process` starts and ends it, `up` brings it up in
 //! order, `keep` answers while it runs, `damage` breaks and heals. `app` and `wire` are processes of the demo
-//! itself. `verify` tells the story.
+//! itself. `verify` tells the story; `thief` is its villain.
 
 pub mod app;
 pub mod cli;
@@ -17,6 +17,7 @@ pub mod process;
 pub mod signals;
 pub mod socket;
 pub mod spec;
+pub mod thief;
 pub mod up;
 pub mod verbs;
 pub mod verify;

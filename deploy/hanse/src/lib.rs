@@ -58,6 +58,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Demo(command) => match *command {
             DemoCommand::App(config) => role(demo::app::run(config)),
             DemoCommand::Wire(config) => role(demo::wire::run(config)),
+            DemoCommand::Thief(config) => role(demo::thief::run(config)),
             command => block_on(demo::verbs::run(&global, command)),
         },
         Command::Node(command) => block_on(commands::node::run(&global, &command)),

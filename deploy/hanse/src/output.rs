@@ -112,7 +112,12 @@ impl Listing {
     ) -> Self {
         let mut table = Table::new(titles);
         items.iter().for_each(|item| table.row(row(item)));
-        Self { kind, meta: value(meta), items: items.iter().map(value).collect(), table, ..Self::default() }
+        let mut meta = value(meta);
+        // Control nodes count milliseconds; the contract of the command line has times in RFC 3339.
+        if let Some(at) = meta.get("observedAt").and_then(Value::as_u64) {
+            meta["observedAt"] = Value::String(hanse_identity::Timestamp(at).to_string());
+        }
+        Self { kind, meta, items: items.iter().map(value).collect(), table, ..Self::default() }
     }
 
     pub fn warnings(mut self, warnings: &[impl Serialize]) -> Self {

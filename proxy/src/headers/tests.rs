@@ -12,7 +12,10 @@ fn spellings(words: &[&str]) -> Vec<String> {
         str::to_uppercase,
         |word| {
             let mut letters = word.chars();
-            letters.next().map(|first| first.to_uppercase().collect::<String>() + letters.as_str()).unwrap_or_default()
+            letters
+                .next()
+                .map(|first| first.to_uppercase().collect::<String>() + letters.as_str())
+                .unwrap_or_default()
         },
         |word| {
             let alternate = |(i, c): (usize, char)| if i % 2 == 0 { c.to_ascii_uppercase() } else { c };
@@ -53,8 +56,15 @@ fn every_spelling_of_the_meshs_headers_is_removed() {
 #[test]
 fn headers_that_only_look_alike_stay() {
     for name in [
-        "x-forwarded-for", "x-forwarded-client-certificate", "x-forwarded-client-cer", "x-hanseatic", "hanse-x",
-        "x-hans", "xx-hanse-a", "forwarded", "x-forwarded-host",
+        "x-forwarded-for",
+        "x-forwarded-client-certificate",
+        "x-forwarded-client-cer",
+        "x-hanseatic",
+        "hanse-x",
+        "x-hans",
+        "xx-hanse-a",
+        "forwarded",
+        "x-forwarded-host",
     ] {
         assert!(!is_reserved(name), "{name}");
     }
@@ -64,8 +74,14 @@ fn headers_that_only_look_alike_stay() {
 fn hop_by_hop_headers_and_nominees_end_here() {
     let mut headers = HeaderMap::new();
     for (name, value) in [
-        ("connection", "close, X-Nominated"), ("x-nominated", "1"), ("keep-alive", "timeout=5"), ("te", "gzip"),
-        ("transfer-encoding", "chunked"), ("upgrade", "h2c"), ("proxy-connection", "x"), ("accept", "*/*"),
+        ("connection", "close, X-Nominated"),
+        ("x-nominated", "1"),
+        ("keep-alive", "timeout=5"),
+        ("te", "gzip"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "h2c"),
+        ("proxy-connection", "x"),
+        ("accept", "*/*"),
     ] {
         headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }

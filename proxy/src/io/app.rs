@@ -102,15 +102,19 @@ impl Inbound {
         Ok(match outcome {
             Ok((response, borrowed)) => {
                 record.answered(response.status());
-                response.map(|body| {
-                    ResponseBody::streamed(body, Serving { record, borrowed: Some(borrowed) })
-                })
+                response
+                    .map(|body| ResponseBody::streamed(body, Serving { record, borrowed: Some(borrowed) }))
             }
             Err(reason) => mesh_answer(reason, record),
         })
     }
 
-    fn admit(&self, caller: &Caller, request: &Request<Incoming>, record: &mut Record) -> Result<Admitted, Reason> {
+    fn admit(
+        &self,
+        caller: &Caller,
+        request: &Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<Admitted, Reason> {
         let known = self.plane.knowledge.now();
         record.entry.source_spiffe = caller.verified.id().to_string();
         record.entry.destination_spiffe = caller.own.to_string();
@@ -124,7 +128,8 @@ impl Inbound {
                 None => String::new(),
             };
         }
-        record.entry.upstream_cluster = self.named_service(request).map(ToString::to_string).unwrap_or_default();
+        record.entry.upstream_cluster =
+            self.named_service(request).map(ToString::to_string).unwrap_or_default();
         admit(known.view.as_deref(), known.own_revoked.as_ref(), &self.services, &caller.verified)
     }
 
@@ -213,7 +218,11 @@ impl OnEnd for Serving {
 }
 
 /// The request as the app gets it: HTTP/1.1, with the caller named by us and by nobody else.
-fn prepare(request: Request<Incoming>, caller: &Caller, record: &Record) -> Result<Request<RequestBody>, Reason> {
+fn prepare(
+    request: Request<Incoming>,
+    caller: &Caller,
+    record: &Record,
+) -> Result<Request<RequestBody>, Reason> {
     let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
     let host = authority.map(HeaderValue::from_str).transpose().map_err(|_| Reason::BadRequest)?;
     let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);

@@ -280,8 +280,13 @@ where
 
 /// Runs a client connection, and obeys the connection table for as long as there is a socket: hyper's connection future
 /// ends before the last streams on it do.
-async fn drive<C>(connection: C, mut live: Live, sever: Sever, retired: Rc<Cell<bool>>, ended: impl FnOnce(Ended))
-where
+async fn drive<C>(
+    connection: C,
+    mut live: Live,
+    sever: Sever,
+    retired: Rc<Cell<bool>>,
+    ended: impl FnOnce(Ended),
+) where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = std::pin::pin!(connection.fuse());

@@ -120,6 +120,7 @@ impl Outbound {
         match self.forward(bound.as_deref(), request, &mut record).await {
             Ok(response) => {
                 record.answered(response.status());
+                record.entry.response_code_details.clear();
                 Ok(response.map(|body| ResponseBody::streamed(body, record)))
             }
             Err(reason) => Ok(mesh_answer(reason, record)),
@@ -233,11 +234,14 @@ impl Outbound {
             };
             request = failed.request.take().or(spare);
             let service = &outgoing.plan.backend.service;
-            let verdict = self.budget(service, |budget| outgoing.attempts.after(failed.failure, budget, now()));
+            let verdict =
+                self.budget(service, |budget| outgoing.attempts.after(failed.failure, budget, now()));
             match verdict {
                 Verdict::GiveUp => return give_up(failed, tier, &cluster, record),
                 Verdict::PickAgain => {}
-                Verdict::Retry => self.reporter.retried(&record.entry.upstream_cluster, failed.failure.label()),
+                Verdict::Retry => {
+                    self.reporter.retried(&record.entry.upstream_cluster, failed.failure.label())
+                }
             }
             if !outgoing.tried.contains(&choice.candidate.target) {
                 outgoing.tried.push(choice.candidate.target);
@@ -297,8 +301,8 @@ impl Outbound {
         let connected = self.connection(outgoing, candidate);
         let connection = match tokio::time::timeout_at(outgoing.deadline, connected).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(Failed::unconnected(&error, request)),
-            Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request)),
+            Ok(Err(error)) => return Err(Failed::unconnected(&error, request, record)),
+            Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request, record)),
         };
         record.entry.destination_spiffe = connection.peer.to_string();
         let own_limit = outgoing.attempts.timeout(outgoing.plan.attempt_timeout);
@@ -364,7 +368,8 @@ impl Outbound {
         });
         health.retain_paths(|cluster| view.peers.contains_key(cluster));
         let known = |service: &ServiceName| {
-            view.services.contains_key(service) || view.peers.values().any(|p| p.services.contains_key(service))
+            view.services.contains_key(service)
+                || view.peers.values().any(|p| p.services.contains_key(service))
         };
         self.budgets.borrow_mut().retain(|service, _| known(service));
         self.tables.borrow_mut().retain(|host, tables| known(&host.service) || !tables.routes.is_empty());
@@ -377,12 +382,14 @@ impl Outbound {
             let ladder = tables.ladder.borrow();
             let shares = ladder.shares(at, &health);
             let tiers = ladder.tiers.iter().zip(shares).map(|(tier, share)| {
-                let candidate = |c: &Candidate| serde_json::json!({
-                    "target": describe_target(&c.target),
-                    "weight": c.weight,
-                    "readyWeight": c.ready_weight,
-                    "healthy": health.is_healthy(at, &host.service, &c.target),
-                });
+                let candidate = |c: &Candidate| {
+                    serde_json::json!({
+                        "target": describe_target(&c.target),
+                        "weight": c.weight,
+                        "readyWeight": c.ready_weight,
+                        "healthy": health.is_healthy(at, &host.service, &c.target),
+                    })
+                };
                 serde_json::json!({
                     "tier": tier.kind,
                     "cluster": tier.cluster,
@@ -397,12 +404,16 @@ impl Outbound {
                 "tiers": tiers.collect::<Vec<_>>(),
             })
         };
-        let ejected = |(service, target, until): &(ServiceName, Target, Timestamp)| serde_json::json!({
-            "service": service, "target": describe_target(target), "until": until.to_string(),
-        });
-        let lost = |(cluster, since): &(ClusterName, Timestamp)| serde_json::json!({
-            "cluster": cluster, "since": since.to_string(),
-        });
+        let ejected = |(service, target, until): &(ServiceName, Target, Timestamp)| {
+            serde_json::json!({
+                "service": service, "target": describe_target(target), "until": until.to_string(),
+            })
+        };
+        let lost = |(cluster, since): &(ClusterName, Timestamp)| {
+            serde_json::json!({
+                "cluster": cluster, "since": since.to_string(),
+            })
+        };
         serde_json::json!({
             "services": self.tables.borrow().iter().map(ladder).collect::<Vec<_>>(),
             "ejected": health.ejected(at).iter().map(ejected).collect::<Vec<_>>(),
@@ -420,13 +431,13 @@ impl Drop for Decrement<'_> {
 }
 
 impl Failed {
-    fn unconnected(error: &DialError, request: Request<RequestBody>) -> Self {
+    fn unconnected(error: &DialError, request: Request<RequestBody>, record: &mut Record) -> Self {
         let observation = match error {
             DialError::NoPath(_) => None,
             DialError::Refused { .. } => Some(Observation::NobodyThere),
             _ => Some(Observation::ConnectFailure),
         };
-        tracing::debug!(%error, "not connected");
+        record.entry.response_code_details = error.to_string();
         Self {
             failure: Failure::Unsent,
             observation,
@@ -439,7 +450,13 @@ impl Failed {
     fn unsent(request: Request<RequestBody>) -> Self {
         // The connection closed between being picked and being used: nobody's fault that health should hear of.
         let failure = Failure::Unsent;
-        Self { failure, observation: None, reason: Reason::ConnectionLost, request: Some(request), response: None }
+        Self {
+            failure,
+            observation: None,
+            reason: Reason::ConnectionLost,
+            request: Some(request),
+            response: None,
+        }
     }
 
     fn broken(error: hyper::Error) -> Self {
@@ -540,7 +557,11 @@ fn give_up(
 
 fn mesh_answer(reason: Reason, mut record: Record) -> OutboundResponse {
     record.refused(reason);
-    let body = Bytes::from(format!("{}\n", reason.as_str()));
+    let details = match record.entry.response_code_details.as_str() {
+        "" => String::new(),
+        details => format!(": {details}"),
+    };
+    let body = Bytes::from(format!("{}{details}\n", reason.as_str()));
     let mut response = Response::new(ResponseBody::whole(body, record));
     *response.status_mut() = reason.status();
     mark(response.headers_mut(), reason);

@@ -12,9 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::body::{ByteCount, OnEnd};
 use crate::answer::Reason;
 use crate::runtime::access_log::{AccessLog, Entry};
-use crate::runtime::telemetry::{
-    DurationLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels,
-};
+use crate::runtime::telemetry::{DurationLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels};
 use crate::runtime::{Plane, now};
 
 /// One worker's way to metrics and access log.

@@ -67,7 +67,11 @@ impl<S> Drop for Severable<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Severable<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.state.check()?;
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         if polled.is_pending() {

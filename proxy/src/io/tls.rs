@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_identity::name::SpiffeId;
-use hanse_identity::tls::{Expect, IdentitySource, TrustSource, client_config, verified_peer};
-use hanse_identity::{ClusterName, ServiceName, Usage, VerifyError};
+use hanse_identity::tls::{Expect, IdentitySource, TlsIdentity, TrustSource, client_config, verified_peer};
+use hanse_identity::{ClusterName, RevocationId, ServiceName, Usage, VerifyError};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -53,6 +53,9 @@ pub struct About {
 pub enum TlsRefusal {
     #[error("we have no SVID")]
     NoIdentity,
+    /// Whoever does not know it yet would still let us in: we do not ask.
+    #[error("our own identity is revoked by {0}")]
+    OwnRevoked(RevocationId),
     #[error("the handshake took too long")]
     Timeout,
     #[error("the handshake failed: {0}")]
@@ -66,6 +69,7 @@ impl TlsRefusal {
     pub fn label(&self) -> &'static str {
         match self {
             Self::NoIdentity => "no_identity",
+            Self::OwnRevoked(_) => "own_revoked",
             Self::Timeout => "handshake_timeout",
             Self::NotBelieved(error) => verify_label(error),
             Self::Handshake(error) => {
@@ -115,7 +119,7 @@ pub async fn accept<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let own = plane.credentials.identity().ok_or(TlsRefusal::NoIdentity)?;
+    let own = own_identity(plane)?;
     let handshake = tokio_rustls::TlsAcceptor::from(Arc::clone(config)).accept(io);
     let handshake = tokio::time::timeout(ACCEPT_TIMEOUT, handshake).await;
     let stream = handshake.map_err(|_| TlsRefusal::Timeout)?.map_err(TlsRefusal::Handshake)?;
@@ -139,13 +143,13 @@ pub async fn dial<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let own = plane.credentials.identity().ok_or(TlsRefusal::NoIdentity)?;
+    let own = own_identity(plane)?;
     let trust: Arc<dyn TrustSource> = Arc::clone(&plane.knowledge) as _;
     let identity: Arc<dyn IdentitySource> = Arc::clone(&plane.credentials) as _;
     let config = client_config(trust, identity, expect, &[ALPN_H2]);
-    let name = name.and_then(|name| ServerName::try_from(name).ok()).unwrap_or_else(|| {
-        ServerName::try_from(INTERNAL_NAME).expect("the internal name is a DNS name")
-    });
+    let name = name
+        .and_then(|name| ServerName::try_from(name).ok())
+        .unwrap_or_else(|| ServerName::try_from(INTERNAL_NAME).expect("the internal name is a DNS name"));
     let handshake = tokio_rustls::TlsConnector::from(config).connect(name, io);
     let handshake = tokio::time::timeout(DIAL_TIMEOUT, handshake).await;
     let stream = handshake.map_err(|_| TlsRefusal::Timeout)?.map_err(TlsRefusal::Handshake)?;
@@ -153,10 +157,18 @@ where
     Ok(Dialled { stream, live })
 }
 
+/// The identity to show, if we may show it.
+fn own_identity(plane: &Plane) -> Result<Arc<TlsIdentity>, TlsRefusal> {
+    match &plane.knowledge.now().own_revoked {
+        Some(revocation) => Err(TlsRefusal::OwnRevoked(revocation.clone())),
+        None => plane.credentials.identity().ok_or(TlsRefusal::NoIdentity),
+    }
+}
+
 fn enter(
     connection: &rustls::CommonState,
     plane: &Plane,
-    own: Arc<hanse_identity::tls::TlsIdentity>,
+    own: Arc<TlsIdentity>,
     usage: Usage,
     about: About,
 ) -> Result<Live, TlsRefusal> {
@@ -164,8 +176,12 @@ fn enter(
     let peer = verified_peer(connection, &trust, now(), usage)?.ok_or(VerifyError::NoCertificate)?;
     let entrant = Entrant { side: about.side, peer, own, service: about.service, cluster: about.cluster };
     let live = plane.connections.enter(entrant, now());
-    live.check(&plane.knowledge.trust(), now())?;
-    Ok(live)
+    let known = plane.knowledge.now();
+    live.check(&known.trust, now())?;
+    match &known.own_revoked {
+        Some(revocation) => Err(TlsRefusal::OwnRevoked(revocation.clone())),
+        None => Ok(live),
+    }
 }
 
 fn sha256_hex(bytes: &[u8]) -> String {

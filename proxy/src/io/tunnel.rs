@@ -70,7 +70,12 @@ const SERVICE_PORT: u16 = 80;
 
 /// The ways into `cluster`, best first: ready gateways before others, those not `in_use` before those that are; the
 /// rest is left to `random`. Empty if the cluster is no peer, or has told of no gateway.
-pub fn pairs(view: &View, cluster: &ClusterName, in_use: &[(Option<NodeName>, SpiffeId)], random: u64) -> Vec<Pair> {
+pub fn pairs(
+    view: &View,
+    cluster: &ClusterName,
+    in_use: &[(Option<NodeName>, SpiffeId)],
+    random: u64,
+) -> Vec<Pair> {
     let Some(peer) = view.peers.get(cluster) else { return Vec::new() };
     let own: Vec<_> = view.gateways.values().collect();
     let mut ways = Vec::new();
@@ -111,6 +116,13 @@ impl Tunnels {
         cluster: ClusterName,
         expect: Expect,
     ) -> Result<MeshConnection, DialError> {
+        if self.health.borrow().is_lost(&cluster)
+            && self.pool.usable(&Key::Tunnel(cluster.clone())).is_empty()
+        {
+            // The probe finds out when the path is back; requests do not wait for what is known to be dead.
+            self.probe(&cluster, Duration::ZERO);
+            return Err(DialError::NoPath(cluster));
+        }
         let mut again = true;
         loop {
             let outer = self.outer(&cluster).await?;
@@ -177,7 +189,7 @@ impl Tunnels {
             self.pool.usable(&key).iter().map(|outer| (outer.via.clone(), outer.peer.clone())).collect();
         let view = self.plane.knowledge.view();
         let ways = view.map_or(Vec::new(), |view| pairs(&view, &cluster, &in_use, self.random.next()));
-        if ways.is_empty() {
+        if ways.is_empty() || self.plane.knowledge.now().own_revoked.is_some() {
             return Err(DialError::NoPath(cluster));
         }
         let raced = tokio::time::timeout(DIAL_WITHIN, self.race(ways, &cluster)).await;
@@ -197,7 +209,11 @@ impl Tunnels {
         }
     }
 
-    async fn race(self: &Rc<Self>, ways: Vec<Pair>, cluster: &ClusterName) -> Result<MeshConnection, DialError> {
+    async fn race(
+        self: &Rc<Self>,
+        ways: Vec<Pair>,
+        cluster: &ClusterName,
+    ) -> Result<MeshConnection, DialError> {
         let mut ways = ways.into_iter().take(MAX_PAIRS);
         let mut dials = FuturesUnordered::new();
         let mut last = DialError::NoPath(cluster.clone());
@@ -226,7 +242,11 @@ impl Tunnels {
         }
     }
 
-    async fn dial_pair(self: Rc<Self>, pair: Pair, cluster: ClusterName) -> Result<MeshConnection, DialError> {
+    async fn dial_pair(
+        self: Rc<Self>,
+        pair: Pair,
+        cluster: ClusterName,
+    ) -> Result<MeshConnection, DialError> {
         let address = match &pair.via {
             Some((_, passthrough)) => *passthrough,
             None => resolve(&pair.tunnel).await?,
@@ -288,7 +308,8 @@ impl Tunnels {
 }
 
 async fn resolve(host_and_port: &str) -> Result<SocketAddr, DialError> {
-    let looked_up = tokio::time::timeout(super::dial::CONNECT_TIMEOUT, tokio::net::lookup_host(host_and_port));
+    let looked_up =
+        tokio::time::timeout(super::dial::CONNECT_TIMEOUT, tokio::net::lookup_host(host_and_port));
     let mut addresses = looked_up
         .await
         .map_err(|_| DialError::ConnectTimeout)?

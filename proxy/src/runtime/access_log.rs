@@ -25,6 +25,8 @@ pub struct Entry {
     pub authority: String,
     pub response_code: u16,
     pub response_flags: &'static str,
+    /// More than the reason, where the mesh answered itself.
+    pub response_code_details: String,
     pub bytes_received: u64,
     pub bytes_sent: u64,
     pub duration: u64,

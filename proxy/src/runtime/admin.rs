@@ -217,3 +217,6 @@ fn metrics(body: String) -> Response<Full<Bytes>> {
 fn page(value: &Value) -> Response<Full<Bytes>> {
     respond(StatusCode::OK, "application/json", format!("{value:#}\n"))
 }
+
+#[cfg(test)]
+mod tests;

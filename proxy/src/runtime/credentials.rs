@@ -199,7 +199,9 @@ async fn connect(socket: &Path) -> Result<tonic::transport::Channel, tonic::tran
             Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
         }
     });
-    tonic::transport::Endpoint::from_static("http://agent.hanse.internal").connect_with_connector(connector).await
+    tonic::transport::Endpoint::from_static("http://agent.hanse.internal")
+        .connect_with_connector(connector)
+        .await
 }
 
 fn request(version: String, nonce: String, refusal: Option<String>) -> DiscoveryRequest {
@@ -249,12 +251,16 @@ fn read_bundles(name: &str, context: &CertificateValidationContext) -> Result<Ve
     let Some(config) = config else { return Err(SecretError::NotInline(name.to_owned())) };
     let config = SpiffeCertValidatorConfig::decode(&config.value[..])
         .map_err(|e| SecretError::Decode(name.to_owned(), e))?;
-    config.trust_domains.iter().map(|entry| {
-        let trust_domain: TrustDomain =
-            entry.name.parse().map_err(|e| SecretError::TrustDomain(entry.name.clone(), e))?;
-        let pem = text(name, entry.trust_bundle.as_ref())?;
-        bundle_from_pem(trust_domain, pem)
-    }).collect()
+    config
+        .trust_domains
+        .iter()
+        .map(|entry| {
+            let trust_domain: TrustDomain =
+                entry.name.parse().map_err(|e| SecretError::TrustDomain(entry.name.clone(), e))?;
+            let pem = text(name, entry.trust_bundle.as_ref())?;
+            bundle_from_pem(trust_domain, pem)
+        })
+        .collect()
 }
 
 /// A bundle from concatenated PEM certificates; each is checked to be an authority of that trust domain.
@@ -263,7 +269,8 @@ pub fn bundle_from_pem(trust_domain: TrustDomain, pem: &str) -> Result<Bundle, S
     let mut authorities = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let der = certificate.map_err(|e| refused(e.to_string()))?;
-        let authority = AuthorityCertificate::parse(&der, &trust_domain).map_err(|e| refused(e.to_string()))?;
+        let authority =
+            AuthorityCertificate::parse(&der, &trust_domain).map_err(|e| refused(e.to_string()))?;
         authorities.push(authority);
     }
     Ok(Bundle { trust_domain, sequence: 0, authorities })
@@ -290,3 +297,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests;

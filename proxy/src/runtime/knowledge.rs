@@ -33,13 +33,17 @@ pub struct Link {
     pub heard: Timestamp,
 }
 
+/// Views that are no longer in force, but that a request may still be reading: freeing a large one takes long, and is
+/// not for a worker to do.
+type Retired = Vec<Arc<View>>;
+
 /// Holder of the newest `Known`.
 pub struct Knowledge {
     known: ArcSwap<Known>,
     credentials: Arc<Credentials>,
     revisions: watch::Sender<Revision>,
     /// Writers take turns, so that a refresh cannot undo a publication.
-    writing: Mutex<()>,
+    writing: Mutex<Retired>,
     link: Mutex<Link>,
 }
 
@@ -70,32 +74,39 @@ impl Knowledge {
         self.known.load().view.clone()
     }
 
-    /// Swaps the View in. Callers want `Plane::publish`, which also asks live connections.
-    pub fn publish(&self, view: Arc<View>) {
-        let _turn = self.writing.lock().expect("no writer panics while it holds its turn");
-        let before = self.known.load();
-        let same_trust = before.view.as_ref().is_some_and(|old| {
-            old.bundles == view.bundles && old.revocations == view.revocations
-        });
+    /// Swaps the View in; says whether what is believed has changed with it. Callers want `Plane::publish`, which also
+    /// asks live connections.
+    pub fn publish(&self, view: Arc<View>) -> bool {
+        let mut retired = self.writing.lock().expect("no writer panics while it holds its turn");
+        let before = self.known.load_full();
+        let same_trust = before
+            .view
+            .as_ref()
+            .is_some_and(|old| old.bundles == view.bundles && old.revocations == view.revocations);
         let trust = if same_trust { Arc::clone(&before.trust) } else { Arc::new(view.trust()) };
         let revision = view.revision;
         self.store(Some(view), trust);
+        retired.extend(before.view.clone());
+        drop(before);
+        retired.retain(|view| Arc::strong_count(view) > 1);
         self.revisions.send_replace(revision);
+        !same_trust
     }
 
     /// Takes in that our own credentials, or the agent's bundles, have changed.
     pub fn refresh(&self) {
-        let _turn = self.writing.lock().expect("no writer panics while it holds its turn");
+        let mut retired = self.writing.lock().expect("no writer panics while it holds its turn");
         let before = self.known.load_full();
         let trust =
             if before.view.is_some() { Arc::clone(&before.trust) } else { self.credentials.agent_trust() };
         self.store(before.view.clone(), trust);
+        retired.retain(|view| Arc::strong_count(view) > 1);
     }
 
     fn store(&self, view: Option<Arc<View>>, trust: Arc<Trust>) {
         let own = self.credentials.current();
-        let own_revoked = own
-            .and_then(|own| trust.revocations.check(&own.identity.facts).map(|r| r.id.clone()));
+        let own_revoked =
+            own.and_then(|own| trust.revocations.check(&own.identity.facts).map(|r| r.id.clone()));
         self.known.store(Arc::new(Known { view, trust, own_revoked }));
     }
 

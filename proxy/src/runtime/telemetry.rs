@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -96,7 +95,8 @@ pub const MAX_SERIES: usize = 2_000;
 impl MetricConstructor<Histogram> for DurationBuckets {
     fn new_metric(&self) -> Histogram {
         let bounds = [
-            0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0,
+            0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0,
+            30_000.0,
         ];
         Histogram::new(bounds)
     }
@@ -200,6 +200,3 @@ impl<L: Clone + Eq + Hash, M: Clone> SeriesCache<L, M> {
         self.handles.entry(labels).or_insert_with_key(|labels| family.get_or_create(labels).clone())
     }
 }
-
-/// Counts bytes or events of one worker for somebody who reads them from another thread.
-pub type Count = AtomicU64;

@@ -50,7 +50,7 @@ pub struct Announce {
 enum SessionError {
     #[error("cannot be reached: {0}")]
     Unreachable(String),
-    #[error("refused or broke the stream: {:?} {}", .0.code(), .0.message())]
+    #[error("refused or broke the stream: {}", chain(.0))]
     Stream(#[from] Status),
     #[error("does not answer")]
     Silent,
@@ -74,6 +74,8 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_AT_MOST: Duration = Duration::from_secs(2);
+/// Longest time before an SVID's end at which its stream is replaced by one with the next SVID.
+const REDIAL_BEFORE_EXPIRY: Duration = Duration::from_secs(30);
 /// Where SNI does not matter: what is expected is an identity.
 pub const INTERNAL_NAME: &str = "hanse.internal";
 
@@ -158,11 +160,10 @@ impl Follower {
             link.control_node = node.to_owned();
             link.connected = true;
         });
-        let redial = tokio::time::sleep(self.identity_usable_for());
-        tokio::pin!(redial);
+        let mut redial = std::pin::pin!(succeeded(Arc::clone(&self.plane)));
         loop {
             tokio::select! {
-                () = &mut redial => return Ok(()),
+                () = redial.as_mut() => return Ok(()),
                 changed = subscription.announce.changed() => match changed {
                     Ok(()) => self.announce(&up, subscription).await?,
                     Err(_) => std::future::pending().await,
@@ -219,9 +220,8 @@ impl Follower {
 
     fn applied(&self, revision: Revision) -> pb::Applied {
         let closed = self.plane.connections.closed().into_iter();
-        let closed = closed
-            .map(|(id, connections)| pb::Closed { revocation: id.to_string(), connections })
-            .collect();
+        let closed =
+            closed.map(|(id, connections)| pb::Closed { revocation: id.to_string(), connections }).collect();
         pb::Applied { revision: revision.0, closed }
     }
 
@@ -242,14 +242,6 @@ impl Follower {
         };
         let announcement = encode(&announcement);
         send(up, watch_up::Message::Announce(pb::Announce { announcement })).await
-    }
-
-    /// How long the SVID that we dialled with may carry the stream.
-    fn identity_usable_for(&self) -> Duration {
-        let Some(current) = self.plane.credentials.current() else { return Duration::ZERO };
-        let facts = &current.identity.facts;
-        let grace = (facts.not_after.since(facts.not_before) / 10).min(Duration::from_secs(30));
-        facts.not_after.left(now()).saturating_sub(grace).max(Duration::from_secs(1))
     }
 
     async fn dial(&self, node: &str, attempt: usize) -> Result<Channel, SessionError> {
@@ -280,6 +272,18 @@ impl Follower {
         let dialled = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect_with_connector(connector)).await;
         dialled.map_err(|_| SessionError::Silent)?.map_err(unreachable)
     }
+}
+
+/// Resolves when the SVID in use now is near its end and there is a newer one. Without a newer one the stream is left
+/// alone: a new stream would be no better.
+async fn succeeded(plane: Arc<Plane>) {
+    let Some(dialled_with) = plane.credentials.current() else { return };
+    let facts = &dialled_with.identity.facts;
+    let grace = (facts.not_after.since(facts.not_before) / 10).min(REDIAL_BEFORE_EXPIRY);
+    tokio::time::sleep(facts.not_after.left(now()).saturating_sub(grace)).await;
+    let mut changes = plane.credentials.changes();
+    let newer = || plane.credentials.current().is_some_and(|c| c.identity.facts.serial != facts.serial);
+    while !newer() && changes.changed().await.is_ok() {}
 }
 
 /// A View being folded from messages; copied from the one in force only when something changes.
@@ -345,3 +349,6 @@ impl TrustSource for FixedTrust {
         Arc::clone(&self.0)
     }
 }
+
+#[cfg(test)]
+mod tests;

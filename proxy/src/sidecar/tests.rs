@@ -1,7 +1,7 @@
 //! Tests of whole workers over loopback sockets: real TLS, real HTTP, Views given by hand.
 
 mod tunnelled;
-mod world;
+pub(crate) mod world;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -74,7 +74,9 @@ fn a_request_reaches_the_app_with_the_caller_named() {
     on_local_set(async {
         let mut shop = Shop::open().await;
         let mut request = get(REVIEWS);
-        for forged in ["x-forwarded-client-cert", "X_Forwarded_Client_Cert", "x-hanse-cluster", "X-HANSE_anything"] {
+        for forged in
+            ["x-forwarded-client-cert", "X_Forwarded_Client_Cert", "x-hanse-cluster", "X-HANSE_anything"]
+        {
             request.headers_mut().append(
                 http::HeaderName::from_bytes(forged.as_bytes()).unwrap(),
                 "URI=spiffe://east.example/ns/shop/sa/admin".parse().unwrap(),
@@ -185,7 +187,8 @@ fn strangers_and_plaintext_are_refused_at_the_door() {
         // And an impostor among the endpoints: it has a good SVID, but not of the service.
         let mut shop = shop;
         let app = App::start("impostor").await;
-        let impostor = Sidecar::start(Some(&shop.east.workload("evil")), &["shop/reviews"], Some(app.address));
+        let impostor =
+            Sidecar::start(Some(&shop.east.workload("evil")), &["shop/reviews"], Some(app.address));
         impostor.publish(&shop.view);
         let (id, address) = (shop.east.id("reviews"), impostor.inbound);
         shop.change(|view| {
@@ -193,7 +196,10 @@ fn strangers_and_plaintext_are_refused_at_the_door() {
             add_endpoint(view, "reviews-9", "shop/reviews", &id, address);
         });
         let answer = shop.product.get(REVIEWS).await;
-        assert_eq!((answer.status, answer.header("x-hanse-reason")), (StatusCode::SERVICE_UNAVAILABLE, "unreachable"));
+        assert_eq!(
+            (answer.status, answer.header("x-hanse-reason")),
+            (StatusCode::SERVICE_UNAVAILABLE, "unreachable")
+        );
     });
 }
 
@@ -202,8 +208,10 @@ async fn call(plane: &crate::runtime::Plane, to: SocketAddr, path: &str) -> Opti
     let tcp = TcpStream::connect(to).await.unwrap();
     let about = About { side: Side::Outbound, service: None, cluster: None };
     let dialled = tls::dial(tcp, plane, Expect::Anyone, None, about).await.ok()?;
-    let handshake =
-        hyper::client::conn::http2::handshake(crate::runtime::worker::LocalExecutor, hyper_util::rt::TokioIo::new(dialled.stream));
+    let handshake = hyper::client::conn::http2::handshake(
+        crate::runtime::worker::LocalExecutor,
+        hyper_util::rt::TokioIo::new(dialled.stream),
+    );
     let (mut sender, connection) = handshake.await.ok()?;
     tokio::task::spawn_local(async move { drop(connection.await) });
     let request = Request::get(format!("http://reviews.shop{path}")).body(Full::<Bytes>::default()).unwrap();
@@ -283,10 +291,18 @@ fn a_revocation_closes_live_connections_and_refuses_new_ones() {
         shop.product.publish(&shop.view);
         let answer = shop.product.get(REVIEWS).await;
         assert_eq!((answer.status, answer.header("x-hanse-reason")), (StatusCode::FORBIDDEN, "revoked"));
+        let dialled = call(&shop.product.plane, shop.reviews.inbound, "/").await;
+        assert!(
+            dialled.is_none() && shop.product.plane.connections.is_empty(),
+            "nothing is dialled in its name"
+        );
 
         // A hold that is lifted gives it back.
         shop.change(|view| drop(view.revocations.remove(&revocation.id)));
-        until("the lifted identity is served", async || shop.product.get(REVIEWS).await.status == StatusCode::OK).await;
+        until("the lifted identity is served", async || {
+            shop.product.get(REVIEWS).await.status == StatusCode::OK
+        })
+        .await;
     });
 }
 
@@ -342,13 +358,20 @@ fn an_app_that_dies_costs_no_idempotent_request() {
         shop.app.take().unwrap().kill();
         for turn in 0..60 {
             let answer = shop.product.get(REVIEWS).await;
-            assert_eq!((answer.status, answer.header("x-app")), (StatusCode::OK, "reviews-v2"), "turn {turn}");
+            assert_eq!(
+                (answer.status, answer.header("x-app")),
+                (StatusCode::OK, "reviews-v2"),
+                "turn {turn}"
+            );
             // Without a body, even a POST that was certainly not delivered goes elsewhere.
             let post = Request::post("/x").header("host", "reviews.shop").body(Full::default()).unwrap();
             assert_eq!(shop.product.request(post).await.status, StatusCode::OK, "turn {turn}");
         }
         let metrics = shop.product.plane.telemetry.to_text();
-        assert!(metrics.contains("hanse_retries_total{service=\"shop/reviews\",reason=\"nobody-there\"}"), "{metrics}");
+        assert!(
+            metrics.contains("hanse_retries_total{service=\"shop/reviews\",reason=\"nobody-there\"}"),
+            "{metrics}"
+        );
     });
 }
 
@@ -374,7 +397,10 @@ fn an_app_that_comes_back_is_served_again() {
         let address = app.address;
         app.kill();
         let answer = shop.product.get(REVIEWS).await;
-        assert_eq!((answer.status, answer.header("x-hanse-reason")), (StatusCode::SERVICE_UNAVAILABLE, "app-unreachable"));
+        assert_eq!(
+            (answer.status, answer.header("x-hanse-reason")),
+            (StatusCode::SERVICE_UNAVAILABLE, "app-unreachable")
+        );
         assert_eq!(answer.header("x-hanse-answered-by"), "mesh");
         let _again = App::start_at("reviews-v1", address).await;
         until("served again", async || shop.product.get(REVIEWS).await.status == StatusCode::OK).await;
@@ -389,7 +415,11 @@ fn draining_finishes_what_is_in_flight_and_takes_nothing_new() {
         let request = || Request::get("http://reviews.shop/x").body(Full::<Bytes>::default()).unwrap();
         assert_eq!(sender.send_request(request()).await.unwrap().status(), StatusCode::OK);
         shop.reviews.drain.begin();
-        tokio::time::timeout(Duration::from_secs(2), shop.reviews.ended).await.expect("ends well before the limit").unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(2), shop.reviews.ended)
+            .await
+            .expect("ends well before the limit")
+            .unwrap()
+            .unwrap();
         assert!(TcpStream::connect(shop.reviews.inbound).await.is_err(), "the listener is closed");
         let answer = Answer::of(sender.send_request(request()).await.unwrap()).await;
         assert_eq!(answer.header("x-hanse-reason"), "unreachable", "the caller's proxy is alive and says so");
@@ -415,6 +445,9 @@ fn renewed_credentials_serve_new_connections() {
         shop.change(|view| view.revocations.insert(revocation));
         assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
         let rows = shop.reviews.plane.connections.rows(10);
-        assert_eq!(rows.iter().map(|row| row.serial.clone()).collect::<Vec<_>>(), [renewed.facts.serial.to_string()]);
+        assert_eq!(
+            rows.iter().map(|row| row.serial.clone()).collect::<Vec<_>>(),
+            [renewed.facts.serial.to_string()]
+        );
     });
 }

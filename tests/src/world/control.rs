@@ -11,7 +11,6 @@ use hanse_control::command::Command;
 use hanse_control::consensus::{Batch, Recovered, Timing};
 use hanse_control::node::{self, Applied, Config, Input, Node, Output};
 use hanse_control::state::{NodeRecord, State};
-use hanse_federation::catalog::Session;
 use hanse_identity::{ClusterName, KeyId, NodeName, Timestamp, TrustDomain};
 
 use super::authorities::authority;
@@ -71,7 +70,8 @@ pub(crate) struct Running {
     pub(super) links: BTreeMap<ClusterName, Link>,
     /// On the leader: when each follower was last heard.
     pub(super) heard: BTreeMap<u64, u64>,
-    pub(super) sessions: BTreeMap<NodeName, Session>,
+    /// Only with `Bug::SpeakBeforeStore`: written, but not on the disk yet.
+    unsynced: Vec<(u64, Batch)>,
 }
 
 impl World {
@@ -152,7 +152,7 @@ impl World {
             exports: BTreeMap::new(),
             links: BTreeMap::new(),
             heard: BTreeMap::new(),
-            sessions: BTreeMap::new(),
+            unsynced: Vec::new(),
         };
         self.clusters[at.cluster].nodes[at.index].running = Some(Box::new(running));
         self.note(&[20, at.party().number()], || format!("{name} starts"));
@@ -265,12 +265,9 @@ impl World {
     }
 
     fn perform(&mut self, at: At, mut outputs: VecDeque<Output>) {
-        if self.bug == Some(Bug::SpeakBeforeStore) {
-            // What is said first, what is stored last.
-            outputs.make_contiguous().sort_by_key(|o| matches!(o, Output::Store(_)));
-        }
         while let Some(output) = outputs.pop_front() {
             match output {
+                Output::Store(batch) if self.bug == Some(Bug::SpeakBeforeStore) => self.store_some_day(at, batch),
                 Output::Store(batch) => {
                     let delay = self.disk_delay(at);
                     let life = self.life(at);
@@ -287,6 +284,18 @@ impl World {
                 other => self.perform_one(at, other),
             }
         }
+    }
+
+    /// The bug: a disk that is synced now and then, while what depends on it is said at once.
+    fn store_some_day(&mut self, at: At, batch: Batch) {
+        const UNSYNCED_MS: u64 = 1500;
+        let now = self.now;
+        let control = &mut self.clusters[at.cluster].nodes[at.index];
+        let Some(running) = &mut control.running else { return };
+        running.unsynced.push((now, batch));
+        let disk = control.disk.get_or_insert_default();
+        let synced = running.unsynced.extract_if(.., |(written, _)| *written + UNSYNCED_MS <= now);
+        synced.for_each(|(_, batch)| disk.write(&batch));
     }
 
     fn perform_one(&mut self, at: At, output: Output) {

@@ -79,7 +79,7 @@ impl Network {
         from == to || !self.cuts.iter().any(|(a, b)| separates(*a, *b, from, to))
     }
 
-    /// When a packet sent now arrives; nothing, once or twice. A packet of a stream keeps its order.
+    /// When a packet sent now arrives: not at all, once, or twice if it may. A packet of a stream keeps its order.
     pub(super) fn arrivals(
         &mut self,
         now: u64,
@@ -87,11 +87,12 @@ impl Network {
         from: Party,
         to: Party,
         stream: Option<u64>,
+        repeatable: bool,
     ) -> Vec<u64> {
         if !self.passes(from, to) || random.chance(self.weather.loss_per_mille) {
             return Vec::new();
         }
-        let copies = if random.chance(self.weather.duplicate_per_mille) { 2 } else { 1 };
+        let copies = if repeatable && random.chance(self.weather.duplicate_per_mille) { 2 } else { 1 };
         (0..copies)
             .map(|_| {
                 let mut delay = random.between(self.weather.least_delay_ms, self.weather.most_delay_ms);

@@ -1,6 +1,6 @@
 //! What travels: Raft messages, forwarded proposals, streams (watch and peer session) and questions with an answer.
 //!
-//! A stream is ordered, as TCP is: what is lost on it breaks it, what is repeated is passed over.
+//! A stream is ordered, as TCP is: what is lost on it breaks it.
 
 use std::sync::Arc;
 
@@ -114,6 +114,12 @@ impl Packet {
         }
     }
 
+    /// Streams and questions with an answer run over TCP; Raft messages and forwarded proposals are sent again by
+    /// whoever sends them.
+    fn may_come_twice(&self) -> bool {
+        matches!(self, Self::Raft { .. } | Self::Forward { .. } | Self::Forwarded { .. })
+    }
+
     fn kind(&self) -> u64 {
         match self {
             Self::Raft { bytes, snapshot, .. } => 100 + u64::from(*snapshot) + ((bytes.len() as u64).min(40) << 8),
@@ -137,7 +143,7 @@ impl Packet {
             Self::Join { phase, .. } => format!("join {phase:?}"),
             Self::JoinAnswer { reply, .. } => format!("join answer committed {:?}", reply.as_ref().map(|r| r.committed)),
             Self::Open(opening) => format!("request {} from {}", opening.service, opening.caller.facts.id),
-            Self::Forward { proposal } => format!("forward {:x} {:?}", proposal.id, proposal.command),
+            Self::Forward { proposal } => format!("forward {:x}", proposal.id),
             other => format!("{other:?}"),
         }
     }
@@ -158,7 +164,8 @@ fn frame_words(frame: &Frame) -> String {
 
 impl World {
     pub(crate) fn send(&mut self, from: Party, to: Party, packet: Packet) {
-        let arrivals = self.network.arrivals(self.now, &mut self.random, from, to, packet.stream());
+        let (stream, repeatable) = (packet.stream(), packet.may_come_twice());
+        let arrivals = self.network.arrivals(self.now, &mut self.random, from, to, stream, repeatable);
         if let (Packet::Raft { life, snapshot, .. }, Party::Node(cluster, index)) = (&packet, from) {
             self.raft_fate(At { cluster, index }, *life, to, *snapshot, arrivals.first().copied());
         }

@@ -8,12 +8,12 @@ use hanse_federation::lease::Link;
 use hanse_federation::view::PeerState;
 use hanse_federation::{Peer, View};
 use hanse_identity::ClusterName;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::Call;
 use crate::admin::{
-    ClusterCheckReply, ClusterCheckRequest, ClusterChecks, ClusterItem, ClusterLeaveReply, ClusterLeaveRequest,
-    ClusterListRequest, ClusterState, Listing,
+    ClusterCheckReply, ClusterCheckRequest, ClusterChecks, ClusterItem, ClusterLeaveReply,
+    ClusterLeaveRequest, ClusterListRequest, ClusterState, Listing,
 };
 use crate::command::{Command, Refusal};
 use crate::io::census::{Part, Query, gather};
@@ -78,7 +78,9 @@ fn peer_item(state: &State, peer: &Peer, link: Option<PeerLinkReport>) -> Cluste
     let connected = link.as_ref().is_some_and(|l| l.link == Link::Connected);
     let cluster_state = match peer.state {
         PeerState::Joining => ClusterState::Joining,
-        PeerState::Joined if connected && (gateways_ready > 0 || peer.gateways.is_empty()) => ClusterState::Connected,
+        PeerState::Joined if connected && (gateways_ready > 0 || peer.gateways.is_empty()) => {
+            ClusterState::Connected
+        }
         PeerState::Joined => ClusterState::Degraded,
     };
     ClusterItem {
@@ -110,7 +112,10 @@ pub async fn check(call: Call, request: ClusterCheckRequest) -> Result<ClusterCh
             continue;
         }
         if let Some(peer) = state.view.peers.get(&item.cluster) {
-            items.push(ClusterChecks { cluster: item.cluster.clone(), checks: checks(&call.context, peer, &item).await });
+            items.push(ClusterChecks {
+                cluster: item.cluster.clone(),
+                checks: checks(&call.context, peer, &item).await,
+            });
         }
     }
     match request.cluster {
@@ -134,7 +139,9 @@ async fn checks(context: &Context, peer: &Peer, item: &ClusterItem) -> Vec<Check
 
 fn sync_check(item: &ClusterItem) -> Check {
     let ok = item.link == Some(Link::Connected) && item.state != ClusterState::Joining;
-    let age = item.sync_age_ms.map_or("never heard".to_owned(), |age| format!("heard {:.1} s ago", age as f64 / 1000.0));
+    let age = item
+        .sync_age_ms
+        .map_or("never heard".to_owned(), |age| format!("heard {:.1} s ago", age as f64 / 1000.0));
     let mut detail = format!("{age}; {} exports in, {} out", item.imports, item.exports);
     if item.refused_imports > 0 {
         detail.push_str(&format!("; {} facts refused by the import filter", item.refused_imports));
@@ -169,7 +176,8 @@ async fn node_checks(context: &Context, peer: &Peer) -> Vec<Check> {
             greeting.clock.since(there).max(there.since(greeting.clock))
         })
         .collect();
-    let dials = peer.record.endpoints.iter().cloned().zip(greetings.into_iter().map(|g| g.map(|(_, took, _)| took)));
+    let dials =
+        peer.record.endpoints.iter().cloned().zip(greetings.into_iter().map(|g| g.map(|(_, took, _)| took)));
     let mut checks = vec![reach::check("reach", "control nodes", dials.collect())];
     if let Some(worst) = skews.into_iter().max() {
         checks.push(Check {
@@ -200,7 +208,12 @@ pub async fn leave(call: Call, request: ClusterLeaveRequest) -> Result<ClusterLe
     let told = tokio::time::timeout(LEAVE_TIMEOUT, tell_leaving(&call.context, peer)).await;
     let told = told.unwrap_or_else(|_| Err(format!("no answer within {LEAVE_TIMEOUT:?}")));
     let command = Command::PeerRemove { cluster: request.cluster, only_invite: None };
-    let (revision, _) = call.write(command).await?;
+    let revision = match call.write(command).await {
+        Ok((revision, _)) => revision,
+        // The other side's farewell was here first.
+        Err(status) if status.code() == Code::NotFound && told.is_ok() => call.read().await.meta.raft_index,
+        Err(status) => return Err(status),
+    };
     Ok(ClusterLeaveReply { revision, other_side_told: told.is_ok(), error: told.err() })
 }
 

@@ -6,8 +6,8 @@ use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    AgentItem, AgentListRequest, Listing, SubscriberKind, WorkloadDeleteRequest, WorkloadItem, WorkloadListRequest,
-    WorkloadRegisterRequest, Written, merged,
+    AgentItem, AgentListRequest, Listing, SubscriberKind, WorkloadDeleteRequest, WorkloadItem,
+    WorkloadListRequest, WorkloadRegisterRequest, Written, merged,
 };
 use crate::command::Command;
 use crate::io::census::{Query, Subscriber, gather};
@@ -59,7 +59,6 @@ pub async fn workloads(call: Call, _: WorkloadListRequest) -> Result<Listing<Wor
             selectors: r.selectors.clone(),
             services: r.services.clone(),
             ttl_seconds: r.ttl_seconds,
-            address: r.address,
             address: r.address,
             revoked: revocations.of_identity(&r.id).map(|revocation| revocation.id.clone()),
         })

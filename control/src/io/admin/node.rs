@@ -7,8 +7,8 @@ use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    Listing, NodeItem, NodeList, NodeListRequest, NodeState, ProxyItem, ProxyListRequest, Quorum, SubscriberKind,
-    merged,
+    Listing, NodeItem, NodeList, NodeListRequest, NodeState, ProxyItem, ProxyListRequest, Quorum,
+    SubscriberKind, merged,
 };
 use crate::io::census::{NodeReport, Part, Query, gather};
 use crate::state::NodeRecord;

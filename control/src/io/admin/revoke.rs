@@ -13,8 +13,8 @@ use tonic::Status;
 use super::Call;
 use crate::admin::{
     Listing, PeerQuestion, PreviewReach, Receipt, ReceiptPart, RevocationItem, RevokeLiftRequest,
-    RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked, Written,
-    merged, part_of,
+    RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked,
+    Written, merged, part_of,
 };
 use crate::command::{Answer, Command, Refusal};
 use crate::io::census::{Query, Subscriber, gather};
@@ -52,8 +52,10 @@ pub async fn preview(call: Call, request: RevokePreviewRequest) -> Result<Revoke
             error: Some(error),
         }));
     }
-    let errors: Vec<_> =
-        reach.iter().filter_map(|r| Some(format!("cluster {} cannot be asked: {}", r.cluster, r.error.as_ref()?))).collect();
+    let errors: Vec<_> = reach
+        .iter()
+        .filter_map(|r| Some(format!("cluster {} cannot be asked: {}", r.cluster, r.error.as_ref()?)))
+        .collect();
     errors.into_iter().for_each(|message| reading.partial("E6201", message));
     Ok(RevokePreview {
         already: state.view.revocations.iter().find(|r| r.target == request.target).map(|r| r.id.clone()),
@@ -103,7 +105,8 @@ pub async fn revoke(call: Call, request: RevokeRequest) -> Result<Revoked, Statu
         RevocationTarget::Serial(_) => Some(now() + MAX_LIFETIME + CLOCK_MARGIN),
         RevocationTarget::Identity(_) => None,
     };
-    let command = Command::Revoke { target: request.target, reason: request.reason, note: request.note, expires };
+    let command =
+        Command::Revoke { target: request.target, reason: request.reason, note: request.note, expires };
     match call.write(command).await? {
         (revision, Answer::Revoked(id)) => {
             let state = call.context.handle.state();
@@ -121,10 +124,15 @@ pub async fn status(call: Call, request: RevokeStatusRequest) -> Result<Receipt,
         return Err(refused(&Refusal::NotFound { what: format!("revocation {}", request.id) }));
     };
     // Peers hear of what concerns our own names. A hold on somebody else's, and what they told us, is theirs.
-    let told = revocation.id.origin == context.trust_domain && *revocation.trust_domain() == context.trust_domain;
+    let told =
+        revocation.id.origin == context.trust_domain && *revocation.trust_domain() == context.trust_domain;
     let question = PeerQuestion::Revocation(request.clone());
     let asked = async {
-        if told { ask_peers::<ReceiptPart>(context, &state, &question, &revocation.target).await } else { Vec::new() }
+        if told {
+            ask_peers::<ReceiptPart>(context, &state, &question, &revocation.target).await
+        } else {
+            Vec::new()
+        }
     };
     let (own, theirs) = tokio::join!(own_part(context, &request.id), asked);
     let mut parts = vec![own];

@@ -18,7 +18,10 @@ const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 pub async fn for_cluster(call: Call, request: ClusterTokenCreateRequest) -> Result<TokenReply, Status> {
     if request.cluster == call.context.cluster {
-        return Err(Status::failed_precondition(format!("{} is this cluster: it cannot join itself", request.cluster)));
+        return Err(Status::failed_precondition(format!(
+            "{} is this cluster: it cannot join itself",
+            request.cluster
+        )));
     }
     create(call, Admits::Cluster(request.cluster), request.ttl_seconds).await
 }

@@ -8,10 +8,15 @@ fn id(name: &str) -> SpiffeId {
     format!("spiffe://east.example/ns/shop/sa/{name}").parse().unwrap()
 }
 
-fn join(census: &Census, name: &str, identity: &str) -> Result<(StreamKey, mpsc::Receiver<LiveQuestion>), NameTaken> {
+fn join(
+    census: &Census,
+    name: &str,
+    identity: &str,
+) -> Result<(StreamKey, mpsc::Receiver<LiveQuestion>), NameTaken> {
     let (questions, asked) = mpsc::channel(4);
     let name: NodeName = name.parse().unwrap();
-    let key = census.join(SubscriberKind::Proxy, name, id(identity), "0".to_owned(), questions, Timestamp(1))?;
+    let key =
+        census.join(SubscriberKind::Proxy, name, id(identity), "0".to_owned(), questions, Timestamp(1))?;
     Ok((key, asked))
 }
 
@@ -22,7 +27,10 @@ fn a_name_belongs_to_one_identity_while_its_stream_lives() {
     let taken = join(&census, "reviews-1", "thief").unwrap_err();
     assert_eq!(taken.holder, id("reviews"));
     let (new, _asked) = join(&census, "reviews-1", "reviews").unwrap();
-    assert!(asked.try_recv().is_err_and(|e| e == mpsc::error::TryRecvError::Disconnected), "the old stream ends");
+    assert!(
+        asked.try_recv().is_err_and(|e| e == mpsc::error::TryRecvError::Disconnected),
+        "the old stream ends"
+    );
     assert!(!census.is_latest(&old));
     census.leave(&old, Timestamp(2));
     assert!(census.holds(&new.name), "an old stream's end does not end the new one");

@@ -95,6 +95,11 @@ impl Running {
         }
     }
 
+    /// Ends the loop as it is: what a crash would leave, but for what was under way.
+    pub fn kill(&mut self) {
+        self.stop = None;
+    }
+
     /// Hands over the lead, writes what is left and ends the loop.
     pub async fn stop(mut self) -> Ended {
         if let Some(stop) = self.stop.take() {
@@ -144,8 +149,8 @@ async fn run(
                     resign_until = Some(Instant::now() + RESIGN_WITHIN);
                     inputs.push(Input::Resign);
                 }
-                // `Running` was dropped.
-                Err(_) => return this.finish(),
+                // `Running` was dropped, or killed.
+                Err(_) => return Ended::Stopped,
             },
             () = tokio::time::sleep_until(tick) => inputs.push(this.tick()),
             Some(report) = queues.reports.recv() => inputs.push(report),

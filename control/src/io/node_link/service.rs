@@ -53,6 +53,9 @@ impl Node for NodeService {
         let mut batches = request.into_inner();
         let mut parts = Parts::default();
         while let Some(batch) = batches.message().await? {
+            if self.handle.inbox().is_closed() {
+                return Err(Status::unavailable("the node is shutting down"));
+            }
             for message in parts.join(batch)? {
                 // Dropped if the loop is behind: Raft sends it again.
                 self.handle.inbox().message(from, message);

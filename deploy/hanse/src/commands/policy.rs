@@ -180,6 +180,9 @@ fn line(diagnostic: &Diagnostic) -> String {
         (line, column) => format!("{}:{line}:{column}", diagnostic.file),
     };
     let mut text = format!("{place}: {severity}[{}]: {}\n", diagnostic.code, diagnostic.message);
+    if !diagnostic.path.is_empty() {
+        text.push_str(&format!("   = at   {}\n", diagnostic.path));
+    }
     if !diagnostic.fix.is_empty() {
         text.push_str(&format!("   = fix  {}\n", diagnostic.fix));
     }
@@ -200,10 +203,11 @@ mod tests {
             line: 19,
             column: 13,
             fix: "did you mean reviews-v2?".into(),
+            path: "spec.rules[0]".into(),
         };
         assert_eq!(
             line(&diagnostic),
-            "canary.yaml:19:13: error[E4107]: no cluster exports shop/reviews-v9\n   = fix  did you mean reviews-v2?\n"
+            "canary.yaml:19:13: error[E4107]: no cluster exports shop/reviews-v9\n   = at   spec.rules[0]\n   = fix  did you mean reviews-v2?\n"
         );
         assert!(line(&Diagnostic { line: 0, ..diagnostic }).starts_with("canary.yaml: error"));
     }

@@ -47,6 +47,9 @@ pub enum DemoCommand {
     /// The relays between the clusters
     #[command(hide = true)]
     Wire(super::wire::Config),
+    /// Somebody who has stolen a workload's identity
+    #[command(hide = true)]
+    Thief(super::thief::Config),
     /// Keep a demo that was started with -d
     #[command(hide = true)]
     Supervise {

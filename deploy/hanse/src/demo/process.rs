@@ -401,7 +401,7 @@ mod tests {
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(supervisor.end_all().await, [deaf.key.clone()]);
+        assert_eq!(supervisor.end_all().await, std::slice::from_ref(&deaf.key));
         assert_eq!(supervisor.state(&paused.key).unwrap().state, ProcessState::Exited);
         assert_eq!(supervisor.state(&deaf.key).unwrap().state, ProcessState::Exited);
         assert!(supervisor.start(&paused).is_err(), "nothing is started while the demo ends");

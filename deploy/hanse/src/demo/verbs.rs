@@ -39,7 +39,7 @@ pub async fn run(global: &Global, command: DemoCommand) -> Outcome {
             keep::supervise(dir, spec).await?;
             Ok(Exit::Done)
         }
-        DemoCommand::App(_) | DemoCommand::Wire(_) => {
+        DemoCommand::App(_) | DemoCommand::Wire(_) | DemoCommand::Thief(_) => {
             unreachable!("the roles of the demo are started before this runtime")
         }
     }
@@ -82,16 +82,18 @@ async fn start_in(global: &Global, up: &UpArgs, spec: Spec, directory: &Path) ->
     let demo = Arc::new(Demo::start(directory, spec, &executable, &say).await?);
     let mut keeper = Keeper::listen(&demo)?;
     if up.verify {
-        let (demo, report) = tokio::select! {
-            report = super::verify::run(global, &demo) => (demo.clone(), report),
-            () = super::signals::terminated() => {
-                keeper.close().await;
-                keep::end(demo).await?;
-                return Err(Failure::new(Exit::Interrupted, "E1008", "interrupted"));
-            }
+        let report = tokio::select! {
+            report = super::verify::run(global, &demo) => Some(report),
+            () = super::signals::terminated() => None,
         };
         keeper.close().await;
-        return super::verify::finish(global, demo, report).await;
+        return match report {
+            Some(report) => super::verify::finish(global, demo, report).await,
+            None => {
+                keep::end(demo).await?;
+                Err(Failure::new(Exit::Interrupted, "E1008", "interrupted"))
+            }
+        };
     }
     say(&hints(directory, "Ctrl-C"));
     tokio::select! {

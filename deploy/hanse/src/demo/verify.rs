@@ -9,6 +9,7 @@ mod failover;
 mod policies;
 mod revocation;
 mod split;
+mod theft;
 mod trust;
 
 use std::sync::Arc;
@@ -163,6 +164,7 @@ async fn told(
     let failed = !verdict.ok;
     let step = step(global, number, name, started, verdict);
     if failed {
+        eprintln!("     evidence {}", step.evidence);
         show_warnings(demo);
         // What a step broke and did not mend would fail every later one.
         if let Err(error) = demo.heal(&[]).await {

@@ -29,10 +29,9 @@ use crate::runtime::worker::LocalExecutor;
 /// Another cluster that serves reviews, behind one gateway.
 struct Abroad {
     domain: Domain,
-    reviews: Sidecar,
-    app: App,
+    _reviews: Sidecar,
+    _app: App,
     gateway: FarGateway,
-    view: View,
 }
 
 /// A tunnel listener: CONNECT, to one endpoint whatever is asked for.
@@ -173,11 +172,10 @@ impl Abroad {
         let mut view = view(&[&domain]);
         add_peer(&mut view, "east", east);
         add_service(&mut view, "shop/reviews", &[domain.id("reviews")], Some(Export::Everyone));
-        let reviews =
-            Sidecar::start(Some(&domain.workload("reviews")), &["shop/reviews"], Some(app.address));
+        let reviews = Sidecar::start(Some(&domain.workload("reviews")), &["shop/reviews"], Some(app.address));
         reviews.publish(&view);
         let gateway = FarGateway::start(&domain, "gateway-1", &view, reviews.inbound).await;
-        Self { domain, reviews, app, gateway, view }
+        Self { domain, _reviews: reviews, _app: app, gateway }
     }
 
     /// Makes it a peer of the View's cluster, with a gateway that is reached at `tunnel`.
@@ -240,15 +238,12 @@ fn through_both_gateways_the_target_sees_the_callers_own_identity() {
         assert!(west.gateway.asked.borrow().len() <= crate::io::tunnel::TUNNELS_PER_CLUSTER);
 
         // The far cluster revokes its own workload: the inner connection goes, the tunnel stays.
-        let mut view = view;
         view.revocations.insert(revoke(&west.domain.id("reviews"), 3));
         view.revision.0 += 1;
         product.plane.put_in_force(Arc::new(view.clone())).await;
         let rows = product.plane.connections.rows(10);
         assert!(!rows.is_empty() && rows.iter().all(|row| row.side == Side::Tunnel), "{rows:?}");
         assert_eq!(product.get(REVIEWS).await.status, StatusCode::SERVICE_UNAVAILABLE);
-        west.app.kill();
-        drop(west.reviews);
     });
 }
 
@@ -263,11 +258,14 @@ fn a_gateway_that_refuses_is_not_asked_for_ever() {
         let product = Sidecar::start(Some(&east.workload("product")), &[], None);
         product.publish(&view);
         let answer = product.get(REVIEWS).await;
-        assert_eq!((answer.status, answer.header("x-hanse-reason")), (StatusCode::SERVICE_UNAVAILABLE, "unreachable"));
+        assert_eq!(
+            (answer.status, answer.header("x-hanse-reason")),
+            (StatusCode::SERVICE_UNAVAILABLE, "unreachable")
+        );
         assert!(west.gateway.asked.borrow().len() <= crate::attempt::MAX_ATTEMPTS as usize);
         west.gateway.answer.set(StatusCode::OK);
-        until("served once it is allowed", async || product.get(REVIEWS).await.status == StatusCode::OK).await;
-        drop(west.view);
+        until("served once it is allowed", async || product.get(REVIEWS).await.status == StatusCode::OK)
+            .await;
     });
 }
 
@@ -317,7 +315,11 @@ fn a_path_that_goes_dark_is_left_within_the_promise_and_found_again() {
             assert_eq!((answer.status, answer.header("x-hanse-cluster")), (StatusCode::OK, "west"));
             assert!(asked.elapsed() < Duration::from_millis(3500), "{:?}", asked.elapsed());
             if dark_since.elapsed() > Duration::from_millis(3500) {
-                assert!(asked.elapsed() < Duration::from_millis(500), "traffic has left: {:?}", asked.elapsed());
+                assert!(
+                    asked.elapsed() < Duration::from_millis(500),
+                    "traffic has left: {:?}",
+                    asked.elapsed()
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -326,8 +328,36 @@ fn a_path_that_goes_dark_is_left_within_the_promise_and_found_again() {
         // Back after the path is probed; the ramp then lets traffic return.
         until("a tunnel to north again", async || {
             let rows = product.plane.connections.rows(10);
-            rows.iter().any(|row| row.side == Side::Tunnel && row.cluster.as_ref() == Some(&north.domain.cluster()))
+            rows.iter()
+                .any(|row| row.side == Side::Tunnel && row.cluster.as_ref() == Some(&north.domain.cluster()))
         })
         .await;
+    });
+}
+
+#[test]
+fn where_the_only_path_is_known_to_be_dead_requests_fail_fast_and_say_so() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let west = Abroad::found("west.example", &east).await;
+        let wire = Wire::to(west.gateway.address).await;
+        let mut view = view(&[&east]);
+        west.join(&mut view, wire.address);
+        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        product.publish(&view);
+        assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
+        wire.dark.set(true);
+        let first = product.get(REVIEWS).await;
+        assert_eq!(first.status, StatusCode::SERVICE_UNAVAILABLE, "{first:?}");
+        let asked = Instant::now();
+        let next = product.get(REVIEWS).await;
+        assert_eq!(
+            (next.status, next.header("x-hanse-reason")),
+            (StatusCode::SERVICE_UNAVAILABLE, "unreachable")
+        );
+        assert_eq!(next.body, "unreachable: no path to cluster west\n");
+        assert!(asked.elapsed() < Duration::from_secs(3), "no dial of its own: {:?}", asked.elapsed());
+        wire.dark.set(false);
+        until("served again", async || product.get(REVIEWS).await.status == StatusCode::OK).await;
     });
 }

@@ -24,6 +24,7 @@ spec:
     distribute:
     - from: {from}
       to: {{ {from}: {share}, {to}: {rest} }}
+    returnAfter: {RETURN_AFTER_SECONDS}s
 ",
         rest = 100 - share
     )

@@ -44,10 +44,11 @@ impl Story<'_> {
         for (cluster, service) in [(&self.home, "details".to_owned()), (&self.away, only_in(&self.away))] {
             sides.push(self.side(cluster, &service).await?);
         }
+        let thief = self.thief().await?;
         tokio::time::sleep(BEFORE).await;
         let preview = connection.call(&RevokePreviewRequest { target: target.clone() }).await?;
         let note = "verify".to_owned();
-        let asked = Instant::now();
+        let (asked, asked_at) = (Instant::now(), crate::now());
         let request = RevokeRequest { target, reason: Reason::Hold, note };
         let revoked = revoke::commit(connection, &request).await?;
         let committed = asked.elapsed();
@@ -63,6 +64,11 @@ impl Story<'_> {
             lines.push(line.clone());
             evidence.insert(figures.0, figures.1);
         }
+        let (refused, line, figures) = thief.judge(asked_at, MAX_ENFORCEMENT)?;
+        ok &= refused;
+        lines.push(line);
+        evidence.insert("thief".to_owned(), figures);
+        drop(thief);
         let lift = connection.call(&RevokeLiftRequest { id: revoked.id.clone() }).await?;
         let restored = self.restored().await?;
         lines.push(format!("lifted, back after {} ms", ms(restored)));

@@ -10,7 +10,8 @@ use hanse_control::io::dial::{FixedIdentity, FixedTrust};
 use hanse_control::io::keys;
 use hanse_identity::tls::{Expect, IdentitySource, client_config};
 use hanse_identity::{
-    AuthorityCertificate, Authority, Bundle, Revocations, SpiffeId, Svid, Trust, TrustDomain, Usage,
+    Authority, AuthorityCertificate, Bundle, Evidence, NodeName, Registration, Revocations, Selector, SpiffeId,
+    Svid, Trust, TrustDomain, Usage, grant,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -187,7 +188,18 @@ fn stranger(domain: &TrustDomain) -> anyhow::Result<Svid> {
     let authority =
         Authority::create(domain, &"stranger".parse()?, key, keys::random_serial(), now, lifetime)?;
     let id = SpiffeId::workload(domain, "shop", "productpage")?;
-    let ticket = hanse_identity::grant::grant_member(domain, &Revocations::default(), &id, lifetime)?;
+    let agent: NodeName = "stranger".parse()?;
+    let selectors: std::collections::BTreeSet<_> = [Selector::Uid(0)].into();
+    let registration = Registration {
+        id: id.clone(),
+        agent: agent.clone(),
+        selectors: selectors.clone(),
+        services: Default::default(),
+        ttl_seconds: lifetime.as_secs(),
+        address: None,
+    };
+    let evidence = Evidence { agent, selectors };
+    let ticket = grant(domain, [&registration], &Revocations::default(), &evidence, &id)?;
     let key = keys::new_key_pair()?;
     let request = hanse_identity::issue::certificate_request(&key)?;
     let issued = hanse_identity::issue(ticket, &request, &authority, keys::random_serial(), now)?;

@@ -1,0 +1,270 @@
+//! Tests of the Watch stream, against control nodes that say what a test has them say.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use hanse_federation::wire::decode;
+use hanse_federation::{Locality, Revision};
+use hanse_identity::tls::{ClientAuth, server_config};
+use hanse_identity::{RevocationTarget, ServiceName};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tonic::server::{Grpc, StreamingService};
+
+use super::*;
+use crate::runtime::drain::drain;
+use crate::runtime::worker::LocalExecutor;
+use crate::sidecar::tests::world::{Domain, add_service, on_local_set, plane_of, revoke, view};
+
+/// One stream, as a control node has it.
+struct Session {
+    node: &'static str,
+    up: Streaming<pb::WatchUp>,
+    down: mpsc::Sender<Result<pb::WatchDown, Status>>,
+}
+
+/// Hands the stream to the test.
+struct Accept {
+    node: &'static str,
+    sessions: mpsc::Sender<Session>,
+}
+
+impl StreamingService<pb::WatchUp> for Accept {
+    type Response = pb::WatchDown;
+    type ResponseStream = ReceiverStream<Result<pb::WatchDown, Status>>;
+    type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<pb::WatchUp>>) -> Self::Future {
+        let (down, outgoing) = mpsc::channel(16);
+        let session = Session { node: self.node, up: request.into_inner(), down };
+        let sessions = self.sessions.clone();
+        Box::pin(async move {
+            sessions.send(session).await.map_err(|_| Status::unavailable("the test is over"))?;
+            Ok(tonic::Response::new(ReceiverStream::new(outgoing)))
+        })
+    }
+}
+
+/// A control node of that domain; its streams go to `sessions`.
+async fn control_node(domain: &Domain, node: &'static str, sessions: mpsc::Sender<Session>) -> SocketAddr {
+    let plane = plane_of(&domain.member(MemberRole::Node, node), &view(&[domain]));
+    let (trust, own): (Arc<dyn TrustSource>, Arc<dyn IdentitySource>) =
+        (Arc::clone(&plane.knowledge) as _, Arc::clone(&plane.credentials) as _);
+    let acceptor = tokio_rustls::TlsAcceptor::from(server_config(trust, own, ClientAuth::Required, &[b"h2"]));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let (acceptor, sessions) = (acceptor.clone(), sessions.clone());
+            tokio::task::spawn_local(async move {
+                let Ok(stream) = acceptor.accept(tcp).await else { return };
+                let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                    let accept = Accept { node, sessions: sessions.clone() };
+                    async move {
+                        let mut grpc = Grpc::new(tonic_prost::ProstCodec::default());
+                        Ok::<_, Infallible>(grpc.streaming(accept, request.map(tonic::body::Body::new)).await)
+                    }
+                });
+                let http = hyper::server::conn::http2::Builder::new(LocalExecutor);
+                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    address
+}
+
+impl Session {
+    async fn next(&mut self) -> watch_up::Message {
+        let next = tokio::time::timeout(Duration::from_secs(5), self.up.next()).await;
+        next.expect("a message in time").unwrap().unwrap().message.unwrap()
+    }
+
+    async fn hello(&mut self) -> pb::Hello {
+        match self.next().await {
+            watch_up::Message::Hello(hello) => hello,
+            other => panic!("expected Hello, not {other:?}"),
+        }
+    }
+
+    async fn announcement(&mut self) -> Announcement {
+        match self.next().await {
+            watch_up::Message::Announce(announce) => decode("announcement", &announce.announcement).unwrap(),
+            other => panic!("expected Announce, not {other:?}"),
+        }
+    }
+
+    async fn applied(&mut self) -> pb::Applied {
+        match self.next().await {
+            watch_up::Message::Applied(applied) => applied,
+            other => panic!("expected Applied, not {other:?}"),
+        }
+    }
+
+    async fn say(&self, message: watch_down::Message) {
+        self.down.send(Ok(pb::WatchDown { message: Some(message) })).await.unwrap();
+    }
+
+    async fn snapshot(&self, view: &View) {
+        let snapshot = pb::Snapshot { revision: view.revision.0, view: encode(view) };
+        self.say(watch_down::Message::Snapshot(snapshot)).await;
+    }
+
+    async fn changes(&self, revision: u64, changes: &[Change]) {
+        let changes = pb::Changes { revision, change: changes.iter().map(encode).collect() };
+        self.say(watch_down::Message::Changes(changes)).await;
+    }
+}
+
+struct Followed {
+    plane: Arc<Plane>,
+    east: Domain,
+    sessions: mpsc::Receiver<Session>,
+    announce: watch::Sender<Announce>,
+    view: View,
+}
+
+impl Followed {
+    async fn start() -> Self {
+        let east = Domain::new("east.example");
+        let (handed, sessions) = mpsc::channel(4);
+        let mut control = Vec::new();
+        for node in ["east-1", "east-2"] {
+            control.push(control_node(&east, node, handed.clone()).await.to_string());
+        }
+        let plane = Arc::new(Plane::new("reviews-1".parse().unwrap(), Locality::default()));
+        plane.credentials.install_bundles(vec![east.bundle()]);
+        plane.knowledge.refresh();
+        let (announce, announced) = watch::channel(Announce { ready: false, serves: Serves::Nothing });
+        let subscription = Subscription { kind: "proxy", control, announce: announced };
+        // The other half is kept by the task: the process never ends in these tests.
+        let (drain, stop) = drain();
+        let followed = follow(Arc::clone(&plane), subscription, stop);
+        tokio::task::spawn_local(async move {
+            followed.await;
+            drop(drain);
+        });
+        plane.credentials.install_svid(&east.workload("reviews")).unwrap();
+        let view = view(&[&east]);
+        Self { plane, east, sessions, announce, view }
+    }
+
+    async fn session(&mut self) -> Session {
+        let session = tokio::time::timeout(Duration::from_secs(10), self.sessions.recv()).await;
+        session.expect("somebody dials").unwrap()
+    }
+}
+
+#[test]
+fn a_view_comes_down_and_what_is_done_with_it_goes_up() {
+    on_local_set(async {
+        let mut followed = Followed::start().await;
+        let mut session = followed.session().await;
+        let hello = session.hello().await;
+        assert_eq!(
+            (hello.name.as_str(), hello.kind.as_str(), hello.from_revision),
+            ("reviews-1", "proxy", 0)
+        );
+        let first = session.announcement().await;
+        assert!(!first.ready);
+
+        followed.view.revision = Revision(7);
+        session.snapshot(&followed.view).await;
+        assert_eq!(session.applied().await.revision, 7);
+        assert_eq!(followed.plane.knowledge.now().revision(), Revision(7));
+
+        let revocation = revoke(&followed.east.id("product"), 8);
+        session.changes(8, &[Change::Revoked(revocation.clone())]).await;
+        assert_eq!(session.applied().await, pb::Applied { revision: 8, closed: Vec::new() });
+        let known = followed.plane.knowledge.now();
+        assert!(known.trust.revocations.get(&revocation.id).is_some(), "what is applied is in force");
+
+        followed.announce.send_modify(|announce| announce.ready = true);
+        let second = session.announcement().await;
+        assert!(second.ready && second.sequence > first.sequence);
+        assert_eq!(second.incarnation, first.incarnation);
+
+        let target = encode(&RevocationTarget::Identity(followed.east.id("product")));
+        session.say(watch_down::Message::Live(pb::LiveQuery { query: 5, target })).await;
+        let reply = session.next().await;
+        assert_eq!(reply, watch_up::Message::Live(pb::LiveReply { query: 5, connections: 0 }));
+    });
+}
+
+#[test]
+fn another_node_continues_where_the_first_left_off_and_a_view_never_goes_back() {
+    on_local_set(async {
+        let mut followed = Followed::start().await;
+        let mut session = followed.session().await;
+        followed.view.revision = Revision(7);
+        session.snapshot(&followed.view).await;
+        session.hello().await;
+        session.announcement().await;
+        session.applied().await;
+        let (first, link) = (session.node, followed.plane.knowledge.link());
+        assert!(link.connected);
+        drop(session);
+
+        let mut session = followed.session().await;
+        assert_ne!(session.node, first, "the other node is next");
+        assert_eq!(session.hello().await.from_revision, 7);
+        session.announcement().await;
+        // This node is behind: what it says of the past is passed over, until it has caught up.
+        let mut old = followed.view.clone();
+        old.revision = Revision(5);
+        add_service(&mut old, "shop/past", &[], None);
+        session.snapshot(&old).await;
+        session.changes(6, &[Change::ServiceGone("shop/past".parse().unwrap())]).await;
+        session.changes(8, &[]).await;
+        assert_eq!(session.applied().await.revision, 8);
+        let past: ServiceName = "shop/past".parse().unwrap();
+        assert!(!followed.plane.knowledge.view().unwrap().services.contains_key(&past));
+    });
+}
+
+#[test]
+fn what_cannot_be_read_makes_us_ask_for_everything_and_a_foreign_view_is_refused() {
+    on_local_set(async {
+        let mut followed = Followed::start().await;
+        let mut session = followed.session().await;
+        followed.view.revision = Revision(7);
+        session.snapshot(&followed.view).await;
+        session.hello().await;
+        session.announcement().await;
+        session.applied().await;
+        let unreadable = pb::Changes { revision: 8, change: vec![br#"{"fromTheFuture":1}"#.to_vec()] };
+        session.say(watch_down::Message::Changes(unreadable)).await;
+
+        let mut session = followed.session().await;
+        assert_eq!(session.hello().await.from_revision, 0, "the whole View, please");
+        let mut foreign = view(&[&Domain::new("west.example")]);
+        foreign.revision = Revision(99);
+        session.snapshot(&foreign).await;
+        followed.session().await;
+        assert_eq!(followed.plane.knowledge.now().revision(), Revision(7), "what we had is still in force");
+    });
+}
+
+#[test]
+fn who_is_no_node_of_our_domain_is_not_followed() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let (handed, mut sessions) = mpsc::channel(4);
+        // Same name, other authority; and a workload's SVID where a node's should be.
+        let impostor = control_node(&Domain::new("east.example"), "east-1", handed.clone()).await;
+        let plane = Arc::new(Plane::new("p".parse().unwrap(), Locality::default()));
+        plane.credentials.install_bundles(vec![east.bundle()]);
+        plane.credentials.install_svid(&east.workload("reviews")).unwrap();
+        plane.knowledge.refresh();
+        let mut follower = Follower { plane: Arc::clone(&plane), incarnation: 1, sequence: 0, resync: false };
+        let (_announce, announced) = watch::channel(Announce { ready: true, serves: Serves::Nothing });
+        let mut subscription = Subscription { kind: "proxy", control: Vec::new(), announce: announced };
+        let outcome = follower.session(&impostor.to_string(), 0, &mut subscription).await;
+        assert!(matches!(outcome, Err(SessionError::Unreachable(_))), "{outcome:?}");
+        assert!(sessions.try_recv().is_err());
+    });
+}

@@ -1,0 +1,340 @@
+//! Peer sessions: the leader of a cluster listens to a node of every joined cluster; what passes the import filter
+//! is committed, and only then acknowledged. As `control/io/peer_link` and `peer_serve` do it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hanse_control::command::{Command, Outcome};
+use hanse_control::node::Applied;
+use hanse_control::state::State;
+use hanse_federation::PeerFact;
+use hanse_federation::session::{self, Down, Up};
+use hanse_identity::{
+    Bundle, ClusterName, Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId, Timestamp,
+    TrustDomain,
+};
+
+use super::network::Party;
+use super::packet::{Arrival, Frame, Packet, StreamEnd};
+use super::propose::{Pending, Purpose};
+use super::watch::SILENT_MS;
+use super::{At, Bug, World};
+
+const HEARTBEAT_MS: u64 = 500;
+const REDIAL_MS: u64 = 300;
+/// Few, so that a retelling takes several messages and can break off in the middle.
+const FACTS_PER_MESSAGE: usize = 4;
+
+/// Our listening to one peer, on the node that leads.
+#[derive(Debug)]
+pub(crate) struct Link {
+    end: Option<StreamEnd>,
+    /// The invite that made the peer when the session was opened.
+    invite: String,
+    dial_at: u64,
+    turn: usize,
+    /// Came in while a batch is being committed.
+    held: VecDeque<(u64, Vec<PeerFact>)>,
+    /// Revision of the batch that is being committed.
+    committing: Option<u64>,
+}
+
+/// A session that a node serves.
+#[derive(Debug)]
+pub(crate) struct Export {
+    end: StreamEnd,
+    cluster: ClusterName,
+    /// What the peer has been told, and when something was said last.
+    told: Arc<State>,
+    said: u64,
+}
+
+impl World {
+    /// While a node leads it has a link to every peer.
+    pub(super) fn service_links(&mut self, at: At) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        if !running.leads {
+            return;
+        }
+        let state = running.state.clone();
+        running.links.retain(|cluster, _| state.view.peers.contains_key(cluster));
+        for (cluster, peer) in &state.view.peers {
+            let Some(running) = self.running(at) else { return };
+            let link = running.links.entry(cluster.clone()).or_insert_with(|| Link {
+                end: None,
+                invite: String::new(),
+                dial_at: now,
+                turn: 0,
+                held: VecDeque::new(),
+                committing: None,
+            });
+            let silent = link.end.as_ref().is_some_and(|end| now > end.heard + SILENT_MS);
+            if silent || link.invite != peer.record.invite {
+                link.close(now);
+            }
+            // A batch that is being committed first gets its outcome.
+            if link.end.is_none() && link.committing.is_none() && now >= link.dial_at {
+                self.dial_peer(at, cluster);
+            }
+        }
+    }
+
+    fn dial_peer(&mut self, at: At, cluster: &ClusterName) {
+        let stream = self.id();
+        let now = self.now;
+        let target = self.cluster_named(cluster.as_str());
+        let nodes = target.map_or(0, |t| self.clusters[t].nodes.len());
+        let Some(running) = self.running(at) else { return };
+        let state = running.state.clone();
+        let Some(peer) = state.view.peers.get(cluster) else { return };
+        let Some(link) = running.links.get_mut(cluster) else { return };
+        link.turn += 1;
+        let (Some(target), true) = (target, nodes > 0) else { return };
+        let to = Party::Node(target, link.turn % nodes);
+        let mut end = StreamEnd::new(stream, to, now);
+        let (_, packet) = end.next(Frame::Peer(state.view.cluster.clone(), session::resume(&state.view, cluster)));
+        link.invite = peer.record.invite.clone();
+        link.end = Some(end);
+        self.send(at.party(), to, packet);
+    }
+
+    /// The node leads no more. What it was about to commit may still be on its way to the new leader.
+    pub(super) fn drop_links(&mut self, at: At) {
+        let late = self.random.chance(500);
+        let Some(running) = self.running(at) else { return };
+        running.links.clear();
+        let facts = |_: &u64, p: &mut Pending| matches!(p.purpose, Purpose::PeerFacts(_));
+        let dropped: Vec<Pending> = running.pending.extract_if(.., facts).map(|(_, p)| p).collect();
+        let Some(leader) = running.leader.filter(|l| late && *l != at.index as u64 + 1) else { return };
+        for pending in dropped {
+            let to = Party::Node(at.cluster, leader as usize - 1);
+            self.send(at.party(), to, Packet::Forward { proposal: pending.proposal });
+        }
+    }
+
+    pub(super) fn peer_frame(&mut self, at: At, from: Party, stream: u64, sequence: u64, frame: Frame) {
+        let now = self.now;
+        if let Frame::Peer(cluster, Up::Resume { from: resumed, .. }) = &frame {
+            return self.serve_peer(at, from, stream, cluster.clone(), *resumed);
+        }
+        let Some(running) = self.running(at) else { return };
+        let export = running.exports.get_mut(&stream).map(|e| &mut e.end);
+        let link = running.links.values_mut().filter_map(|l| l.end.as_mut()).find(|end| end.id == stream);
+        let Some(end) = export.or(link) else {
+            return self.send(at.party(), from, Packet::Reset { stream });
+        };
+        match end.arrived(sequence, now) {
+            Arrival::Next => {}
+            Arrival::Repeated => return,
+            Arrival::Gap => {
+                self.send(at.party(), from, Packet::Reset { stream });
+                return self.peer_gone(at, stream);
+            }
+        }
+        if let Frame::Told(down) = frame {
+            let links = running.links.iter();
+            let of = links.filter(|(_, l)| l.end.as_ref().is_some_and(|e| e.id == stream)).map(|(c, _)| c.clone());
+            if let Some(cluster) = of.last() {
+                self.heard_peer(at, &cluster, down);
+            }
+        }
+    }
+
+    pub(super) fn peer_gone(&mut self, at: At, stream: u64) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        running.exports.remove(&stream);
+        for link in running.links.values_mut() {
+            if link.end.as_ref().is_some_and(|end| end.id == stream) {
+                link.close(now);
+            }
+        }
+    }
+
+    fn heard_peer(&mut self, at: At, cluster: &ClusterName, down: Down) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        let Some(link) = running.links.get_mut(cluster) else { return };
+        match down {
+            Down::Facts { facts, .. } if facts.is_empty() => {}
+            Down::Facts { revision, facts } => {
+                link.held.push_back((revision, facts));
+                self.commit_facts(at, cluster);
+            }
+            Down::Left => {
+                let only_invite = Some(link.invite.clone());
+                link.close(now);
+                let command = Command::PeerRemove { cluster: cluster.clone(), only_invite };
+                self.propose(at, String::new(), command, Purpose::Mesh);
+            }
+        }
+    }
+
+    /// One batch at a time: what comes in meanwhile is held.
+    fn commit_facts(&mut self, at: At, cluster: &ClusterName) {
+        let unfiltered = self.bug == Some(Bug::NoImportFilter);
+        let Some(running) = self.running(at) else { return };
+        let state = running.state.clone();
+        let Some(link) = running.links.get_mut(cluster) else { return };
+        if link.committing.is_some() {
+            return;
+        }
+        let Some((revision, mut facts)) = link.held.pop_front() else { return };
+        // What has come in together is committed together.
+        let mut last = revision;
+        for (revision, more) in link.held.drain(..) {
+            last = revision;
+            facts.extend(more);
+        }
+        let facts = if unfiltered { facts } else { session::admit(&state.view, cluster, facts).0 };
+        if facts.is_empty() {
+            return;
+        }
+        link.committing = Some(last);
+        let command = Command::PeerFacts { cluster: cluster.clone(), facts };
+        self.propose(at, String::new(), command, Purpose::PeerFacts(cluster.clone()));
+    }
+
+    pub(super) fn facts_committed(&mut self, at: At, cluster: &ClusterName, outcome: &Outcome) {
+        let now = self.now;
+        let own = self.clusters[at.cluster].name.clone();
+        let Some(link) = self.running(at).and_then(|r| r.links.get_mut(cluster)) else { return };
+        let Some(revision) = link.committing.take() else { return };
+        if outcome.result.is_err() {
+            return link.close(now);
+        }
+        if let Some(end) = &mut link.end {
+            let (to, packet) = end.next(Frame::Peer(own, Up::Applied { revision }));
+            self.send(at.party(), to, packet);
+        }
+        self.commit_facts(at, cluster);
+    }
+
+    fn serve_peer(&mut self, at: At, from: Party, stream: u64, cluster: ClusterName, resumed: u64) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        let state = running.state.clone();
+        if !state.view.peers.contains_key(&cluster) {
+            // A stranger's certificate: refused before a word is said.
+            return self.send(at.party(), from, Packet::Reset { stream });
+        }
+        let mut end = StreamEnd::new(stream, from, now);
+        end.arrived(1, now);
+        let missed = if resumed > 0 { Self::changes_since(running, resumed) } else { None };
+        let unchanged = missed.is_some_and(|missed| missed.iter().all(|a| a.changes.is_empty()));
+        let export = Export { end, cluster: cluster.clone(), told: state.clone(), said: now };
+        running.exports.insert(stream, export);
+        let facts = if unchanged { Vec::new() } else { self.everything(at, &state, &cluster) };
+        self.tell_peer(at, stream, state.view.revision.0, facts);
+    }
+
+    fn everything(&mut self, at: At, state: &State, cluster: &ClusterName) -> Vec<PeerFact> {
+        let mut facts = session::tell_all(&state.view, cluster);
+        let addresses = state.private.nodes.values().map(|n| n.peer_address.clone()).collect();
+        facts.insert(1, PeerFact::Endpoints(addresses));
+        if self.liars.contains(&at.cluster) {
+            let end = facts.len() - 1;
+            facts.splice(end..end, lies(&state.view.trust_domain));
+        }
+        facts
+    }
+
+    fn tell_peer(&mut self, at: At, stream: u64, revision: u64, facts: Vec<PeerFact>) {
+        let now = self.now;
+        let chunks: Vec<Vec<PeerFact>> = match facts.is_empty() {
+            true => vec![Vec::new()],
+            false => facts.chunks(FACTS_PER_MESSAGE).map(<[PeerFact]>::to_vec).collect(),
+        };
+        for facts in chunks {
+            let Some(export) = self.running(at).and_then(|r| r.exports.get_mut(&stream)) else { return };
+            export.said = now;
+            let (to, packet) = export.end.next(Frame::Told(Down::Facts { revision, facts }));
+            self.send(at.party(), to, packet);
+        }
+    }
+
+    /// The State has moved: every session that this node serves hears what is its business.
+    pub(super) fn tell_peers(&mut self, at: At, before: &Arc<State>, after: &Arc<State>, applied: &[Arc<Applied>]) {
+        let _ = before;
+        let lying = self.liars.contains(&at.cluster);
+        let Some(running) = self.running(at) else { return };
+        let streams: Vec<u64> = running.exports.keys().copied().collect();
+        for stream in streams {
+            let Some(export) = self.running(at).and_then(|r| r.exports.get_mut(&stream)) else { return };
+            let told = std::mem::replace(&mut export.told, after.clone());
+            let cluster = export.cluster.clone();
+            if applied.iter().any(|a| a.reset) {
+                let to = export.end.to;
+                self.send(at.party(), to, Packet::Reset { stream });
+                self.peer_gone(at, stream);
+                continue;
+            }
+            if !after.view.peers.contains_key(&cluster) {
+                let (to, packet) = export.end.next(Frame::Told(Down::Left));
+                self.send(at.party(), to, packet);
+                self.peer_gone(at, stream);
+                continue;
+            }
+            let changes: Vec<_> = applied.iter().flat_map(|a| a.changes.iter().cloned()).collect();
+            let mut facts = session::tell(&told.view, &after.view, &changes, &cluster);
+            if lying && !facts.is_empty() {
+                let end = facts.len() - 1;
+                facts.splice(end..end, lies(&after.view.trust_domain));
+            }
+            if !facts.is_empty() {
+                self.tell_peer(at, stream, after.view.revision.0, facts);
+            }
+        }
+    }
+
+    pub(super) fn service_exports(&mut self, at: At) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        running.exports.retain(|_, export| now <= export.said + 4 * SILENT_MS || now <= export.end.heard + 4 * SILENT_MS);
+        let due = running.exports.iter().filter(|(_, e)| now >= e.said + HEARTBEAT_MS);
+        let due: Vec<(u64, u64)> = due.map(|(stream, e)| (*stream, e.told.view.revision.0)).collect();
+        for (stream, revision) in due {
+            self.tell_peer(at, stream, revision, Vec::new());
+        }
+    }
+}
+
+impl Link {
+    fn close(&mut self, now: u64) {
+        if self.end.take().is_some() {
+            self.dial_at = now + REDIAL_MS;
+        }
+        self.held.clear();
+    }
+}
+
+/// What a cluster gone bad says about others: each of these has to be refused.
+fn lies(own: &TrustDomain) -> Vec<PeerFact> {
+    let victim: TrustDomain = if own.as_str() == "east.example" { "west.example" } else { "east.example" }
+        .parse()
+        .expect("a trust domain");
+    let id = SpiffeId::workload(&victim, "shop", "productpage").expect("labels");
+    let revocation = |origin: &TrustDomain| Revocation {
+        id: RevocationId { number: 1_000_000, origin: origin.clone() },
+        target: RevocationTarget::Identity(id.clone()),
+        reason: Reason::Hold,
+        note: "a lie".to_owned(),
+        actor: String::new(),
+        at: Timestamp(1),
+        expires: None,
+    };
+    let service: ServiceName = "shop/reviews".parse().expect("labels");
+    let summary = hanse_federation::catalog::ServiceSummary {
+        name: service,
+        identities: [id.clone()].into(),
+        localities: std::collections::BTreeMap::new(),
+    };
+    vec![
+        PeerFact::Revoked(revocation(&victim)),
+        PeerFact::Revoked(revocation(own)),
+        PeerFact::Unrevoked(RevocationId { number: 7, origin: victim.clone() }),
+        PeerFact::Bundle(Bundle { trust_domain: victim, sequence: 1_000_000, authorities: Vec::new() }),
+        PeerFact::Service(summary),
+    ]
+}

@@ -1,0 +1,316 @@
+//! Proxies and gateways as subscribers: a View folded from Changes, resumed by revision; announcements; an SVID.
+//!
+//! A sidecar also sends and takes requests, a gateway passes them on: see `traffic`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use hanse_control::node::Applied;
+use hanse_federation::catalog::{Announcement, Locality, Serves};
+use hanse_federation::choose::Ladder;
+use hanse_federation::health::Health;
+use hanse_federation::{Change, Revision, View};
+use hanse_identity::name::MemberRole;
+use hanse_identity::{ClusterName, NodeName, ServiceName, SpiffeId};
+
+use super::authorities::WorldSvid;
+use super::network::Party;
+use super::packet::{Arrival, Frame, Packet, StreamEnd};
+use super::traffic::{Connection, Request};
+use super::watch::SILENT_MS;
+use super::{Bug, Event, World};
+
+/// How often a proxy looks after its timers.
+const TIMER_MS: u64 = 500;
+/// First and longest pause before an announcement that had no effect is made again.
+const FIRST_AGAIN_MS: u64 = 1000;
+const LAST_AGAIN_MS: u64 = 8000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyKind {
+    Sidecar,
+    Gateway,
+}
+
+/// A proxy and its life; what is in `Life` goes with a crash.
+#[derive(Debug)]
+pub struct Proxy {
+    pub name: NodeName,
+    pub kind: ProxyKind,
+    pub identity: SpiffeId,
+    pub services: BTreeSet<ServiceName>,
+    /// Whether its app answers.
+    pub ready: bool,
+    pub(super) life: u64,
+    pub(super) running: Option<Life>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    pub(super) view: Option<View>,
+    pub(super) svid: Option<WorldSvid>,
+    pub(super) health: Health,
+    pub(super) ladders: BTreeMap<ServiceName, Ladder>,
+    pub(super) stream: Option<StreamEnd>,
+    /// The node that it asks next.
+    turn: usize,
+    sequence: u64,
+    /// What it has said last, on which stream.
+    said: Option<(u64, bool)>,
+    /// The stream on which it has asked for an SVID.
+    asked: Option<u64>,
+    /// Not heard of since: when it says so again, and the pause after that.
+    again: (u64, u64),
+    pub(super) connections: BTreeMap<u64, Connection>,
+    pub(super) requests: BTreeMap<u64, Request>,
+    /// Since it resumed, nothing but what was missed has come.
+    resumed: bool,
+    pub(super) probes: BTreeMap<u64, ClusterName>,
+}
+
+impl Proxy {
+    pub fn is_up(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub fn view(&self) -> Option<&View> {
+        self.running.as_ref().and_then(|life| life.view.as_ref())
+    }
+
+    pub fn connections(&self) -> usize {
+        self.running.as_ref().map_or(0, |life| life.connections.len())
+    }
+
+    pub(super) fn serves(&self, address: std::net::SocketAddr) -> Serves {
+        match self.kind {
+            ProxyKind::Gateway => Serves::Gateway { passthrough: address, tunnel: format!("{}.tunnels:15008", self.name) },
+            ProxyKind::Sidecar if self.services.is_empty() => Serves::Nothing,
+            ProxyKind::Sidecar => Serves::Services { services: self.services.clone(), inbound: address, weight: 100 },
+        }
+    }
+}
+
+impl World {
+    /// A sidecar with the identity of `account`; starts at once.
+    pub fn add_sidecar(&mut self, cluster: usize, name: &str, account: &str, services: &[ServiceName]) -> usize {
+        let trust_domain = &self.clusters[cluster].trust_domain;
+        let identity = SpiffeId::workload(trust_domain, "shop", account).expect("the account is a label");
+        self.add_proxy(cluster, name, ProxyKind::Sidecar, identity, services.iter().cloned().collect())
+    }
+
+    pub fn add_gateway(&mut self, cluster: usize, name: &str) -> usize {
+        let node: NodeName = name.parse().expect("a gateway's name is a label");
+        let identity = SpiffeId::member(&self.clusters[cluster].trust_domain, MemberRole::Gateway, &node);
+        self.add_proxy(cluster, name, ProxyKind::Gateway, identity, BTreeSet::new())
+    }
+
+    fn add_proxy(
+        &mut self,
+        cluster: usize,
+        name: &str,
+        kind: ProxyKind,
+        identity: SpiffeId,
+        services: BTreeSet<ServiceName>,
+    ) -> usize {
+        let name = name.parse().expect("a proxy's name is a label");
+        let proxy = Proxy { name, kind, identity, services, ready: true, life: 0, running: None };
+        self.clusters[cluster].proxies.push(proxy);
+        let index = self.clusters[cluster].proxies.len() - 1;
+        self.start_proxy(cluster, index);
+        index
+    }
+
+    pub fn start_proxy(&mut self, cluster: usize, index: usize) {
+        let turn = self.random.index(self.clusters[cluster].nodes.len());
+        let first = self.random.between(1, 50);
+        let proxy = &mut self.clusters[cluster].proxies[index];
+        if proxy.running.is_none() {
+            proxy.life += 1;
+            proxy.running = Some(Life { turn, ..Life::default() });
+            let life = proxy.life;
+            self.note(&[60, Party::Proxy(cluster, index).number()], || format!("proxy {cluster}/{} starts", index + 1));
+            self.after(first, Event::Proxy { cluster, index, life });
+        }
+    }
+
+    pub fn crash_proxy(&mut self, cluster: usize, index: usize) {
+        self.clusters[cluster].proxies[index].running = None;
+        self.note(&[61, Party::Proxy(cluster, index).number()], || format!("proxy {cluster}/{} crashes", index + 1));
+    }
+
+    pub(super) fn life_of(&mut self, cluster: usize, index: usize) -> Option<&mut Life> {
+        self.clusters[cluster].proxies[index].running.as_mut()
+    }
+
+    pub(super) fn proxy_timer(&mut self, cluster: usize, index: usize, life: u64) {
+        let proxy = &self.clusters[cluster].proxies[index];
+        if proxy.life != life || proxy.running.is_none() {
+            return;
+        }
+        self.after(TIMER_MS, Event::Proxy { cluster, index, life });
+        let now = self.now;
+        let Some(life) = self.life_of(cluster, index) else { return };
+        if life.stream.as_ref().is_some_and(|s| now > s.heard + SILENT_MS) {
+            life.stream = None;
+        }
+        if life.stream.is_none() {
+            self.dial_control(cluster, index);
+        } else {
+            self.speak(cluster, index);
+        }
+        self.probe_lost_paths(cluster, index);
+    }
+
+    fn dial_control(&mut self, cluster: usize, index: usize) {
+        let stream = self.id();
+        let (now, forgetful) = (self.now, self.bug == Some(Bug::SnapshotsGoBack));
+        let nodes = self.clusters[cluster].nodes.len();
+        let proxy = &mut self.clusters[cluster].proxies[index];
+        let (name, identity) = (proxy.name.clone(), proxy.identity.clone());
+        let Some(life) = &mut proxy.running else { return };
+        life.turn += 1;
+        let from = if forgetful { 0 } else { life.view.as_ref().map_or(0, |v| v.revision.0) };
+        life.resumed = from > 0;
+        let mut end = StreamEnd::new(stream, Party::Node(cluster, life.turn % nodes), now);
+        let (to, packet) = end.next(Frame::Hello { name, identity, from });
+        life.stream = Some(end);
+        self.send(Party::Proxy(cluster, index), to, packet);
+    }
+
+    /// What is due: an announcement, a wish for an SVID, a sign of life.
+    fn speak(&mut self, cluster: usize, index: usize) {
+        let (now, now_ms) = (self.clock(), self.now);
+        let incarnation = self.clusters[cluster].proxies[index].life;
+        let port = u16::try_from(index).unwrap_or(0) + 1;
+        let address = std::net::SocketAddr::from(([10, u8::try_from(cluster).unwrap_or(0), 0, 1], port));
+        let proxy = &mut self.clusters[cluster].proxies[index];
+        let (name, identity) = (proxy.name.clone(), proxy.identity.clone());
+        let (ready, serves) = (proxy.ready, proxy.serves(address));
+        let Some(life) = &mut proxy.running else { return };
+        let Some(view) = &life.view else { return };
+        let Some(end) = &mut life.stream else { return };
+        let mut frames = vec![Frame::InForce(view.revision.0)];
+        let known = match &serves {
+            Serves::Nothing => true,
+            Serves::Gateway { .. } => view.gateways.contains_key(&name),
+            Serves::Services { .. } => view.endpoints.contains_key(&name),
+        };
+        let revoked = view.revocations.of_identity(&identity).is_some();
+        let due = !known && now_ms >= life.again.0;
+        if revoked {
+            life.said = Some((end.id, ready));
+        } else if (life.said != Some((end.id, ready))) || due {
+            let pause = if due { (life.again.1 * 2).clamp(FIRST_AGAIN_MS, LAST_AGAIN_MS) } else { FIRST_AGAIN_MS };
+            life.again = (now_ms + pause, pause);
+            life.sequence += 1;
+            life.said = Some((end.id, ready));
+            let locality = Locality::default();
+            let sequence = life.sequence;
+            let announcement = Announcement { name, incarnation, sequence, locality, ready, serves };
+            frames.push(Frame::Announce(Box::new(announcement)));
+        }
+        let reconnected = life.asked != Some(end.id);
+        life.asked = Some(end.id);
+        let fresh = |svid: &WorldSvid| {
+            now.since(svid.facts.not_before) * 2 < svid.facts.not_after.since(svid.facts.not_before)
+        };
+        if reconnected || !life.svid.as_ref().is_some_and(fresh) {
+            frames.push(Frame::WantSvid);
+        }
+        for frame in frames {
+            let Some(end) = self.life_of(cluster, index).and_then(|l| l.stream.as_mut()) else { return };
+            let (to, packet) = end.next(frame);
+            self.send(Party::Proxy(cluster, index), to, packet);
+        }
+    }
+
+    pub(super) fn deliver_to_proxy(&mut self, cluster: usize, index: usize, from: Party, packet: Packet) {
+        let party = Party::Proxy(cluster, index);
+        let now = self.now;
+        let Some(life) = self.life_of(cluster, index) else { return self.refuse(party, from, &packet) };
+        match packet {
+            Packet::Frame { stream, sequence, frame } => {
+                let Some(end) = life.stream.as_mut().filter(|s| s.id == stream) else {
+                    return self.send(party, from, Packet::Reset { stream });
+                };
+                match end.arrived(sequence, now) {
+                    Arrival::Next => self.hear(cluster, index, frame),
+                    Arrival::Repeated => {}
+                    Arrival::Gap => life.stream = None,
+                }
+            }
+            Packet::Reset { stream } => {
+                if life.stream.as_ref().is_some_and(|s| s.id == stream) {
+                    life.stream = None;
+                }
+            }
+            Packet::Open(opening) => self.opened(cluster, index, *opening),
+            Packet::Answer { connection, answer } => self.answered(cluster, index, connection, answer),
+            Packet::Close { connection } => {
+                life.connections.remove(&connection);
+            }
+            Packet::Probe { probe } => self.send(party, from, Packet::ProbeAnswer { probe }),
+            Packet::ProbeAnswer { probe } => self.probed(cluster, index, probe),
+            _ => {}
+        }
+    }
+
+    fn hear(&mut self, cluster: usize, index: usize, frame: Frame) {
+        match frame {
+            Frame::Snapshot(view) => self.snapshot(cluster, index, &view),
+            Frame::Changes(applied) => self.changes(cluster, index, &applied),
+            Frame::Alive(revision) => {
+                let applied = Arc::new(Applied { revision, changes: Vec::new(), reset: false });
+                self.changes(cluster, index, &applied);
+            }
+            Frame::Svid(svid) => {
+                if let Some(life) = self.life_of(cluster, index) {
+                    life.svid = Some(*svid);
+                }
+            }
+            _ => {}
+        }
+        let announced = self.life_of(cluster, index).is_some_and(|l| l.said.map(|s| s.0) == l.stream.as_ref().map(|s| s.id));
+        if !announced {
+            self.speak(cluster, index);
+        }
+    }
+
+    fn snapshot(&mut self, cluster: usize, index: usize, view: &View) {
+        let backwards = self.bug == Some(Bug::SnapshotsGoBack);
+        let Some(life) = self.life_of(cluster, index) else { return };
+        let known = life.view.as_ref().map_or(0, |v| v.revision.0);
+        if view.revision.0 > known || backwards {
+            life.view = Some(view.clone());
+            self.new_view(cluster, index);
+        }
+    }
+
+    fn changes(&mut self, cluster: usize, index: usize, applied: &Applied) {
+        let careless = self.bug == Some(Bug::ResumeWithoutRevocations);
+        let Some(life) = self.life_of(cluster, index) else { return };
+        let Some(view) = &mut life.view else { return };
+        let mut changes = std::borrow::Cow::Borrowed(&applied.changes);
+        if careless && std::mem::take(&mut life.resumed) {
+            changes.to_mut().retain(|c| !matches!(c, Change::Revoked(_)));
+        }
+        if view.advance(Revision(applied.revision), &changes) {
+            self.new_view(cluster, index);
+        }
+    }
+
+    /// A newer View is in force: live connections are looked at again.
+    fn new_view(&mut self, cluster: usize, index: usize) {
+        let keep = self.bug == Some(Bug::ConnectionsKept);
+        let Some(life) = self.life_of(cluster, index) else { return };
+        let Some(revision) = life.view.as_ref().map(|v| v.revision.0) else { return };
+        self.note(&[62, Party::Proxy(cluster, index).number(), revision], || {
+            format!("proxy {cluster}/{} has {revision} in force", index + 1)
+        });
+        if !keep {
+            self.close_disbelieved(cluster, index);
+        }
+        let proxy = &self.clusters[cluster].proxies[index];
+        self.ledger.in_force(self.now, cluster, index, proxy);
+    }
+}

@@ -1,0 +1,235 @@
+//! A control node's subscribers: Changes from the ring or a snapshot, announcements, leases, and their SVIDs.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hanse_control::command::Command;
+use hanse_control::node::Applied;
+use hanse_federation::catalog::{Announcement, Serves, Session};
+use hanse_identity::{Evidence, NodeName, Selector, SpiffeId, grant};
+
+use super::authorities::WorldSvid;
+use super::control::Running;
+use super::network::Party;
+use super::packet::{Arrival, Frame, Packet, StreamEnd};
+use super::propose::Purpose;
+use super::{At, Event, World};
+
+/// How often a subscriber hears something, and how long its silence is borne.
+const ALIVE_MS: u64 = 1000;
+pub(super) const SILENT_MS: u64 = 2500;
+/// How long an announcement outlives its stream.
+const LEASE_MS: u64 = 2000;
+/// Missed revisions beyond which a snapshot is sent instead.
+const MOST_CHANGES: usize = 12;
+/// A starting node looks after what it held before, once there has been a leader for so long.
+const SWEEP_AFTER_MS: u64 = 5000;
+/// The leader looks after the endpoints of a node that it has not heard for so long.
+const NODE_LOST_MS: u64 = 10_000;
+
+/// A subscriber's stream.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    end: StreamEnd,
+    pub(super) name: NodeName,
+    identity: SpiffeId,
+    /// Up to which revision everything has been sent.
+    told: u64,
+    said: u64,
+    announced: Option<Session>,
+}
+
+impl World {
+    pub(super) fn watch_frame(&mut self, at: At, from: Party, stream: u64, sequence: u64, frame: Frame) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        if let Frame::Hello { name, identity, from: told } = &frame {
+            if sequence != 1 || running.watchers.contains_key(&stream) {
+                return;
+            }
+            let mut end = StreamEnd::new(stream, from, now);
+            end.arrived(1, now);
+            let (name, identity) = (name.clone(), identity.clone());
+            let watcher = Watcher { end, name, identity, told: *told, said: now, announced: None };
+            running.watchers.insert(stream, watcher);
+            return self.catch_up(at, stream);
+        }
+        let Some(watcher) = running.watchers.get_mut(&stream) else {
+            return self.send(at.party(), from, Packet::Reset { stream });
+        };
+        match watcher.end.arrived(sequence, now) {
+            Arrival::Next => {}
+            Arrival::Repeated => return,
+            Arrival::Gap => {
+                self.send(at.party(), from, Packet::Reset { stream });
+                return self.watch_gone(at, stream);
+            }
+        }
+        match frame {
+            Frame::Announce(announcement) => self.announced(at, stream, announcement),
+            Frame::WantSvid => self.issue(at, stream),
+            _ => {}
+        }
+    }
+
+    fn tell(&mut self, at: At, stream: u64, frame: Frame) {
+        let now = self.now;
+        let Some(watcher) = self.running(at).and_then(|r| r.watchers.get_mut(&stream)) else { return };
+        watcher.said = now;
+        let (to, packet) = watcher.end.next(frame);
+        self.send(at.party(), to, packet);
+    }
+
+    /// By Changes if they are still known, else by a snapshot. One that is ahead of us waits.
+    fn catch_up(&mut self, at: At, stream: u64) {
+        let Some(running) = self.running(at) else { return };
+        let revision = running.state.view.revision.0;
+        let Some(told) = running.watchers.get(&stream).map(|w| w.told) else { return };
+        if told > 0 && told >= revision {
+            return;
+        }
+        let missed = if told > 0 { Self::changes_since(running, told) } else { None };
+        match missed.filter(|missed| missed.len() <= MOST_CHANGES) {
+            Some(missed) => missed.iter().for_each(|one| self.tell_one(at, stream, one)),
+            None => {
+                let view = Arc::new(running.state.view.clone());
+                if let Some(watcher) = running.watchers.get_mut(&stream) {
+                    watcher.told = revision;
+                }
+                self.tell(at, stream, Frame::Snapshot(view));
+            }
+        }
+    }
+
+    fn tell_one(&mut self, at: At, stream: u64, applied: &Arc<Applied>) {
+        let Some(watcher) = self.running(at).and_then(|r| r.watchers.get_mut(&stream)) else { return };
+        if applied.revision <= watcher.told {
+            return;
+        }
+        watcher.told = applied.revision;
+        if !applied.changes.is_empty() {
+            self.tell(at, stream, Frame::Changes(applied.clone()));
+        }
+    }
+
+    pub(super) fn tell_watchers(&mut self, at: At, applied: &[Arc<Applied>]) {
+        let Some(running) = self.running(at) else { return };
+        let streams: Vec<u64> = running.watchers.keys().copied().collect();
+        let reset = applied.iter().any(|a| a.reset);
+        for stream in streams {
+            if reset {
+                self.catch_up(at, stream);
+            } else {
+                applied.iter().for_each(|one| self.tell_one(at, stream, one));
+            }
+        }
+    }
+
+    pub(super) fn service_watchers(&mut self, at: At) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        let silent = running.watchers.iter().filter(|(_, w)| now > w.end.heard + SILENT_MS);
+        let silent: Vec<u64> = silent.map(|(stream, _)| *stream).collect();
+        silent.into_iter().for_each(|stream| self.watch_gone(at, stream));
+        let Some(running) = self.running(at) else { return };
+        let due = running.watchers.iter().filter(|(_, w)| now >= w.said + ALIVE_MS);
+        let due: Vec<(u64, u64)> = due.map(|(stream, w)| (*stream, w.told)).collect();
+        for (stream, told) in due {
+            self.tell(at, stream, Frame::Alive(told));
+        }
+    }
+
+    /// The stream has ended: what it vouched for is withdrawn after a lease.
+    pub(super) fn watch_gone(&mut self, at: At, stream: u64) {
+        let life = self.life(at);
+        let Some(gone) = self.running(at).and_then(|r| r.watchers.remove(&stream)) else { return };
+        if let Some(session) = gone.announced {
+            self.after(LEASE_MS, Event::LeaseOver { at, life, name: gone.name, session });
+        }
+    }
+
+    pub(super) fn lease_over(&mut self, at: At, life: u64, name: &NodeName, session: Session) {
+        let Some(running) = self.running_in(at, life) else { return };
+        if !running.watchers.values().any(|w| w.name == *name) {
+            let command = Command::Withdraw { name: name.clone(), session };
+            self.propose(at, String::new(), command, Purpose::Mesh);
+        }
+    }
+
+    fn announced(&mut self, at: At, stream: u64, announcement: Box<Announcement>) {
+        let node = self.clusters[at.cluster].nodes[at.index].name.clone();
+        let Some(watcher) = self.running(at).and_then(|r| r.watchers.get_mut(&stream)) else { return };
+        let session = Session {
+            incarnation: announcement.incarnation,
+            sequence: announcement.sequence,
+            node: node.clone(),
+        };
+        watcher.announced = (announcement.serves != Serves::Nothing).then_some(session);
+        let identity = watcher.identity.clone();
+        let actor = identity.to_string();
+        self.propose(at, actor, Command::Announce { announcement, identity, node }, Purpose::Mesh);
+    }
+
+    /// Withdraws what was vouched for by a node that cannot do so itself any more.
+    pub(super) fn sweep(&mut self, at: At) {
+        let now = self.now;
+        let own = self.clusters[at.cluster].nodes[at.index].name.clone();
+        let names: Vec<NodeName> = self.clusters[at.cluster].nodes.iter().map(|n| n.name.clone()).collect();
+        let Some(running) = self.running(at) else { return };
+        let mut orphaned = BTreeSet::new();
+        if !running.swept && running.leader.is_some() && now >= running.leader_since + SWEEP_AFTER_MS {
+            running.swept = true;
+            orphaned.insert(own.clone());
+        }
+        if running.leads {
+            for (follower, heard) in &mut running.heard {
+                if now >= *heard + NODE_LOST_MS {
+                    *heard = now;
+                    orphaned.insert(names[*follower as usize - 1].clone());
+                }
+            }
+        }
+        if orphaned.is_empty() {
+            return;
+        }
+        for (name, session) in orphans(running, &orphaned, &own) {
+            let command = Command::Withdraw { name, session };
+            self.propose(at, String::new(), command, Purpose::Mesh);
+        }
+    }
+
+    /// What `control/io/issue` does: a ticket from `grant`, signed by this node's authority.
+    fn issue(&mut self, at: At, stream: u64) {
+        const LIFETIME: Duration = Duration::from_secs(12);
+        let Some(running) = self.running(at) else { return };
+        let Some(identity) = running.watchers.get(&stream).map(|w| w.identity.clone()) else { return };
+        let state = running.state.clone();
+        let evidence = Evidence {
+            agent: "host-1".parse().expect("a label"),
+            selectors: BTreeSet::from([Selector::Uid(1000)]),
+        };
+        let registrations = state.private.registrations.values();
+        let trust_domain = &state.view.trust_domain;
+        let ticket = grant(trust_domain, registrations, &state.view.revocations, &evidence, &identity);
+        let Ok(ticket) = ticket else { return };
+        let key = self.key_of(at, self.clusters[at.cluster].nodes[at.index].signing);
+        let serial = (u128::from(self.random.draw()) << 64) | u128::from(self.random.draw());
+        let svid = WorldSvid::new(ticket.id().clone(), serial, key, self.clock(), LIFETIME);
+        self.note(&[40, at.party().number()], || format!("{:?} issues {}", at.party(), svid.facts.id));
+        let revision = state.view.revision.0;
+        self.ledger.issued(self.now, at, revision, &svid);
+        self.tell(at, stream, Frame::Svid(Box::new(svid)));
+    }
+}
+
+fn orphans(running: &Running, nodes: &BTreeSet<NodeName>, own: &NodeName) -> Vec<(NodeName, Session)> {
+    let view = &running.state.view;
+    let endpoints = view.endpoints.values().map(|e| (&e.id, &e.session));
+    let gateways = view.gateways.values().map(|g| (&g.name, &g.session));
+    let held = |name: &NodeName| running.watchers.values().any(|w| w.name == *name);
+    let orphaned = |(name, session): &(&NodeName, &Session)| {
+        nodes.contains(&session.node) && (session.node != *own || !held(name))
+    };
+    endpoints.chain(gateways).filter(orphaned).map(|(name, session)| (name.clone(), session.clone())).collect()
+}
