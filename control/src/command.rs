@@ -6,8 +6,8 @@ use hanse_federation::join::Offer;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::token::Invite;
 use hanse_identity::{
-    AuthorityCertificate, ClusterName, NodeName, Reason, Registration, RevocationId,
-    RevocationTarget, ServiceName, SpiffeId, Timestamp,
+    AuthorityCertificate, ClusterName, NodeName, Reason, Registration, RevocationId, RevocationTarget,
+    ServiceName, SpiffeId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,33 +29,84 @@ pub struct Proposal {
 #[serde(rename_all = "camelCase")]
 pub enum Command {
     /// A proxy or gateway says what it serves. `identity` is from its verified SVID, `node` holds its stream.
-    Announce { announcement: Box<Announcement>, identity: SpiffeId, node: NodeName },
+    Announce {
+        announcement: Box<Announcement>,
+        identity: SpiffeId,
+        node: NodeName,
+    },
     /// The stream behind an announcement is gone and its lease is over. Void if a newer session was announced.
-    Withdraw { name: NodeName, session: Session },
-    Export { service: ServiceName, to: Export },
-    Unexport { service: ServiceName },
+    Withdraw {
+        name: NodeName,
+        session: Session,
+    },
+    Export {
+        service: ServiceName,
+        to: Export,
+    },
+    Unexport {
+        service: ServiceName,
+    },
     /// All or nothing. With `expected`, only if the View is still at that revision for these keys.
-    PolicyApply { documents: Vec<PolicyDocument> },
-    PolicyDelete { keys: Vec<PolicyKey> },
-    Revoke { target: RevocationTarget, reason: Reason, note: String, expires: Option<Timestamp> },
-    Lift { id: RevocationId },
+    PolicyApply {
+        documents: Vec<PolicyDocument>,
+    },
+    PolicyDelete {
+        keys: Vec<PolicyKey>,
+    },
+    Revoke {
+        target: RevocationTarget,
+        reason: Reason,
+        note: String,
+        expires: Option<Timestamp>,
+    },
+    Lift {
+        id: RevocationId,
+    },
     /// Entries that no valid certificate can match any more.
-    Lapse { ids: Vec<RevocationId> },
-    InviteCreate { invite: Invite },
+    Lapse {
+        ids: Vec<RevocationId>,
+    },
+    InviteCreate {
+        invite: Invite,
+    },
     /// A host proved an agent invite. Consumes it.
-    AgentJoin { invite: String, request_hash: String },
-    WorkloadRegister { registration: Registration },
-    WorkloadDelete { id: SpiffeId, agent: NodeName },
+    AgentJoin {
+        invite: String,
+        request_hash: String,
+    },
+    WorkloadRegister {
+        registration: Registration,
+    },
+    WorkloadDelete {
+        id: SpiffeId,
+        agent: NodeName,
+    },
     /// Inviter's commit: consumes the invite and makes the peer. The same request again answers the same.
-    PeerAccept { invite: String, request_hash: String, offer: Box<Offer> },
+    PeerAccept {
+        invite: String,
+        request_hash: String,
+        offer: Box<Offer>,
+    },
     /// Joiner's commit.
-    PeerAdd { invite: String, offer: Box<Offer> },
+    PeerAdd {
+        invite: String,
+        offer: Box<Offer>,
+    },
     /// Leave or evict; with `only_invite`, only if that invite made the peer (rollback of a join).
-    PeerRemove { cluster: ClusterName, only_invite: Option<String> },
+    PeerRemove {
+        cluster: ClusterName,
+        only_invite: Option<String>,
+    },
     /// What a peer told, after the import filter. `revision` is the peer's.
-    PeerFacts { cluster: ClusterName, facts: Vec<PeerFact> },
+    PeerFacts {
+        cluster: ClusterName,
+        facts: Vec<PeerFact>,
+    },
     /// A node publishes its authority's certificate into the cluster's bundle.
-    AuthorityPublish { node: NodeName, certificate: AuthorityCertificate },
+    AuthorityPublish {
+        node: NodeName,
+        certificate: AuthorityCertificate,
+    },
 }
 
 /// What applying answered.

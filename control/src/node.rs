@@ -12,8 +12,8 @@ use hanse_identity::Timestamp;
 
 use crate::command::{Outcome, Proposal};
 use crate::consensus::{
-    Batch, Committed, Disk, DiskError, Effects, Entry, Group, GroupError, Outgoing, ProposeRefusal, Recovered,
-    Snapshot, Timing,
+    Batch, Committed, Disk, DiskError, Effects, Entry, Group, GroupError, Outgoing, ProposeRefusal,
+    Recovered, Snapshot, Timing,
 };
 use crate::state::snapshot::{self, SnapshotError};
 use crate::state::{FOUNDING_INDEX, State};
@@ -79,18 +79,34 @@ pub enum Output {
     Store(Batch),
     Send(Outgoing),
     /// A proposal was applied. Every applied proposal is reported, whoever proposed it.
-    Reply { id: u64, outcome: Outcome },
+    Reply {
+        id: u64,
+        outcome: Outcome,
+    },
     /// A proposal was not taken; nothing of it will be applied because of this attempt.
-    Refused { id: u64, why: ProposeRefusal },
+    Refused {
+        id: u64,
+        why: ProposeRefusal,
+    },
     /// The State published with or before this may answer these reads.
-    ReadReady { ids: Vec<u64> },
-    Publish { state: Arc<State>, applied: Vec<Arc<Applied>> },
+    ReadReady {
+        ids: Vec<u64>,
+    },
+    Publish {
+        state: Arc<State>,
+        applied: Vec<Arc<Applied>>,
+    },
     /// To be run beside the loop, it takes its time; the result comes back as `SnapshotMade`.
     MakeSnapshot(SnapshotJob),
     /// Nobody else could tell that a message was dropped.
-    Dropped { from: u64, why: String },
+    Dropped {
+        from: u64,
+        why: String,
+    },
     /// The node cannot go on, and does nothing any more.
-    Stop { why: String },
+    Stop {
+        why: String,
+    },
 }
 
 /// The Changes of one revision, as they are published.

@@ -190,17 +190,23 @@ impl State {
     pub fn registrations_of(&self, id: &SpiffeId) -> impl Iterator<Item = &Registration> {
         let prefix = format!("{id} ");
         let from = prefix.clone();
-        self.private.registrations.range(from..).take_while(move |(key, _)| key.starts_with(&prefix)).map(|(_, r)| r)
+        self.private
+            .registrations
+            .range(from..)
+            .take_while(move |(key, _)| key.starts_with(&prefix))
+            .map(|(_, r)| r)
     }
 }
 
 /// What does not exist, with what it may have been meant to be.
-fn not_found<'n, T: std::fmt::Display + 'n>(kind: &str, name: &T, known: impl Iterator<Item = &'n T>) -> Refusal {
+fn not_found<'n, T: std::fmt::Display + 'n>(
+    kind: &str,
+    name: &T,
+    known: impl Iterator<Item = &'n T>,
+) -> Refusal {
     let wanted = name.to_string();
-    let mut near: Vec<(usize, String)> = known
-        .map(T::to_string)
-        .filter_map(|k| distance(&wanted, &k).map(|d| (d, k)))
-        .collect();
+    let mut near: Vec<(usize, String)> =
+        known.map(T::to_string).filter_map(|k| distance(&wanted, &k).map(|d| (d, k))).collect();
     near.sort();
     near.truncate(3);
     let names: Vec<String> = near.into_iter().map(|(_, name)| name).collect();

@@ -55,6 +55,10 @@ pub enum Bug {
     NoImportFilter,
     /// A proxy that resumes overlooks the revocations that it missed.
     ResumeWithoutRevocations,
+    /// An exporter tells from what it has applied, even if the importer has heard of newer things.
+    ExporterLags,
+    /// A farewell removes the peer whatever invite has made it since.
+    FarewellToAnyone,
     /// A retried proposal gets a new id.
     FreshProposalIds,
     /// A node signs with its new authority before the cluster has published it.

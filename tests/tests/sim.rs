@@ -114,6 +114,16 @@ fn revocations_forgotten_on_resume_are_found() {
 }
 
 #[test]
+fn an_exporter_that_lags_is_found() {
+    found(Bug::ExporterLags, 300, &["goes back"]);
+}
+
+#[test]
+fn a_farewell_to_anyone_is_found() {
+    found(Bug::FarewellToAnyone, 300, &["only one of", "reported as done"]);
+}
+
+#[test]
 fn fresh_ids_for_retries_are_found() {
     found(Bug::FreshProposalIds, 40, &["and again at"]);
 }

@@ -82,7 +82,10 @@ pub trait Disk: Send {
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.hard_state.is_none() && self.snapshot.is_none() && self.entries.is_empty() && self.drop_before.is_none()
+        self.hard_state.is_none()
+            && self.snapshot.is_none()
+            && self.entries.is_empty()
+            && self.drop_before.is_none()
     }
 
     /// The first thing that a member of a new group writes.
@@ -201,4 +204,3 @@ impl Snapshot {
         snapshot
     }
 }
-

@@ -27,7 +27,10 @@ impl Log {
         }
         for entry in &entries {
             if entry.index != index + 1 || entry.term < term {
-                return Err(format!("entry {} of term {} follows {index} of {term}", entry.index, entry.term));
+                return Err(format!(
+                    "entry {} of term {} follows {index} of {term}",
+                    entry.index, entry.term
+                ));
             }
             (index, term) = (entry.index, entry.term);
         }
@@ -115,7 +118,8 @@ impl raft::Storage for Log {
     ) -> raft::Result<Vec<eraftpb::Entry>> {
         let start = self.position(low).ok_or(raft::Error::Store(StorageError::Compacted))?;
         let count = usize::try_from(high.saturating_sub(low)).unwrap_or(usize::MAX);
-        let mut entries: Vec<_> = self.entries.range(start.min(self.entries.len())..).take(count).map(Entry::to_raft).collect();
+        let mut entries: Vec<_> =
+            self.entries.range(start.min(self.entries.len())..).take(count).map(Entry::to_raft).collect();
         raft::util::limit_size(&mut entries, max_size.into());
         Ok(entries)
     }

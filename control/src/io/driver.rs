@@ -270,7 +270,10 @@ fn founding_state(own: &NodeFile, nodes: &[NodeFile]) -> Result<State, StartErro
     for (position, node) in nodes.iter().enumerate() {
         let record = &node.record;
         if (&node.cluster, &node.trust_domain) != (&own.cluster, &own.trust_domain) {
-            return refuse(format!("{} is of cluster {} and {}", record.name, node.cluster, node.trust_domain));
+            return refuse(format!(
+                "{} is of cluster {} and {}",
+                record.name, node.cluster, node.trust_domain
+            ));
         }
         let clash = |other: &NodeFile| {
             let other = &other.record;
@@ -281,7 +284,10 @@ fn founding_state(own: &NodeFile, nodes: &[NodeFile]) -> Result<State, StartErro
         };
         if let Some(other) = nodes[..position].iter().find(|other| clash(other)) {
             let other = &other.record.name;
-            return refuse(format!("{} and {other} share a Raft id, name, address or authority", record.name));
+            return refuse(format!(
+                "{} and {other} share a Raft id, name, address or authority",
+                record.name
+            ));
         }
     }
     let records = nodes.iter().map(|n| n.record.clone()).collect();
@@ -291,7 +297,8 @@ fn founding_state(own: &NodeFile, nodes: &[NodeFile]) -> Result<State, StartErro
 fn check_owner(state: &State, own: &NodeFile) -> Result<(), StartError> {
     let record = state.private.nodes.get(&own.record.raft_id);
     let found = record.map_or_else(|| "nobody".to_owned(), |r| r.name.to_string());
-    let same = record.is_some_and(|r| r.name == own.record.name && r.authority.key_id == own.record.authority.key_id);
+    let same = record
+        .is_some_and(|r| r.name == own.record.name && r.authority.key_id == own.record.authority.key_id);
     if same && state.view.cluster == own.cluster {
         return Ok(());
     }
@@ -345,7 +352,11 @@ impl Handle {
     }
 
     /// The same, for a proposal that was drawn up elsewhere, within a given time.
-    pub async fn propose_until(&self, proposal: Arc<Proposal>, within: Duration) -> Result<Outcome, ProposeError> {
+    pub async fn propose_until(
+        &self,
+        proposal: Arc<Proposal>,
+        within: Duration,
+    ) -> Result<Outcome, ProposeError> {
         let bytes = serde_json::to_vec(&*proposal).map_or(usize::MAX, |json| json.len());
         if bytes > node::MAX_PROPOSAL_BYTES {
             return Err(ProposeError::TooLarge(bytes));

@@ -262,7 +262,9 @@ pub fn new_key_pair() -> Result<KeyPair, rcgen::Error> {
 /// Fills an array from the operating system's random source.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).expect("the system's random source does not fail once it has been seeded");
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .expect("the system's random source does not fail once it has been seeded");
     bytes
 }
 

@@ -106,7 +106,8 @@ impl NodeLinks {
 
     /// Asks a node what its own subscribers are at.
     pub async fn call_census(&self, to: u64, query: Document, within: Duration) -> Result<Document, Status> {
-        let mut client = self.client(to).ok_or_else(|| Status::unavailable("there is no link to that node"))?;
+        let mut client =
+            self.client(to).ok_or_else(|| Status::unavailable("there is no link to that node"))?;
         let mut request = Request::new(query);
         request.set_timeout(within);
         match tokio::time::timeout(within, client.census(request)).await {

@@ -55,7 +55,8 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Self, DiskError> {
         let path = dir.join(STORE_FILE);
         let told = |e: &dyn std::fmt::Display| DiskError::Open(format!("{}: {e}", path.display()));
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(|e| told(&e))?;
         let opened = Self::database(|| Database::builder().create_file(file)).map_err(|e| at(&path, e))?;
         sync_directory(dir).map_err(|e| told(&e))?;
@@ -71,7 +72,9 @@ impl Store {
         // A damaged file may trip an assertion in redb: that is damage too, not a crash.
         let database = match catch_unwind(AssertUnwindSafe(open)) {
             Ok(Ok(database)) => database,
-            Ok(Err(e @ redb::DatabaseError::DatabaseAlreadyOpen)) => return Err(DiskError::Open(e.to_string())),
+            Ok(Err(e @ redb::DatabaseError::DatabaseAlreadyOpen)) => {
+                return Err(DiskError::Open(e.to_string()));
+            }
             Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(e))))
                 if e.kind() != std::io::ErrorKind::InvalidData =>
             {

@@ -36,11 +36,26 @@ impl Chance {
 /// What is under way in the World, by the time at which it arrives.
 #[derive(Debug)]
 enum Event {
-    Message { from: u64, to: u64, bytes: Vec<u8>, snapshot: bool },
+    Message {
+        from: u64,
+        to: u64,
+        bytes: Vec<u8>,
+        snapshot: bool,
+    },
     /// The disk has finished writing: what follows the store may be performed.
-    Stored { node: u64, life: u64, outputs: Vec<Output> },
-    Made { node: u64, life: u64, job: SnapshotJob },
-    Restart { node: u64 },
+    Stored {
+        node: u64,
+        life: u64,
+        outputs: Vec<Output>,
+    },
+    Made {
+        node: u64,
+        life: u64,
+        job: SnapshotJob,
+    },
+    Restart {
+        node: u64,
+    },
 }
 
 /// One machine: its disk outlives the node that runs on it.
@@ -106,7 +121,11 @@ fn record(raft_id: u64) -> NodeRecord {
 }
 
 fn founded(nodes: u64) -> State {
-    State::founded("east".parse().unwrap(), "east.example".parse().unwrap(), (1..=nodes).map(record).collect())
+    State::founded(
+        "east".parse().unwrap(),
+        "east.example".parse().unwrap(),
+        (1..=nodes).map(record).collect(),
+    )
 }
 
 /// Which of a handful of policies a write touches; two writers often touch the same one.
@@ -172,7 +191,10 @@ impl World {
         machine.node = Some(node);
         self.run(id);
         let applied = self.machines[&id].node.as_ref().unwrap().applied;
-        assert!(self.machines[&id].busy || applied >= commit, "what was stored as committed is applied at once");
+        assert!(
+            self.machines[&id].busy || applied >= commit,
+            "what was stored as committed is applied at once"
+        );
     }
 
     fn crash(&mut self, id: u64) {
@@ -271,7 +293,9 @@ impl World {
         let mut message = Message::default();
         message.merge_from_bytes(bytes).unwrap();
         let kept = |held: &crate::consensus::Recovered| match message.get_msg_type() {
-            MessageType::MsgRequestVote => (held.hard_state.term, held.hard_state.vote) == (message.term, from),
+            MessageType::MsgRequestVote => {
+                (held.hard_state.term, held.hard_state.vote) == (message.term, from)
+            }
             MessageType::MsgRequestVoteResponse if !message.reject => {
                 (held.hard_state.term, held.hard_state.vote) == (message.term, message.to)
             }
@@ -279,8 +303,11 @@ impl World {
                 held.entries.last().map_or(held.before.0, |e| e.index) >= message.index
                     && held.hard_state.term >= message.term
             }
-            _ => held.hard_state.term >= message.term || message.get_msg_type() == MessageType::MsgRequestPreVote
-                || message.get_msg_type() == MessageType::MsgRequestPreVoteResponse,
+            _ => {
+                held.hard_state.term >= message.term
+                    || message.get_msg_type() == MessageType::MsgRequestPreVote
+                    || message.get_msg_type() == MessageType::MsgRequestPreVoteResponse
+            }
         };
         let disk = &self.machines[&from].disk;
         assert_eq!(disk.look(kept), Some(true), "node {from} says what it has not stored: {message:?}");
@@ -293,7 +320,11 @@ impl World {
             // The link tells the node some of the time.
             if message.snapshot || self.chance.one_in(4) {
                 let to = message.to;
-                let told = if message.snapshot { Input::SnapshotSent { to, ok: false } } else { Input::Unreachable { to } };
+                let told = if message.snapshot {
+                    Input::SnapshotSent { to, ok: false }
+                } else {
+                    Input::Unreachable { to }
+                };
                 self.machines.get_mut(&from).unwrap().inbox.push(told);
             }
             return;
@@ -350,10 +381,14 @@ impl World {
         let id = self.next_id;
         let key = policy(self.chance.next());
         let command = match self.chance.one_in(3) {
-            true => Command::PolicyDelete { keys: vec![PolicyKey { kind: PolicyKind::HttpRoute, name: key }] },
+            true => {
+                Command::PolicyDelete { keys: vec![PolicyKey { kind: PolicyKind::HttpRoute, name: key }] }
+            }
             false => {
                 let spec = hanse_federation::policy::document::PolicySpec::HttpRoute(Default::default());
-                Command::PolicyApply { documents: vec![PolicyDocument { name: key, created: Timestamp(0), spec }] }
+                Command::PolicyApply {
+                    documents: vec![PolicyDocument { name: key, created: Timestamp(0), spec }],
+                }
             }
         };
         let proposal = Arc::new(Proposal { id, now: self.now, actor: "test".into(), command });
@@ -507,7 +542,8 @@ fn storms_break_no_promise() {
             world.calm();
             world
         });
-        let world = end.unwrap_or_else(|_| panic!("seed {seed} fails; replay it alone with HANSE_SEED={seed}"));
+        let world =
+            end.unwrap_or_else(|_| panic!("seed {seed} fails; replay it alone with HANSE_SEED={seed}"));
         reads += world.reads_served;
         snapshots += world.snapshots_installed;
         crashes += world.crashes;
@@ -641,7 +677,11 @@ fn messages_that_no_member_sends_change_nothing() {
 #[test]
 fn an_entry_that_cannot_be_read_stops_the_node() {
     let mut recovered = recover(&mut MemoryDisk::new(), || founded(1)).unwrap();
-    recovered.entries.push(Entry { index: 2, term: 1, data: b"{\"id\":1,\"command\":\"fly\"}".to_vec().into() });
+    recovered.entries.push(Entry {
+        index: 2,
+        term: 1,
+        data: b"{\"id\":1,\"command\":\"fly\"}".to_vec().into(),
+    });
     recovered.hard_state.commit = 2;
     let config =
         Config { raft_id: 1, timing: Timing::default(), seed: 3, snapshot_every: 1000, snapshot_margin: 5 };

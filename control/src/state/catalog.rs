@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hanse_federation::catalog::{Announcement, Endpoint, Export, Gateway, Serves, Service, Session};
 use hanse_federation::Change;
+use hanse_federation::catalog::{Announcement, Endpoint, Export, Gateway, Serves, Service, Session};
 use hanse_identity::name::MemberRole;
 use hanse_identity::{NodeName, Registration, ServiceName, SpiffeId};
 
@@ -64,7 +64,10 @@ impl State {
             Serves::Gateway { passthrough, tunnel } => {
                 let wanted = SpiffeId::member(here, MemberRole::Gateway, &said.name);
                 if *identity != wanted {
-                    return Err(Refusal::NotAllowed(format!("gateway {} must be {wanted}, not {identity}", said.name)));
+                    return Err(Refusal::NotAllowed(format!(
+                        "gateway {} must be {wanted}, not {identity}",
+                        said.name
+                    )));
                 }
                 check_host_port("the tunnel address", tunnel)?;
                 let before = self.view.gateways.get(&said.name);
@@ -88,14 +91,23 @@ impl State {
     }
 
     /// Whether a newer announcement of that life is known. A name that is taken by another identity is refused.
-    fn is_stale_endpoint(&self, name: &NodeName, identity: &SpiffeId, session: &Session) -> Result<bool, Refusal> {
+    fn is_stale_endpoint(
+        &self,
+        name: &NodeName,
+        identity: &SpiffeId,
+        session: &Session,
+    ) -> Result<bool, Refusal> {
         let Some(before) = self.view.endpoints.get(name) else { return Ok(false) };
         if before.identity != *identity {
             let owner = &before.identity;
-            return Err(Refusal::NotAllowed(format!("the name {name} is taken by {owner}, {identity} may not have it")));
+            return Err(Refusal::NotAllowed(format!(
+                "the name {name} is taken by {owner}, {identity} may not have it"
+            )));
         }
         if before.session.is_of_registration() {
-            return Err(Refusal::NotAllowed(format!("the name {name} is of {identity} as it is registered, with an address")));
+            return Err(Refusal::NotAllowed(format!(
+                "the name {name} is of {identity} as it is registered, with an address"
+            )));
         }
         Ok(is_stale(&before.session, session))
     }
@@ -235,7 +247,10 @@ impl State {
         }
         match new.id.as_member() {
             None if new.id.path().starts_with("/hanse") => {
-                return Err(Refusal::NotAllowed(format!("{} is below /hanse, which is the mesh's own", new.id)));
+                return Err(Refusal::NotAllowed(format!(
+                    "{} is below /hanse, which is the mesh's own",
+                    new.id
+                )));
             }
             Some((MemberRole::Gateway, _)) if new.services.is_empty() => {}
             Some((MemberRole::Gateway, _)) => {
@@ -243,7 +258,10 @@ impl State {
             }
             Some((role, _)) => {
                 let role = role.as_str();
-                return Err(Refusal::NotAllowed(format!("{} is a member ({role}), it cannot be registered", new.id)));
+                return Err(Refusal::NotAllowed(format!(
+                    "{} is a member ({role}), it cannot be registered",
+                    new.id
+                )));
             }
             None if new.id.path().is_empty() => {
                 return Err(Refusal::Invalid("a workload's SPIFFE ID has a path".into()));
@@ -254,7 +272,9 @@ impl State {
             return Err(Refusal::Invalid("a registration needs at least one selector".into()));
         }
         if new.selectors.len().max(new.services.len()) > MAX_PER_REGISTRATION {
-            return Err(Refusal::Limit(format!("{MAX_PER_REGISTRATION} selectors and services per registration")));
+            return Err(Refusal::Limit(format!(
+                "{MAX_PER_REGISTRATION} selectors and services per registration"
+            )));
         }
         // The agent need not have joined: a host may be prepared before it is switched on.
         Ok(())
@@ -295,7 +315,9 @@ impl State {
             let Some(entry) = self.view.services.get(service) else { continue };
             let mut entry = entry.clone();
             entry.identities.remove(id);
-            let kept = !entry.identities.is_empty() || entry.export.is_some() || endpoints_left.contains_key(service);
+            let kept = !entry.identities.is_empty()
+                || entry.export.is_some()
+                || endpoints_left.contains_key(service);
             changes.push(match kept {
                 true => Change::ServicePut(entry),
                 false => Change::ServiceGone(service.clone()),
@@ -327,8 +349,8 @@ fn is_stale(known: &Session, said: &Session) -> bool {
 
 pub(super) fn check_host_port(what: &str, address: &str) -> Result<(), Refusal> {
     let fits = address.len() <= 255
-        && address.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0)
-        });
+        && address
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0));
     if fits { Ok(()) } else { Err(Refusal::Invalid(format!("{what} {address:?} is not HOST:PORT"))) }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use hanse_federation::join::{self, Offer};
 use hanse_federation::change::PeerRecord;
+use hanse_federation::join::{self, Offer};
 use hanse_federation::session::MAX_IMPORTED_SERVICES;
 use hanse_federation::{Change, PeerFact};
 use hanse_identity::name::MemberRole;
@@ -29,7 +29,10 @@ impl State {
             };
         }
         if invite.expires <= now {
-            return Err(Refusal::Invalid(format!("the invite would expire at {}, which has passed", invite.expires)));
+            return Err(Refusal::Invalid(format!(
+                "the invite would expire at {}, which has passed",
+                invite.expires
+            )));
         }
         if invite.id.is_empty() || invite.id.len() > 255 || invite.public_key.len() > MAX_TEXT_BYTES {
             return Err(Refusal::Invalid("the invite's id or key is empty or too long".into()));
@@ -53,9 +56,10 @@ impl State {
         match &invite.used_by {
             Some(by) if by == request_hash => Ok((invite, true)),
             Some(_) => Err(Refusal::Precondition(format!("invite {id} has been used; ask for a new token"))),
-            None if invite.expires <= now => {
-                Err(Refusal::Precondition(format!("invite {id} expired at {}; ask for a new token", invite.expires)))
-            }
+            None if invite.expires <= now => Err(Refusal::Precondition(format!(
+                "invite {id} expired at {}; ask for a new token",
+                invite.expires
+            ))),
             None => Ok((invite, false)),
         }
     }
@@ -86,7 +90,13 @@ impl State {
         Ok((Answer::Done, Vec::new()))
     }
 
-    pub(super) fn peer_accept(&mut self, id: &str, request_hash: &str, offer: &Offer, now: Timestamp) -> Decision {
+    pub(super) fn peer_accept(
+        &mut self,
+        id: &str,
+        request_hash: &str,
+        offer: &Offer,
+        now: Timestamp,
+    ) -> Decision {
         let (invite, used) = self.usable(id, request_hash, now)?;
         if invite.admits != Admits::Cluster(offer.cluster.clone()) {
             return Err(Refusal::NotAllowed(format!("invite {id} does not admit cluster {}", offer.cluster)));
@@ -120,7 +130,10 @@ impl State {
             return Err(Refusal::Precondition(format!("trust domain {taken} is that of {by}")));
         }
         if offer.bundle.trust_domain != offer.trust_domain || offer.bundle.authorities.is_empty() {
-            return Err(Refusal::Invalid(format!("the offer's bundle is not that of {}", offer.trust_domain)));
+            return Err(Refusal::Invalid(format!(
+                "the offer's bundle is not that of {}",
+                offer.trust_domain
+            )));
         }
         bounded("peers", self.view.peers.len(), MAX_PEERS)?;
         let record = join::record(offer, invite, now);
@@ -185,7 +198,8 @@ fn speaks_of_itself(peer: &PeerRecord, fact: &PeerFact) -> bool {
         PeerFact::Gateways(gateways) => {
             gateways.len() <= MAX_PEER_GATEWAYS
                 && gateways.iter().all(|g| {
-                    g.identity.is_member(own, MemberRole::Gateway) && check_host_port("tunnel", &g.tunnel).is_ok()
+                    g.identity.is_member(own, MemberRole::Gateway)
+                        && check_host_port("tunnel", &g.tunnel).is_ok()
                 })
         }
         PeerFact::Bundle(bundle) => bundle.trust_domain == *own && !bundle.authorities.is_empty(),
@@ -204,7 +218,9 @@ fn speaks_of_itself(peer: &PeerRecord, fact: &PeerFact) -> bool {
 fn check_endpoints(endpoints: &[String]) -> Result<(), Refusal> {
     if endpoints.is_empty() || endpoints.len() > MAX_PEER_ENDPOINTS {
         let told = endpoints.len();
-        return Err(Refusal::Invalid(format!("a peer names 1 to {MAX_PEER_ENDPOINTS} endpoints, not {told}")));
+        return Err(Refusal::Invalid(format!(
+            "a peer names 1 to {MAX_PEER_ENDPOINTS} endpoints, not {told}"
+        )));
     }
     endpoints.iter().try_for_each(|e| check_host_port("the peer's endpoint", e))
 }

@@ -66,10 +66,14 @@ impl State {
         let expires = match target {
             RevocationTarget::Serial(_) => match (reason, expires) {
                 (Reason::Hold, _) => {
-                    return Err(Refusal::Invalid("a hold is for an identity, a certificate is revoked for good".into()));
+                    return Err(Refusal::Invalid(
+                        "a hold is for an identity, a certificate is revoked for good".into(),
+                    ));
                 }
                 (_, Some(at)) if at <= proposal.now => {
-                    return Err(Refusal::Invalid(format!("the revocation would lapse at {at}, which has passed")));
+                    return Err(Refusal::Invalid(format!(
+                        "the revocation would lapse at {at}, which has passed"
+                    )));
                 }
                 (_, at) => at,
             },
@@ -120,7 +124,9 @@ impl State {
             return Err(Refusal::NotAllowed(format!("{id} was ordered by {}; lift it there", id.origin)));
         }
         if !revocation.can_be_lifted() {
-            return Err(Refusal::Precondition(format!("{id} is no hold on an identity; it cannot be lifted")));
+            return Err(Refusal::Precondition(format!(
+                "{id} is no hold on an identity; it cannot be lifted"
+            )));
         }
         let mut changes = vec![Change::Unrevoked(id.clone())];
         let still = |r: &hanse_identity::Revocation| r.id != *id && r.target == revocation.target;

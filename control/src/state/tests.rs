@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use hanse_federation::PeerFact;
 use hanse_federation::catalog::{
     Announcement, Export, GatewaySummary, Locality, Serves, ServiceSummary, Session,
 };
-use hanse_federation::PeerFact;
 use hanse_federation::join::Offer;
 use hanse_federation::policy::document::{BackendPolicy, HttpRoute, PolicySpec};
 use hanse_federation::policy::{PolicyDocument, PolicyKey, PolicyKind};
@@ -36,7 +36,8 @@ impl Log {
     fn run(&mut self, command: Command) -> (Result<Answer, Refusal>, Vec<Change>) {
         self.index += 1;
         let id = 1_000 + self.index;
-        let proposal = Proposal { id, now: self.now, actor: "spiffe://east.example/hanse/admin/a".into(), command };
+        let proposal =
+            Proposal { id, now: self.now, actor: "spiffe://east.example/hanse/admin/a".into(), command };
         let before = self.state.clone();
         let (outcome, changes) = self.state.apply(self.index, &proposal);
         assert_eq!(outcome.revision, self.index);
@@ -242,7 +243,11 @@ fn summary(cluster: &str) -> GatewaySummary {
 }
 
 fn accept(invite: &str, hash: &str, cluster: &str) -> Command {
-    Command::PeerAccept { invite: invite.into(), request_hash: hash.into(), offer: Box::new(offer_of(cluster)) }
+    Command::PeerAccept {
+        invite: invite.into(),
+        request_hash: hash.into(),
+        offer: Box::new(offer_of(cluster)),
+    }
 }
 
 fn add(invite: &str, cluster: &str) -> Command {
@@ -369,7 +374,12 @@ fn announcements_are_checked() {
     log.done(register(REVIEWS, "host-1", &["shop/reviews"]));
     log.done(register(RATINGS, "host-1", &["shop/ratings"]));
     log.not_allowed(announce("reviews-1", REVIEWS, (1, 1), &["shop/reviews", "shop/ratings"]));
-    log.not_allowed(announce("reviews-1", "spiffe://west.example/ns/shop/sa/reviews", (1, 1), &["shop/reviews"]));
+    log.not_allowed(announce(
+        "reviews-1",
+        "spiffe://west.example/ns/shop/sa/reviews",
+        (1, 1),
+        &["shop/reviews"],
+    ));
     let none = Serves::Services {
         services: services(&["shop/reviews"]),
         inbound: "127.0.0.1:9000".parse().unwrap(),
@@ -541,7 +551,8 @@ fn an_agent_joins_once_per_invite() {
     log.already(Command::InviteCreate { invite: made.clone() });
     let another = Invite { public_key: "other".into(), ..made };
     log.precondition(Command::InviteCreate { invite: another });
-    let join = |invite: &str, hash: &str| Command::AgentJoin { invite: invite.into(), request_hash: hash.into() };
+    let join =
+        |invite: &str, hash: &str| Command::AgentJoin { invite: invite.into(), request_hash: hash.into() };
     log.not_found(join("i-9", "h"));
     log.done(join("i-1", "h"));
     assert_eq!(log.state.private.agents[&name("host-1")].id, id("spiffe://east.example/hanse/agent/host-1"));
@@ -576,7 +587,8 @@ fn invites_are_checked_and_forgotten_in_time() {
     }
     log.limit(Command::InviteCreate { invite: invite("one-more", Admits::Cluster(west())) });
     log.now = NOW + Duration::from_secs(600) + peers::INVITE_GRACE;
-    let fresh = Invite { expires: log.now + Duration::from_secs(1), ..invite("fresh", Admits::Cluster(west())) };
+    let fresh =
+        Invite { expires: log.now + Duration::from_secs(1), ..invite("fresh", Admits::Cluster(west())) };
     log.done(Command::InviteCreate { invite: fresh });
     assert_eq!(log.state.private.invites.len(), 1);
 }
@@ -674,7 +686,9 @@ fn a_peer_speaks_only_of_itself() {
     assert_eq!(view.peers[&west()].synced, 17);
     assert_eq!(view.bundles[&td("east.example")].sequence, 1);
     assert!(view.revocations.of_identity(&id(REVIEWS)).is_none());
-    assert!(view.peers[&west()].services[&service("shop/reviews")].identities.iter().all(|i| *i != id(REVIEWS)));
+    assert!(
+        view.peers[&west()].services[&service("shop/reviews")].identities.iter().all(|i| *i != id(REVIEWS))
+    );
     log.not_allowed(Command::Lift { id: RevocationId { number: 5, origin: td("west.example") } });
 }
 

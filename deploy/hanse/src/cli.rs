@@ -168,7 +168,9 @@ pub enum ClusterCommand {
     #[command(subcommand)]
     Token(ClusterTokenCommand),
     /// Join the cluster that made the token; both sides commit, or neither
-    #[command(after_help = "Example:\n  hanse cluster token create --for west --context east | hanse cluster join --token-file - --context west")]
+    #[command(
+        after_help = "Example:\n  hanse cluster token create --for west --context east | hanse cluster join --token-file - --context west"
+    )]
     Join {
         /// File with the token; - is standard input
         #[arg(long)]
@@ -185,9 +187,7 @@ pub enum ClusterCommand {
         name: Option<hanse_identity::ClusterName>,
     },
     /// Leave a joined cluster: both forget each other
-    Leave {
-        name: hanse_identity::ClusterName,
-    },
+    Leave { name: hanse_identity::ClusterName },
 }
 
 #[derive(Debug, Subcommand)]
@@ -451,7 +451,10 @@ mod tests {
         assert!(matches!(verbs(&["hanse", "agent", "list"]), Ok(Command::Agent(a)) if a.verb.is_some()));
         assert!(matches!(verbs(&["hanse", "proxy", "list"]), Ok(Command::Proxy(p)) if p.verb.is_some()));
         assert!(verbs(&["hanse", "agent", "token", "create", "host-1"]).is_ok());
-        assert!(verbs(&["hanse", "agent"]).is_err() || matches!(verbs(&["hanse", "agent"]), Ok(Command::Agent(a)) if a.config.is_none()));
+        assert!(
+            verbs(&["hanse", "agent"]).is_err()
+                || matches!(verbs(&["hanse", "agent"]), Ok(Command::Agent(a)) if a.config.is_none())
+        );
     }
 
     #[test]

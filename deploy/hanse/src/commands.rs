@@ -42,7 +42,9 @@ pub fn confirm(global: &Global, word: &str) -> Result<(), Failure> {
         return Ok(());
     }
     if global.no_input || !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("this needs confirmation, and nobody can be asked here").fix("--yes confirms"));
+        return Err(
+            Failure::usage("this needs confirmation, and nobody can be asked here").fix("--yes confirms")
+        );
     }
     eprint!("  type {word} to continue: ");
     let _ = std::io::stderr().flush();

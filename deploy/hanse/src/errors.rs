@@ -24,7 +24,10 @@ pub enum Exit {
 /// The table, as `hanse help exit-codes` prints it.
 pub const TABLE: [(u8, &str); 14] = [
     (0, "done, nothing to complain about"),
-    (1, "the command worked and the answer is \"no\": a check failed, a file is invalid, a step did not hold"),
+    (
+        1,
+        "the command worked and the answer is \"no\": a check failed, a file is invalid, a step did not hold",
+    ),
     (2, "bad command line"),
     (3, "control plane unreachable: refused, name not found, pinned root does not match"),
     (4, "not authenticated, or not allowed"),

@@ -109,7 +109,8 @@ fn help(global: &Global, topic: &[String]) -> Outcome {
     let mut found = &mut command;
     for word in topic {
         found = found.find_subcommand_mut(word).ok_or_else(|| {
-            Failure::usage(format!("there is no command or topic {word:?}")).fix("hanse --help; hanse help exit-codes")
+            Failure::usage(format!("there is no command or topic {word:?}"))
+                .fix("hanse --help; hanse help exit-codes")
         })?;
     }
     output::data(&format!("{}\n", found.render_long_help().ansi()));

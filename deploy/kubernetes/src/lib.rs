@@ -104,7 +104,8 @@ mod tests {
         });
         let applied = commands(&object, Event::Applied).unwrap();
         let [Command::PolicyApply { documents }] = applied.as_slice() else { panic!("{applied:?}") };
-        assert_eq!(documents[0].key().to_string_for_humans(), "HTTPRoute shop/reviews");
+        let key = documents[0].key();
+        assert_eq!(format!("{} {}", key.kind, key.name), "HTTPRoute shop/reviews");
         let deleted = commands(&object, Event::Deleted).unwrap();
         assert_eq!(deleted, vec![Command::PolicyDelete { keys: vec![documents[0].key()] }]);
     }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hanse_control::command::Command;
+use hanse_control::command::{Command, Outcome};
 use hanse_control::consensus::{Batch, Recovered, Timing};
 use hanse_control::node::{self, Applied, Config, Input, Node, Output};
 use hanse_control::state::{NodeRecord, State};
@@ -64,6 +64,8 @@ pub(crate) struct Running {
     pub(super) swept: bool,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) forwarded: BTreeMap<u64, Party>,
+    /// Outcomes that wait until this node has applied them, too, and until when.
+    pub(super) answered: Vec<(u64, Outcome, u64)>,
     pub(super) reads: BTreeMap<u64, ReadPurpose>,
     pub(super) watchers: BTreeMap<u64, Watcher>,
     pub(super) exports: BTreeMap<u64, Export>,
@@ -147,6 +149,7 @@ impl World {
             swept: false,
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
+            answered: Vec::new(),
             reads: BTreeMap::new(),
             watchers: BTreeMap::new(),
             exports: BTreeMap::new(),
@@ -258,6 +261,7 @@ impl World {
             running.busy = true;
             self.perform(at, outputs);
             self.role_changed(at);
+            self.finish_answered(at);
             if let Some(running) = self.running(at) {
                 running.busy = false;
             }
@@ -430,6 +434,7 @@ impl World {
             return;
         }
         self.after(SERVICE_MS, Event::Service { at, life });
+        self.finish_answered(at);
         self.retry_proposals(at);
         self.service_watchers(at);
         self.service_exports(at);

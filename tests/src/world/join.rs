@@ -124,7 +124,8 @@ impl World {
             Some(Ok(outcome)) if outcome.result.is_ok() => self.joins[task].invited = true,
             None if order.is_some() => {}
             _ => {
-                let expires = self.clock() + Duration::from_secs(3600);
+                // The same on every attempt: one that got no answer may have been done.
+                let expires = super::EPOCH + Duration::from_secs(86_400);
                 let invite = Invite {
                     id: invite.clone(),
                     admits: Admits::Cluster(self.clusters[joiner].name.clone()),

@@ -274,12 +274,13 @@ impl Book {
         wrong
     }
 
-    /// What a peer told of itself does not go back, unless it tells everything anew.
+    /// What a peer told of itself does not go back: a revocation would be forgotten that way.
     fn goes_back(&self, change: &Change) -> Option<String> {
         let Change::PeerFact(cluster, fact) = change else { return None };
         let peer = self.truth.peers.get(cluster)?;
         match fact {
-            PeerFact::Synced(told) if *told < peer.synced && peer.retelling.is_none() => {
+            // Nobody restores a backup here, so a retelling has no reason to go back either.
+            PeerFact::Synced(told) if *told < peer.synced => {
                 Some(format!("what {cluster} told goes back from {} to {told}", peer.synced))
             }
             PeerFact::Bundle(bundle) => {

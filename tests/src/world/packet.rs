@@ -51,7 +51,7 @@ pub(crate) enum Frame {
     // A proxy's watch, upwards.
     Hello { name: NodeName, identity: SpiffeId, from: u64 },
     Announce(Box<Announcement>),
-    InForce(u64),
+    InForce,
     WantSvid,
     // A proxy's watch, downwards.
     Snapshot(Arc<View>),

@@ -16,7 +16,7 @@ use hanse_identity::{
 
 use super::network::Party;
 use super::packet::{Arrival, Frame, Packet, StreamEnd};
-use super::propose::{Pending, Purpose};
+use super::propose::{Pending, Purpose, ReadPurpose};
 use super::watch::SILENT_MS;
 use super::{At, Bug, World};
 
@@ -116,7 +116,12 @@ impl World {
     pub(super) fn peer_frame(&mut self, at: At, from: Party, stream: u64, sequence: u64, frame: Frame) {
         let now = self.now;
         if let Frame::Peer(cluster, Up::Resume { from: resumed, .. }) = &frame {
-            return self.serve_peer(at, from, stream, cluster.clone(), *resumed);
+            let (cluster, resumed) = (cluster.clone(), *resumed);
+            if self.bug == Some(Bug::ExporterLags) {
+                return self.serve_peer(at, from, stream, cluster, resumed);
+            }
+            // A node that is behind its own cluster would take back what the peer has heard from another one.
+            return self.ask_read(at, ReadPurpose::ServePeer { from, stream, cluster, resumed });
         }
         let Some(running) = self.running(at) else { return };
         let export = running.exports.get_mut(&stream).map(|e| &mut e.end);
@@ -153,7 +158,7 @@ impl World {
     }
 
     fn heard_peer(&mut self, at: At, cluster: &ClusterName, down: Down) {
-        let now = self.now;
+        let (now, forgetful) = (self.now, self.bug == Some(Bug::FarewellToAnyone));
         let Some(running) = self.running(at) else { return };
         let Some(link) = running.links.get_mut(cluster) else { return };
         match down {
@@ -163,7 +168,7 @@ impl World {
                 self.commit_facts(at, cluster);
             }
             Down::Left => {
-                let only_invite = Some(link.invite.clone());
+                let only_invite = (!forgetful).then(|| link.invite.clone());
                 link.close(now);
                 let command = Command::PeerRemove { cluster: cluster.clone(), only_invite };
                 self.propose(at, String::new(), command, Purpose::Mesh);
@@ -211,7 +216,7 @@ impl World {
         self.commit_facts(at, cluster);
     }
 
-    fn serve_peer(&mut self, at: At, from: Party, stream: u64, cluster: ClusterName, resumed: u64) {
+    pub(super) fn serve_peer(&mut self, at: At, from: Party, stream: u64, cluster: ClusterName, resumed: u64) {
         let now = self.now;
         let Some(running) = self.running(at) else { return };
         let state = running.state.clone();

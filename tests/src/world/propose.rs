@@ -16,6 +16,8 @@ use hanse_identity::ClusterName;
 const ATTEMPT_MS: u64 = 1000;
 /// An operator's request is given up after that.
 const OPERATOR_DEADLINE_MS: u64 = 5000;
+/// How long a node that has forwarded a write waits until it has applied it, too.
+const OWN_COPY_MS: u64 = 1000;
 
 /// A write that has no outcome yet, on the node that took it.
 #[derive(Debug)]
@@ -46,6 +48,7 @@ pub(crate) enum Purpose {
 pub(crate) enum ReadPurpose {
     Operator(u64),
     JoinStart { task: usize, run: u64 },
+    ServePeer { from: Party, stream: u64, cluster: ClusterName, resumed: u64 },
     JoinAsked(Box<super::join::Question>),
 }
 
@@ -97,6 +100,9 @@ impl World {
         match purpose {
             ReadPurpose::Operator(reading) => self.read_answered(at, reading),
             ReadPurpose::JoinStart { task, run } => self.join_begin(at, task, run),
+            ReadPurpose::ServePeer { from, stream, cluster, resumed } => {
+                self.serve_peer(at, from, stream, cluster, resumed);
+            }
             ReadPurpose::JoinAsked(question) => self.join_answer(at, *question),
         }
     }
@@ -162,13 +168,15 @@ impl World {
         let now = self.now;
         let Some(running) = self.running(at) else { return };
         let leader = running.leader;
+        let answered: Vec<u64> = running.answered.iter().map(|(id, ..)| *id).collect();
         let due = |p: &Pending| match p.tried {
             None => leader.is_some(),
             Some(tried) => now >= tried + ATTEMPT_MS || (leader.is_some() && leader != p.asked),
         };
-        let due: Vec<u64> = running.pending.iter().filter(|(_, p)| due(p)).map(|(id, _)| *id).collect();
-        let given_up = running.pending.extract_if(.., |_, p| {
-            matches!(p.purpose, Purpose::Operator(_)) && now >= p.began + OPERATOR_DEADLINE_MS
+        let due = running.pending.iter().filter(|(id, p)| due(p) && !answered.contains(id));
+        let due: Vec<u64> = due.map(|(id, _)| *id).collect();
+        let given_up = running.pending.extract_if(.., |id, p| {
+            !answered.contains(id) && matches!(p.purpose, Purpose::Operator(_)) && now >= p.began + OPERATOR_DEADLINE_MS
         });
         let given_up: Vec<Purpose> = given_up.map(|(_, p)| p.purpose).collect();
         for purpose in given_up {
@@ -213,7 +221,10 @@ impl World {
 
     pub(super) fn forward_answered(&mut self, at: At, id: u64, outcome: Option<Outcome>) {
         match outcome {
-            Some(outcome) => self.finish(at, id, outcome),
+            Some(outcome) => {
+                self.answered_proposal(at, id, outcome);
+                self.finish_answered(at);
+            }
             None => self.try_later(at, id),
         }
     }
@@ -239,7 +250,26 @@ impl World {
         if let Some(from) = self.running(at).and_then(|r| r.forwarded.remove(&id)) {
             self.send(at.party(), from, Packet::Forwarded { id, outcome: Some(outcome.clone()) });
         }
-        self.finish(at, id, outcome);
+        self.answered_proposal(at, id, outcome);
+    }
+
+    fn answered_proposal(&mut self, at: At, id: u64, outcome: Outcome) {
+        let until = self.now + OWN_COPY_MS;
+        if let Some(running) = self.running(at).filter(|r| r.pending.contains_key(&id)) {
+            running.answered.push((id, outcome, until));
+        }
+    }
+
+    /// Whoever gets an outcome finds it in the State of the node that he asked, unless that lags too far.
+    pub(super) fn finish_answered(&mut self, at: At) {
+        let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        let revision = running.state.view.revision.0;
+        let ready = running.answered.extract_if(.., |(_, o, until)| o.revision <= revision || *until <= now);
+        let ready: Vec<_> = ready.collect();
+        for (id, outcome, _) in ready {
+            self.finish(at, id, outcome);
+        }
     }
 
     fn finish(&mut self, at: At, id: u64, outcome: Outcome) {

@@ -189,7 +189,7 @@ impl World {
         let Some(life) = &mut proxy.running else { return };
         let Some(view) = &life.view else { return };
         let Some(end) = &mut life.stream else { return };
-        let mut frames = vec![Frame::InForce(view.revision.0)];
+        let mut frames = vec![Frame::InForce];
         let known = match &serves {
             Serves::Nothing => true,
             Serves::Gateway { .. } => view.gateways.contains_key(&name),

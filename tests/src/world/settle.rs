@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hanse_control::command::Command;
 use hanse_control::state::State;
 use hanse_federation::view::PeerState;
 use hanse_federation::{PeerFact, View, session};
@@ -32,6 +33,19 @@ impl World {
         }
         for task in 0..self.joins.len() {
             self.join_again(task);
+        }
+        self.leave_again();
+    }
+
+    /// An operator whose removal of a peer got no answer orders it again.
+    fn leave_again(&mut self) {
+        let unanswered = self.operations.values_mut().filter_map(|o| {
+            let open = matches!(o.end, Some(Err(_))) && matches!(o.command, Command::PeerRemove { .. });
+            open.then_some((o.cluster, o.command.clone()))
+        });
+        let unanswered: BTreeMap<usize, Command> = unanswered.collect();
+        for (cluster, command) in unanswered {
+            self.order(cluster, "admin", command);
         }
     }
 

@@ -149,7 +149,10 @@ impl World {
                 let at = self.any_node();
                 self.rotate_authority(at);
             }
-            97..99 => self.some_join(),
+            97 => self.some_join(),
+            98 => self.some_lie_or_leave(),
+            // Those who have just left often come back.
+            _ if self.operations.values().any(|o| matches!(o.command, Command::PeerRemove { .. })) => self.some_join(),
             _ => self.some_lie_or_leave(),
         }
     }
@@ -299,8 +302,8 @@ impl World {
         let pair = |j: &super::join::JoinTask| {
             (j.inviter, j.joiner) == (inviter, joiner) || (j.inviter, j.joiner) == (joiner, inviter)
         };
-        let busy = self.joins.iter().any(|j| pair(j) && j.end.is_none()) || self.has_left(inviter, joiner);
-        if inviter != joiner && !busy && self.joins.len() < 4 {
+        let busy = self.joins.iter().any(|j| pair(j) && j.end.is_none()) || self.is_leaving();
+        if inviter != joiner && !busy && self.joins.len() < 5 {
             let task = self.join(inviter, joiner);
             self.joins[task].give_up = self.random.chance(300);
         }
@@ -325,6 +328,12 @@ impl World {
             let cluster = self.clusters[other].name.clone();
             self.order(from, "admin", Command::PeerRemove { cluster, only_invite: None });
         }
+    }
+
+    /// Whether it is not certain of every removal of a peer that it has been done, or has not.
+    fn is_leaving(&self) -> bool {
+        let removes = |o: &super::Operation| matches!(o.command, Command::PeerRemove { .. });
+        self.operations.values().any(|o| removes(o) && !matches!(o.end, Some(Ok(_))))
     }
 
     /// Whether an operator has ever told one of the two to forget the other.

@@ -311,7 +311,7 @@ impl World {
         let here = Party::Proxy(cluster, index);
         let Some(life) = self.life_of(cluster, index) else { return };
         let Some(view) = &life.view else { return };
-        let gone = |svid: &WorldSvid| matches!(svid.check(view, now), Err(why) if why != Disbelief::Expired);
+        let gone = |svid: &WorldSvid| svid.check(view, now).is_err();
         let all = life.svid.as_ref().is_some_and(gone);
         let closed: Vec<(u64, Connection)> =
             life.connections.extract_if(.., |_, c| all || gone(&c.other)).collect();

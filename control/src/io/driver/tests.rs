@@ -77,7 +77,9 @@ impl Transport for MeshLink {
     fn forward(&self, to: u64, proposal: Arc<Proposal>, within: Duration) -> Forwarding {
         let target = self.mesh.get(to);
         Box::pin(async move {
-            let Some(target) = target else { return Err(ForwardError::Unreachable("it is not there".into())) };
+            let Some(target) = target else {
+                return Err(ForwardError::Unreachable("it is not there".into()));
+            };
             match target.propose_here(proposal, within).await {
                 Attempt::Applied(outcome) => Ok(outcome),
                 Attempt::NotLeader => Err(ForwardError::NotLeader),
@@ -178,8 +180,7 @@ async fn what_is_too_large_is_refused_at_the_door() {
     let (handle, _running) = in_memory(node_file(1)).unwrap();
     let note = "n".repeat(node::MAX_PROPOSAL_BYTES);
     let target = hanse_identity::RevocationTarget::Identity("spiffe://east.example/x".parse().unwrap());
-    let command =
-        Command::Revoke { target, reason: hanse_identity::Reason::Hold, note, expires: None };
+    let command = Command::Revoke { target, reason: hanse_identity::Reason::Hold, note, expires: None };
     assert!(matches!(handle.propose("me", command).await, Err(ProposeError::TooLarge(_))));
 }
 
@@ -290,9 +291,13 @@ async fn a_failed_write_ends_the_node_and_is_never_acknowledged() {
         while handle.propose("me", apply(acknowledged)).await.is_ok() {
             acknowledged += 1;
         }
-        assert_eq!(running.ended().await, Ended::Failed("the store cannot be written: no space left on device".into()));
+        assert_eq!(
+            running.ended().await,
+            Ended::Failed("the store cannot be written: no space left on device".into())
+        );
         // What was acknowledged is there when the disk is read again.
-        let (again, _running) = open_on(Box::new(disk), &options).unwrap().start(Arc::new(NoTransport)).unwrap();
+        let (again, _running) =
+            open_on(Box::new(disk), &options).unwrap().start(Arc::new(NoTransport)).unwrap();
         let state = again.read().await.unwrap();
         assert!(u64::try_from(state.view.policies.len()).unwrap() >= acknowledged);
     }
@@ -300,7 +305,8 @@ async fn a_failed_write_ends_the_node_and_is_never_acknowledged() {
 
 #[test]
 fn founding_is_checked() {
-    let founding = |own: &NodeFile, nodes: &[NodeFile]| founding_state(own, nodes).map(|s| s.private.nodes.len());
+    let founding =
+        |own: &NodeFile, nodes: &[NodeFile]| founding_state(own, nodes).map(|s| s.private.nodes.len());
     let nodes: Vec<NodeFile> = (1..=3).map(node_file).collect();
     assert!(matches!(founding(&nodes[0], &nodes), Ok(3)));
     assert!(matches!(founding(&nodes[0], &[]), Err(StartError::NoInitialNodes)));

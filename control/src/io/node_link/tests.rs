@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use hanse_federation::policy::document::{HttpRoute, PolicySpec};
 use hanse_federation::policy::PolicyDocument;
+use hanse_federation::policy::document::{HttpRoute, PolicySpec};
 use hanse_identity::tls::{ClientAuth, TlsIdentity, server_config, session_binding, verified_peer};
 use hanse_identity::{Authority, Revocations, Timestamp, Trust, Usage};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,11 +29,12 @@ fn outgoing(bytes: Vec<u8>, snapshot: bool) -> Outgoing {
 
 #[test]
 fn long_messages_come_out_as_they_went_in() {
-    let messages: Vec<Vec<u8>> = [1, BATCH_BYTES, 3, 0, 3 * BATCH_BYTES + 5, BATCH_BYTES + 1, 2, 5 * BATCH_BYTES]
-        .into_iter()
-        .enumerate()
-        .map(|(number, length)| vec![u8::try_from(number).unwrap(); length])
-        .collect();
+    let messages: Vec<Vec<u8>> =
+        [1, BATCH_BYTES, 3, 0, 3 * BATCH_BYTES + 5, BATCH_BYTES + 1, 2, 5 * BATCH_BYTES]
+            .into_iter()
+            .enumerate()
+            .map(|(number, length)| vec![u8::try_from(number).unwrap(); length])
+            .collect();
     let sent = batches(messages.iter().map(|m| outgoing(m.clone(), false)).collect());
     assert!(sent.iter().all(|b| b.message.iter().all(|m| m.len() <= BATCH_BYTES)));
     let mut parts = Parts::default();
@@ -308,8 +309,7 @@ async fn only_nodes_of_the_cluster_are_heard() {
         for node in &nodes {
             let link = dial::connect(&node.record.address, config(svid)).await.unwrap();
             let mut client = NodeClient::new(link.channel);
-            let proposal =
-                Proposal { id: 1, now: keys::now(), actor: "mallory".into(), command: apply(1) };
+            let proposal = Proposal { id: 1, now: keys::now(), actor: "mallory".into(), command: apply(1) };
             let json = serde_json::to_vec(&proposal).unwrap();
             let refused = client.forward(Document { json }).await.unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied);

@@ -147,7 +147,10 @@ fn entry(index: u64, term: u64) -> Entry {
 fn batch(chance: &mut Chance, held: &Recovered) -> Batch {
     let last = held.entries.last().map_or(held.before.0, |e| e.index);
     let term = held.hard_state.term + chance.below(2);
-    let mut batch = Batch { hard_state: Some(HardState { term, vote: chance.below(4), commit: last }), ..Batch::default() };
+    let mut batch = Batch {
+        hard_state: Some(HardState { term, vote: chance.below(4), commit: last }),
+        ..Batch::default()
+    };
     match chance.below(6) {
         // The leader's snapshot, far ahead.
         0 => {
@@ -264,7 +267,9 @@ fn a_flipped_bit_is_seen_or_does_not_matter() {
         let mut damaged = image.clone();
         damaged[at] ^= 1 << (at % 8);
         match reopened(damaged) {
-            Ok(found) => assert_eq!(found.as_ref(), Some(&model), "a flipped bit in byte {at} changed what is read"),
+            Ok(found) => {
+                assert_eq!(found.as_ref(), Some(&model), "a flipped bit in byte {at} changed what is read")
+            }
             Err(DiskError::Damaged(_)) => seen += 1,
             Err(other) => panic!("byte {at}: {other}"),
         }

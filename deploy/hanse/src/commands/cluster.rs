@@ -37,9 +37,7 @@ pub async fn run(global: &Global, command: &ClusterCommand) -> Outcome {
         }
         ClusterCommand::List => list(global).await,
         ClusterCommand::Check { name } => check(global, name.clone()).await,
-        ClusterCommand::Leave { name } => {
-            leave(global, ClusterLeaveRequest { cluster: name.clone() }).await
-        }
+        ClusterCommand::Leave { name } => leave(global, ClusterLeaveRequest { cluster: name.clone() }).await,
     }
 }
 
@@ -64,7 +62,8 @@ pub async fn join(
     line: impl Fn(&Check),
 ) -> Result<JoinOutcome, Failure> {
     let request = ClusterJoinRequest { token: token.to_owned(), dry_run };
-    let events = connection.client().await?.join(&request).await.map_err(|e| failure(&connection.name, &e))?;
+    let events =
+        connection.client().await?.join(&request).await.map_err(|e| failure(&connection.name, &e))?;
     let mut events = std::pin::pin!(events);
     let mut outcome = JoinOutcome::default();
     while let Some(event) = events.next().await {
@@ -120,8 +119,19 @@ async fn print_join(global: &Global, token: &str, dry_run: bool) -> Outcome {
 async fn list(global: &Global) -> Outcome {
     let clusters = Connection::open(global)?.call(&ClusterListRequest {}).await?;
     let titles = [
-        "CLUSTER", "STATE", "TRUST DOMAIN", "ROOTS", "IN/OUT", "GATEWAYS", "RTT", "SYNC AGE", "SINCE",
-        "+BUNDLE SEQ", "+REFUSED", "+ENDPOINTS", "+ERROR",
+        "CLUSTER",
+        "STATE",
+        "TRUST DOMAIN",
+        "ROOTS",
+        "IN/OUT",
+        "GATEWAYS",
+        "RTT",
+        "SYNC AGE",
+        "SINCE",
+        "+BUNDLE SEQ",
+        "+REFUSED",
+        "+ENDPOINTS",
+        "+ERROR",
     ];
     Listing::of("ClusterList", &clusters.meta, &clusters.items, &titles, |item| {
         let is_self = item.state == ClusterState::This;
@@ -154,10 +164,11 @@ async fn list(global: &Global) -> Outcome {
 
 async fn check(global: &Global, cluster: Option<hanse_identity::ClusterName>) -> Outcome {
     let reply = Connection::open(global)?.call(&ClusterCheckRequest { cluster }).await?;
-    let mut listing =
-        Listing::of("ClusterCheck", &reply.meta, &reply.items, &["CLUSTER"], |item| [item.cluster.to_string()])
-            .warnings(&reply.warnings)
-            .more("ok", &reply.ok);
+    let mut listing = Listing::of("ClusterCheck", &reply.meta, &reply.items, &["CLUSTER"], |item| {
+        [item.cluster.to_string()]
+    })
+    .warnings(&reply.warnings)
+    .more("ok", &reply.ok);
     if matches!(global.output, output::Format::Table | output::Format::Wide) {
         let mut table = output::Table::new(&["CLUSTER", "CHECK", "", "DETAIL"]);
         for item in &reply.items {
@@ -195,6 +206,11 @@ async fn leave(global: &Global, request: ClusterLeaveRequest) -> Outcome {
             reply.error.as_deref().unwrap_or("no reason given")
         )
     };
-    output::print(global.output, "ClusterLeave", &reply, &format!("left {other} at #{}; {told}\n", reply.revision));
+    output::print(
+        global.output,
+        "ClusterLeave",
+        &reply,
+        &format!("left {other} at #{}; {told}\n", reply.revision),
+    );
     Ok(if reply.other_side_told { Exit::Done } else { Exit::Partial })
 }

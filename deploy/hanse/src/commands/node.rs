@@ -33,7 +33,10 @@ fn make(global: &Global, init: &NodeInit) -> Outcome {
     let text = format!("{}\n", file.record.authority.key_id);
     output::print(global.output, "NodeFile", &file, &text);
     let directory = init.data_dir.display();
-    talk(global, &format!("made   {directory}: authority key (0600, stays here), {directory}/{}", keys::NODE_FILE));
+    talk(
+        global,
+        &format!("made   {directory}: authority key (0600, stays here), {directory}/{}", keys::NODE_FILE),
+    );
     talk(global, &format!("root   sha256:{}", file.record.authority.key_id));
     talk(
         global,
@@ -71,8 +74,19 @@ fn mint(global: &Global, wanted: &NodeCredential) -> Outcome {
 
 async fn list(global: &Global) -> Outcome {
     let nodes = Connection::open(global)?.call(&NodeListRequest {}).await?;
-    let titles =
-        ["NODE", "CLUSTER", "ROLE", "STATE", "TERM", "APPLIED", "LAG", "CERT", "VERSION", "ADDRESS", "+PEER ADDRESS"];
+    let titles = [
+        "NODE",
+        "CLUSTER",
+        "ROLE",
+        "STATE",
+        "TERM",
+        "APPLIED",
+        "LAG",
+        "CERT",
+        "VERSION",
+        "ADDRESS",
+        "+PEER ADDRESS",
+    ];
     let quorum = nodes.quorum;
     Listing::of("NodeList", &nodes.meta, &nodes.items, &titles, |node| {
         let state = match node.state {

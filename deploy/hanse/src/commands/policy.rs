@@ -152,7 +152,11 @@ async fn validate(global: &Global, files: &[PathBuf], offline: bool) -> Outcome 
         diagnostics.iter().for_each(|d| output::data(&line(d)));
         let warnings = diagnostics.len() - errors;
         output::data(&format!(
-            "{errors} errors, {warnings} warnings in {count} files, {documents} documents\n"
+            "{}, {} in {}, {}\n",
+            counted(errors, "error"),
+            counted(warnings, "warning"),
+            counted(count, "file"),
+            counted(documents, "document")
         ));
     }
     Ok(if ok { Exit::Done } else { Exit::No })
@@ -166,6 +170,10 @@ fn print_diagnostics(global: &Global, diagnostics: &[Diagnostic]) {
     if !global.output.is_json() {
         diagnostics.iter().for_each(|d| eprint!("{}", line(d)));
     }
+}
+
+fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `file:line:column: error[E4107]: message`, and the fix under it.

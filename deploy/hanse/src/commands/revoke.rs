@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hanse_control::admin::{
-    Receipt, ReachState, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreview, RevokePreviewRequest,
-    RevokeRequest, RevokeStatusRequest, Revoked, Tally,
+    ReachState, Receipt, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreview,
+    RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked, Tally,
 };
 use hanse_identity::{Reason, RevocationId, RevocationTarget};
 use serde_json::json;

@@ -1,7 +1,8 @@
 //! `hanse service`: where services run, and to whom they are exported.
 
 use hanse_control::admin::{
-    ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, TierState, Written,
+    ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, TierState,
+    Written,
 };
 use hanse_federation::catalog::Export;
 
@@ -17,7 +18,8 @@ pub async fn run(global: &Global, command: &ServiceCommand) -> Outcome {
         ServiceCommand::Endpoints { name, from } => endpoints(global, name, from).await,
         ServiceCommand::Export { name, to } => {
             let service = qualified(global, name)?;
-            let to = if to.is_empty() { Export::Everyone } else { Export::Only(to.iter().cloned().collect()) };
+            let to =
+                if to.is_empty() { Export::Everyone } else { Export::Only(to.iter().cloned().collect()) };
             let audience = audience(Some(&to));
             let request = ServiceExportRequest { service: service.clone(), to };
             let written = Connection::open(global)?.call(&request).await?;

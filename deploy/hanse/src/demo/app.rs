@@ -173,8 +173,7 @@ async fn compose(config: &Config, client: &Client, request: &Request<Incoming>) 
 
 async fn call(config: &Config, client: &Client, service: &str) -> Result<Part, String> {
     let host = super::spec::host(service);
-    let answer =
-        client.get(config.outbound, &host, "/", CALL_TIMEOUT).await.map_err(|e| e.to_string())?;
+    let answer = client.get(config.outbound, &host, "/", CALL_TIMEOUT).await.map_err(|e| e.to_string())?;
     if !answer.status.is_success() {
         return Err(format!("{} {}", answer.status.as_u16(), answer.header("x-hanse-reason")));
     }

@@ -132,7 +132,8 @@ impl Client {
             match sender.try_send_request(request).await {
                 Ok(answer) => {
                     let (parts, body) = answer.into_parts();
-                    let streaming = Streaming { status: parts.status, headers: parts.headers, body, _sender: None };
+                    let streaming =
+                        Streaming { status: parts.status, headers: parts.headers, body, _sender: None };
                     return Ok((streaming, sender));
                 }
                 Err(mut error) => match error.take_message() {

@@ -68,14 +68,16 @@ impl Demo {
         let selected = match what {
             What::Named(name) => return named(&keys, name),
             What::Leader(cluster) => {
-                let leader = self.leader(cluster).await?.with_context(|| format!("{cluster} has no leader"))?;
+                let leader =
+                    self.leader(cluster).await?.with_context(|| format!("{cluster} has no leader"))?;
                 keys.into_iter()
                     .filter(|k| k.cluster == *cluster && k.role == Role::Control && k.name == leader)
                     .collect()
             }
             What::Service { service, cluster } => {
                 let short = service.rsplit('/').next().unwrap_or(service);
-                let deployments = DEPLOYMENTS.iter().filter(|d| d.services.contains(&short) || d.name == short);
+                let deployments =
+                    DEPLOYMENTS.iter().filter(|d| d.services.contains(&short) || d.name == short);
                 let names: Vec<String> = deployments
                     .flat_map(|d| (1..=d.instances).map(move |n| format!("{}-{n}", d.name)))
                     .collect();
@@ -91,7 +93,7 @@ impl Demo {
             What::Cluster(cluster) => keys.into_iter().filter(|k| k.cluster == *cluster).collect(),
         };
         if selected.is_empty() {
-            bail!("nothing in this demo is meant by {what:?}");
+            bail!("nothing in this demo is meant by that: {what:?}; hanse demo status lists what there is");
         }
         Ok(selected)
     }

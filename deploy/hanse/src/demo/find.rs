@@ -45,7 +45,9 @@ pub fn find(which: &Which) -> Result<DemoFile, Failure> {
         1 => Ok(demos.remove(0)),
         _ => {
             let list: Vec<String> = demos.iter().map(|d| d.data_dir.display().to_string()).collect();
-            Err(Failure::usage("several demos run").what(list.join("\n")).fix("--dir DIR, or HANSE_DEMO_DIR=DIR"))
+            Err(Failure::usage("several demos run")
+                .what(list.join("\n"))
+                .fix("--dir DIR, or HANSE_DEMO_DIR=DIR"))
         }
     }
 }

@@ -132,8 +132,11 @@ async fn answer(demo: &Demo, request: Request, end: &mpsc::Sender<()>) -> Reply 
 pub async fn status(demo: &Demo) -> Status {
     let file = demo.supervisor.status();
     let wire = super::wire::ask(&demo.wire_socket, &super::wire::Request::Status).await.ok();
-    let stages: serde_json::Map<String, Value> =
-        demo.stages.iter().map(|(name, took)| (format!("{name}Ms"), json!(took.as_millis() as u64))).collect();
+    let stages: serde_json::Map<String, Value> = demo
+        .stages
+        .iter()
+        .map(|(name, took)| (format!("{name}Ms"), json!(took.as_millis() as u64)))
+        .collect();
     let meta = json!({
         "dataDir": file.data_dir,
         "supervisor": file.supervisor,
@@ -204,7 +207,11 @@ fn append(path: &Path, line: &str) {
 
 /// `demo up -d`: starts the supervisor in the background and waits until the demo is there. On failure the
 /// directory is the caller's to remove.
-pub async fn detach(directory: &Path, spec: &Spec, talk: &(dyn Fn(&str) + Send + Sync)) -> anyhow::Result<()> {
+pub async fn detach(
+    directory: &Path,
+    spec: &Spec,
+    talk: &(dyn Fn(&str) + Send + Sync),
+) -> anyhow::Result<()> {
     let mut child = tokio::process::Command::new(std::env::current_exe()?)
         .args(["demo", "supervise", "--dir"])
         .arg(directory)

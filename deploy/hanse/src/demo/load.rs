@@ -246,8 +246,12 @@ mod tests {
     #[test]
     fn a_gap_is_time_without_success() {
         let start = Instant::now();
-        let samples =
-            [sample(start, 10, true), sample(start, 500, false), sample(start, 910, true), sample(start, 950, true)];
+        let samples = [
+            sample(start, 10, true),
+            sample(start, 500, false),
+            sample(start, 910, true),
+            sample(start, 950, true),
+        ];
         assert_eq!(longest_gap(&samples), Duration::from_millis(900));
         assert_eq!(slowest(&samples), Duration::from_millis(950));
         assert_eq!(failures(&samples).values().sum::<usize>(), 1);

@@ -140,8 +140,7 @@ fn stat(pid: i32) -> Option<(char, u64)> {
 
 impl Supervisor {
     pub fn new(directory: &Path, spec: Spec) -> Self {
-        let inner =
-            Inner { directory: directory.to_owned(), spec, entries: BTreeMap::new(), closing: false };
+        let inner = Inner { directory: directory.to_owned(), spec, entries: BTreeMap::new(), closing: false };
         Self { inner: Arc::new(Mutex::new(inner)), changes: watch::Sender::new(0) }
     }
 

@@ -15,8 +15,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Sends `request` and reads the answer.
 pub async fn ask<Answer: DeserializeOwned>(path: &Path, request: &impl Serialize) -> anyhow::Result<Answer> {
     let conversation = async {
-        let stream =
-            UnixStream::connect(path).await.with_context(|| format!("nobody listens at {}", path.display()))?;
+        let stream = UnixStream::connect(path)
+            .await
+            .with_context(|| format!("nobody listens at {}", path.display()))?;
         let (read, mut write) = stream.into_split();
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');

@@ -381,23 +381,15 @@ impl Planner<'_> {
         });
         for number in 1..=deployment.instances {
             let name = format!("{}-{number}", deployment.name);
-            let (app, inbound, outbound, admin) = (
-                self.ports.reserve()?,
-                self.ports.reserve()?,
-                self.ports.reserve()?,
-                self.ports.reserve()?,
-            );
+            let (app, inbound, outbound, admin) =
+                (self.ports.reserve()?, self.ports.reserve()?, self.ports.reserve()?, self.ports.reserve()?);
             plan.processes.push(self.app(plan, deployment, &name, app, outbound));
             let mut arguments = proxy_flags(plan, &name, outbound, admin, at);
             arguments.push(format!("--app={app}"));
             arguments.push(format!("--inbound={inbound}"));
             arguments.extend(services.iter().map(|s| format!("--service={s}")));
-            let addresses = addresses([
-                ("app", app),
-                ("inbound", inbound),
-                ("outbound", outbound),
-                ("admin", admin),
-            ]);
+            let addresses =
+                addresses([("app", app), ("inbound", inbound), ("outbound", outbound), ("admin", admin)]);
             let key = Key { cluster: plan.name.clone(), role: Role::Proxy, name };
             plan.processes.push(self.process(key, executable.clone(), arguments, addresses));
         }
@@ -548,12 +540,13 @@ mod tests {
         assert_eq!(keys.len(), count);
         // Per cluster: 3 control nodes, an agent, 2 gateways, 7 apps with a proxy each, and the load's proxy.
         assert_eq!(count, 2 * (3 + 1 + 2 + 7 * 2 + 1));
-        let own = |p: &&ProcessPlan, purpose: &str| {
-            p.key.role != Role::App && p.addresses.contains_key(purpose)
-        };
+        let own =
+            |p: &&ProcessPlan, purpose: &str| p.key.role != Role::App && p.addresses.contains_key(purpose);
         let mut listening: Vec<_> = ["api", "admin", "peer", "app", "inbound", "outbound", "tunnel"]
             .iter()
-            .flat_map(|purpose| processes.iter().filter(move |p| own(p, purpose)).map(move |p| &p.addresses[*purpose]))
+            .flat_map(|purpose| {
+                processes.iter().filter(move |p| own(p, purpose)).map(move |p| &p.addresses[*purpose])
+            })
             .collect();
         let count = listening.len();
         listening.sort();

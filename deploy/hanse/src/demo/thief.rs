@@ -89,11 +89,11 @@ async fn prowl(socket: PathBuf, doors: Vec<Door>) -> anyhow::Result<()> {
     let mut held = Vec::new();
     for door in &doors {
         for _ in 0..HELD {
-            let (sender, connection) = knock(&credentials, door).await.with_context(|| door.name.clone())?;
+            let (stream, connection) = knock(&credentials, door).await.with_context(|| door.name.clone())?;
             let name = door.name.clone();
             held.push(tokio::spawn(async move {
                 let _ = connection.await;
-                drop(sender);
+                drop(stream);
                 tell(&Event::Cut { door: name, at: crate::now().0 });
             }));
         }
@@ -182,5 +182,8 @@ async fn knock_once(
 }
 
 fn tell(event: &Event) {
-    crate::output::data(&format!("{}\n", serde_json::to_string(event).expect("an Event has string keys only")));
+    crate::output::data(&format!(
+        "{}\n",
+        serde_json::to_string(event).expect("an Event has string keys only")
+    ));
 }

@@ -55,7 +55,12 @@ pub type Talk<'t> = &'t (dyn Fn(&str) + Send + Sync);
 impl Demo {
     /// Starts everything below `directory`; on failure or SIGINT what was started is ended. The directory is the
     /// caller's to remove.
-    pub async fn start(directory: &Path, spec: Spec, executable: &Path, talk: Talk<'_>) -> anyhow::Result<Self> {
+    pub async fn start(
+        directory: &Path,
+        spec: Spec,
+        executable: &Path,
+        talk: Talk<'_>,
+    ) -> anyhow::Result<Self> {
         let supervisor = Supervisor::new(directory, spec.clone());
         let result = tokio::select! {
             result = Self::start_with(&supervisor, directory, spec, executable, talk) => result,
@@ -66,7 +71,11 @@ impl Demo {
         if let Err(error) = result {
             let tails = tails_of_exited(&supervisor);
             supervisor.end_all().await;
-            return Err(if tails.is_empty() { error } else { error.context(format!("the demo did not start{tails}")) });
+            return Err(if tails.is_empty() {
+                error
+            } else {
+                error.context(format!("the demo did not start{tails}"))
+            });
         }
         result
     }
@@ -132,7 +141,8 @@ impl Demo {
     /// Starts what has these roles, in this order, giving up its reserved ports just before.
     async fn start_processes(&self, plan: &mut Plan, roles: &[Role]) -> anyhow::Result<()> {
         for role in roles {
-            let mut processes: Vec<ProcessPlan> = plan.clusters.iter().flat_map(|c| c.processes.clone()).collect();
+            let mut processes: Vec<ProcessPlan> =
+                plan.clusters.iter().flat_map(|c| c.processes.clone()).collect();
             processes.push(plan.wire.clone());
             for process in processes.iter().filter(|p| p.key.role == *role) {
                 let own = process.addresses.iter().filter(|(purpose, _)| {
@@ -158,9 +168,8 @@ impl Demo {
             self.connections.insert(cluster.name.clone(), connection);
         }
         let waiting = self.clusters.iter().map(|cluster| async {
-            let nodes = self
-                .until(&format!("quorum in {}", cluster.name), || self.quorum(&cluster.name))
-                .await?;
+            let nodes =
+                self.until(&format!("quorum in {}", cluster.name), || self.quorum(&cluster.name)).await?;
             let leader = leader_of(&nodes).unwrap_or_default();
             talk(&format!(
                 "  {:<6} {} control nodes   leader {leader}   quorum {}/{}   {}",
@@ -262,10 +271,7 @@ impl Demo {
     fn keep_starting(&self, key: &Key) -> anyhow::Result<()> {
         let Some(state) = self.supervisor.state(key) else { return Ok(()) };
         let taken = || log_tail(&state.log, 5).contains("ddress already in use");
-        if state.state == super::process::ProcessState::Exited
-            && state.starts < START_ATTEMPTS
-            && taken()
-        {
+        if state.state == super::process::ProcessState::Exited && state.starts < START_ATTEMPTS && taken() {
             self.supervisor.restart(key)?;
         }
         Ok(())
@@ -281,7 +287,8 @@ impl Demo {
                     .call(&ClusterTokenCreateRequest { cluster: joiner.parse()?, ttl_seconds: 600 })
                     .await?;
                 let outcome =
-                    crate::commands::cluster::join(self.connection(joiner)?, &token.token, false, |_| {}).await?;
+                    crate::commands::cluster::join(self.connection(joiner)?, &token.token, false, |_| {})
+                        .await?;
                 anyhow::ensure!(
                     outcome.joined,
                     "{joiner} did not join {inviter}: {}",
@@ -323,15 +330,28 @@ impl Demo {
     }
 
     /// A request from that proxy's outbound listener.
-    pub fn target_from(&self, cluster: &str, proxy: &str, service: &str, path: &str) -> anyhow::Result<Target> {
+    pub fn target_from(
+        &self,
+        cluster: &str,
+        proxy: &str,
+        service: &str,
+        path: &str,
+    ) -> anyhow::Result<Target> {
         let outbound = self.address(cluster, Role::Proxy, proxy, "outbound")?;
         Ok(Target { outbound, host: host(service), path: path.to_owned() })
     }
 
     /// One address of one process.
-    pub fn address(&self, cluster: &str, role: Role, name: &str, purpose: &str) -> anyhow::Result<SocketAddr> {
+    pub fn address(
+        &self,
+        cluster: &str,
+        role: Role,
+        name: &str,
+        purpose: &str,
+    ) -> anyhow::Result<SocketAddr> {
         let plan = self.supervisor.plan(cluster, role, name);
-        plan.and_then(|p| p.address(purpose)).with_context(|| format!("no {purpose} of {role}/{name}@{cluster}"))
+        plan.and_then(|p| p.address(purpose))
+            .with_context(|| format!("no {purpose} of {role}/{name}@{cluster}"))
     }
 
     fn start_load(&mut self) {
@@ -412,7 +432,8 @@ fn digest(path: &Path) -> anyhow::Result<String> {
 fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    let mut file =
+        std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     Ok(())
 }

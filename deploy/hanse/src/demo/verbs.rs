@@ -226,9 +226,8 @@ async fn down(global: &Global, which: &Which) -> Outcome {
 }
 
 fn sweep(global: &Global, which: &Which, failure: Failure) -> Outcome {
-    let dead = |d: &DemoFile| {
-        !d.supervisor.is_alive() && which.dir.as_ref().is_none_or(|dir| *dir == d.data_dir)
-    };
+    let dead =
+        |d: &DemoFile| !d.supervisor.is_alive() && which.dir.as_ref().is_none_or(|dir| *dir == d.data_dir);
     let dead: Vec<DemoFile> = find::all().into_iter().filter(dead).collect();
     if dead.is_empty() {
         return Err(failure);

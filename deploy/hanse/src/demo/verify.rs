@@ -68,8 +68,7 @@ impl Verdict {
 
 /// Runs steps 1 to 13 on a demo that runs.
 pub async fn run(global: &Global, demo: &Arc<Demo>) -> Vec<Step> {
-    let story =
-        Story { demo, home: demo.spec.clusters[0].clone(), away: demo.spec.clusters[1].clone() };
+    let story = Story { demo, home: demo.spec.clusters[0].clone(), away: demo.spec.clusters[1].clone() };
     let mut steps = Vec::new();
     macro_rules! tell {
         ($($name:literal => $step:expr;)*) => {

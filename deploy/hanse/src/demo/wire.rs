@@ -118,8 +118,11 @@ pub async fn serve(relays: Vec<Relay>, control: &Path, latency: Duration) -> any
     let mut wire = Wire { modes: BTreeMap::new(), counters: BTreeMap::new() };
     let mut tasks = tokio::task::JoinSet::new();
     for relay in relays {
-        let mode =
-            wire.modes.entry(relay.cluster.clone()).or_insert_with(|| watch::Sender::new(Mode::Open)).subscribe();
+        let mode = wire
+            .modes
+            .entry(relay.cluster.clone())
+            .or_insert_with(|| watch::Sender::new(Mode::Open))
+            .subscribe();
         let counters = wire.counters.entry(relay.name.clone()).or_default().clone();
         let listener = TcpListener::bind(relay.listen)
             .await

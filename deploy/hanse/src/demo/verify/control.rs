@@ -136,9 +136,9 @@ impl Story<'_> {
         let ours = workloads.items.iter().filter(|w| w.id.path().starts_with("/ns/verify/"));
         let ours: Vec<SpiffeId> = ours.map(|w| w.id.clone()).collect();
         ensure!(ours.len() >= writes.len(), "{} registrations of {} are there", ours.len(), writes.len());
-        let deletions = ours.into_iter().map(|id| async move {
-            connection.call(&WorkloadDeleteRequest { id, agent: agent() }).await
-        });
+        let deletions = ours
+            .into_iter()
+            .map(|id| async move { connection.call(&WorkloadDeleteRequest { id, agent: agent() }).await });
         futures_util::future::try_join_all(deletions).await?;
         Ok(())
     }

@@ -90,7 +90,13 @@ impl Story<'_> {
         }
     }
 
-    fn judge(&self, samples: &[Sample], dark: Instant, light: Instant, returned: Option<Duration>) -> Verdict {
+    fn judge(
+        &self,
+        samples: &[Sample],
+        dark: Instant,
+        light: Instant,
+        returned: Option<Duration>,
+    ) -> Verdict {
         let in_the_dark = |s: &&Sample| s.start >= dark && s.start < light;
         let affected = |s: &&Sample| !s.ok || s.end - s.start > SLOW || s.cluster == self.away;
         let sent: Vec<&Sample> = samples.iter().filter(in_the_dark).filter(affected).collect();

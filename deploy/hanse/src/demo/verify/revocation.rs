@@ -91,8 +91,11 @@ impl Story<'_> {
         let mut streams = Vec::new();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..STREAMS {
-            let opened =
-                self.demo.client.stream(stream_target.outbound, &stream_target.host, &stream_target.path).await?;
+            let opened = self
+                .demo
+                .client
+                .stream(stream_target.outbound, &stream_target.host, &stream_target.path)
+                .await?;
             ensure!(opened.status.is_success(), "a stream to {service} was answered {}", opened.status);
             let state = Arc::new(Mutex::new(Stream { last_byte: Instant::now(), ended: None }));
             streams.push(state.clone());

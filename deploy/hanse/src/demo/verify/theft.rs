@@ -108,7 +108,13 @@ impl Thief {
     }
 }
 
-fn at_door(events: &[Event], name: &str, asked: Timestamp, limit: Duration, held: usize) -> (bool, String, Value) {
+fn at_door(
+    events: &[Event],
+    name: &str,
+    asked: Timestamp,
+    limit: Duration,
+    held: usize,
+) -> (bool, String, Value) {
     let since = |at: u64| Timestamp(at).since(asked).as_millis() as u64;
     let cuts: Vec<u64> = events
         .iter()

@@ -10,8 +10,8 @@ use hanse_control::io::dial::{FixedIdentity, FixedTrust};
 use hanse_control::io::keys;
 use hanse_identity::tls::{Expect, IdentitySource, client_config};
 use hanse_identity::{
-    Authority, AuthorityCertificate, Bundle, Evidence, NodeName, Registration, Revocations, Selector, SpiffeId,
-    Svid, Trust, TrustDomain, Usage, grant,
+    Authority, AuthorityCertificate, Bundle, Evidence, NodeName, Registration, Revocations, Selector,
+    SpiffeId, Svid, Trust, TrustDomain, Usage, grant,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
