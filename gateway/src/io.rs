@@ -15,11 +15,19 @@ use crate::telemetry::GatewayTelemetry;
 /// What both doors share.
 pub struct Gateway {
     pub plane: Arc<Plane>,
+    /// Streams, by source cluster.
     pub limits: Limits,
+    /// Tunnel connections, by source cluster.
+    pub connections: Limits,
     pub telemetry: GatewayTelemetry,
 }
 
 /// Longest wait for a TCP connection to an endpoint or another gateway.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Endpoints that are tried before the caller is told that nobody is there.
+const ENDPOINTS_TRIED: usize = 3;
 /// Pause after `accept` failed (out of file descriptors, most likely), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let gateway = Arc::new(Gateway {
         plane: Arc::clone(&plane),
         limits: Limits::new(config.max_streams_per_cluster),
+        connections: Limits::new(io::tunnel::MAX_CONNECTIONS_PER_CLUSTER),
         telemetry,
     });
     let (drain, stop) = drain::drain();

@@ -1,4 +1,4 @@
-//! Limit: how many streams each source cluster may have open here at once. One noisy cluster cannot take the
+//! Limit: how many streams (and connections) each source cluster may have open here at once. One noisy cluster cannot take the
 //! door away from the others.
 
 use std::collections::HashMap;

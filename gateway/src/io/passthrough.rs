@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::relay::relay;
-use super::{ACCEPT_PAUSE, CONNECT_TIMEOUT, Gateway};
+use super::{ACCEPT_PAUSE, CONNECT_TIMEOUT, ENDPOINTS_TRIED, Gateway};
 use crate::server_name::{self, Verdict};
 
 /// Connections that are carried at a time.
@@ -120,7 +120,7 @@ async fn read_hello(stream: &mut TcpStream) -> io::Result<Result<(Sni, Vec<u8>),
 async fn target(sni: &Sni, gateway: &Gateway) -> Result<(TcpStream, String), NoWay> {
     let view = gateway.plane.knowledge.view().ok_or(NoWay::NotReady)?;
     let (addresses, peer) = addresses(&view, sni).ok_or(NoWay::UnknownName)?;
-    for address in addresses {
+    for address in addresses.into_iter().take(ENDPOINTS_TRIED) {
         if let Ok(Ok(stream)) = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&address)).await {
             let _ = stream.set_nodelay(true);
             return Ok((stream, peer));

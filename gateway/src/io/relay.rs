@@ -1,27 +1,44 @@
 //! Relay: bytes both ways between two streams until both have ended, counted as they flow.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf, split};
 
 use crate::telemetry::Open;
 
 /// One TLS record and its header fit.
 const BUFFER_BYTES: usize = 17 * 1024;
 
-/// Copies until both directions have ended or one fails. `open` keeps the stream counted.
+/// How long one direction may outlive the other. Nothing that is carried here half-closes, and somebody who keeps a
+/// dead stream's other half open must not keep its place.
+const HALF_OPEN_FOR: Duration = Duration::from_secs(10);
+
+/// Copies until both directions have ended (the second soon after the first) or one fails. `open` keeps the stream
+/// counted.
 pub async fn relay(
     dialler: impl AsyncRead + AsyncWrite + Unpin,
     target: impl AsyncRead + AsyncWrite + Unpin,
     open: Open,
 ) -> io::Result<()> {
-    let mut dialler = Counted { stream: dialler, read: open.inward.clone() };
-    let mut target = Counted { stream: target, read: open.outward.clone() };
-    tokio::io::copy_bidirectional_with_sizes(&mut dialler, &mut target, BUFFER_BYTES, BUFFER_BYTES).await?;
-    Ok(())
+    let dialler = Counted { stream: dialler, read: open.inward.clone() };
+    let target = Counted { stream: target, read: open.outward.clone() };
+    let ((from_dialler, to_dialler), (from_target, to_target)) = (split(dialler), split(target));
+    let mut there = pin!(copy(from_dialler, to_target));
+    let mut back = pin!(copy(from_target, to_dialler));
+    let rest = tokio::select! {
+        first = there.as_mut() => first.map(|()| back),
+        first = back.as_mut() => first.map(|()| there),
+    }?;
+    tokio::time::timeout(HALF_OPEN_FOR, rest).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn copy(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
+    tokio::io::copy_buf(&mut BufReader::with_capacity(BUFFER_BYTES, from), &mut to).await?;
+    to.shutdown().await
 }
 
 /// A stream whose reads are counted at once, so that a long-lived stream shows while it lives.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hanse_federation::View;
 use hanse_identity::tls::{ClientAuth, IdentitySource, TlsIdentity, TrustSource, server_config, verified_peer};
 use hanse_identity::{SpiffeId, Usage, VerifiedCaller};
-use hanse_proxy::connections::{Entrant, Live, Side};
+use hanse_proxy::connections::{Entrant, Live, Order, Side};
 use hanse_proxy::runtime::drain::Stop;
 use hanse_proxy::runtime::now;
 use hanse_proxy::runtime::worker::Random;
@@ -27,12 +27,14 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::relay::relay;
-use super::{ACCEPT_PAUSE, CONNECT_TIMEOUT, Gateway};
+use super::{ACCEPT_PAUSE, CONNECT_TIMEOUT, ENDPOINTS_TRIED, Gateway};
 use crate::limit::Permit;
 use crate::route::{Admitted, Denied, admit};
 
 /// Connections (not streams) that are served at a time, all sources together.
 const MAX_CONNECTIONS: usize = 4096;
+/// Of these, how many one source cluster may have: half, so that none can take the door from the others.
+pub const MAX_CONNECTIONS_PER_CLUSTER: usize = MAX_CONNECTIONS / 2;
 /// Streams per connection that a caller's proxy may have open.
 const MAX_STREAMS_PER_CONNECTION: u32 = 512;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,9 +44,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// Endpoints that are tried before the caller is told that nobody is there.
-const ENDPOINTS_TRIED: usize = 3;
-
 /// A tunnel that may be opened: leave, place, and an endpoint that answered.
 struct Opened {
     permit: Permit,
@@ -110,11 +109,21 @@ async fn connection(tls: TlsStream<TcpStream>, gateway: Arc<Gateway>, mut stop: 
         return;
     };
     let mut live = enter(&gateway, caller.clone(), own);
-    if let Err(error) = live.check(&plane.knowledge.trust(), now()) {
+    let known = plane.knowledge.now();
+    if let Err(error) = live.check(&known.trust, now()) {
         plane.telemetry.refused("revoked");
         tracing::info!(caller = %caller.id(), %error, "refused after the handshake");
         return;
     }
+    // Whoever has not heard of it yet would still come in.
+    if known.own_revoked.is_some() {
+        plane.telemetry.refused("own_revoked");
+        return;
+    }
+    let Some(_place) = gateway.connections.take(caller.id().trust_domain()) else {
+        plane.telemetry.refused("gateway-connections");
+        return;
+    };
     // Dropped with this task: every stream of the connection sees it and ends.
     let (alive, ended) = watch::channel(());
     let streams = Arc::clone(&gateway);
@@ -135,10 +144,15 @@ async fn connection(tls: TlsStream<TcpStream>, gateway: Arc<Gateway>, mut stop: 
     loop {
         tokio::select! {
             biased;
-            cause = live.closing() => {
-                tracing::info!(caller = %live.peer().id(), ?cause, "tunnel connection closed");
-                break;
-            }
+            order = live.ordered() => match order {
+                Order::Close(cause) => {
+                    tracing::info!(caller = %live.peer().id(), ?cause, "tunnel connection closed");
+                    break;
+                }
+                // Its SVID is about to expire: no new streams, and time for those that are there.
+                Order::Leave(_) => serving.as_mut().graceful_shutdown(),
+                Order::Stay => {}
+            },
             () = stop.draining(), if !leaving => {
                 leaving = true;
                 serving.as_mut().graceful_shutdown();

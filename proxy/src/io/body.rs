@@ -1,9 +1,11 @@
 //! Bodies: passed on frame by frame, never copied or collected. What they carry beside frames is told when they end.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -28,8 +30,74 @@ pub struct ResponseBody<Keep: OnEnd> {
 }
 
 enum Content {
-    Streamed(Incoming),
+    Answer(AnswerBody),
     Whole(Option<Bytes>),
+}
+
+/// The body of a response as an attempt gives it back: what has been waited for, and the rest. Frames are held, not
+/// copied.
+pub struct AnswerBody {
+    held: VecDeque<Frame<Bytes>>,
+    rest: Option<Incoming>,
+}
+
+/// Largest body that is waited for before its head is passed on; only where its length was announced.
+const MAX_HELD_BYTES: u64 = 16 * 1024;
+/// Longest wait for it; what is slower than this is streamed.
+const HOLD_FOR: Duration = Duration::from_millis(200);
+
+impl AnswerBody {
+    pub fn streamed(body: Incoming) -> Self {
+        Self { held: VecDeque::new(), rest: Some(body) }
+    }
+
+    /// Waits a little for a small body to be complete, so that a target that dies between head and body does not spoil
+    /// a request that may be tried again.
+    pub async fn complete_if_small(body: Incoming) -> Result<Self, hyper::Error> {
+        let mut answer = Self::streamed(body);
+        let small = |b: &Incoming| b.size_hint().exact().is_some_and(|length| length <= MAX_HELD_BYTES);
+        if !answer.rest.as_ref().is_some_and(|body| !body.is_end_stream() && small(body)) {
+            return Ok(answer);
+        }
+        match tokio::time::timeout(HOLD_FOR, answer.hold()).await {
+            Ok(held) => held.map(|()| answer),
+            Err(_) => Ok(answer),
+        }
+    }
+
+    /// Takes frames until the end. Dropped in between, it has lost none.
+    async fn hold(&mut self) -> Result<(), hyper::Error> {
+        while let Some(body) = &mut self.rest {
+            match std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+                Some(frame) => self.held.push_back(frame?),
+                None => self.rest = None,
+            }
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match (self.held.pop_front(), &mut self.rest) {
+            (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
+            (None, Some(body)) => Pin::new(body).poll_frame(cx),
+            (None, None) => Poll::Ready(None),
+        }
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.held.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn left(&self) -> SizeHint {
+        let held: u64 = self.held.iter().map(|f| f.data_ref().map_or(0, |data| data.len() as u64)).sum();
+        match self.rest.as_ref().map(Body::size_hint) {
+            None => SizeHint::with_exact(held),
+            Some(hint) => match hint.exact() {
+                Some(rest) => SizeHint::with_exact(held + rest),
+                None => SizeHint::new(),
+            },
+        }
+    }
 }
 
 /// Told once, when a body is over.
@@ -93,7 +161,12 @@ impl Body for RequestBody {
 
 impl<Keep: OnEnd> ResponseBody<Keep> {
     pub fn streamed(body: Incoming, keep: Keep) -> Self {
-        Self { content: Content::Streamed(body), count: ByteCount::default(), ended: false, keep: Some(keep) }
+        Self { content: Content::Answer(AnswerBody::streamed(body)), count: ByteCount::default(), ended: false, keep: Some(keep) }
+    }
+
+    /// What an attempt gave back.
+    pub fn answer(body: AnswerBody, keep: Keep) -> Self {
+        Self { content: Content::Answer(body), count: ByteCount::default(), ended: false, keep: Some(keep) }
     }
 
     /// A short body of the mesh's own.
@@ -113,7 +186,7 @@ impl<Keep: OnEnd + Unpin> Body for ResponseBody<Keep> {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let polled = match &mut this.content {
-            Content::Streamed(body) => Pin::new(body).poll_frame(cx),
+            Content::Answer(body) => body.poll(cx),
             Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         };
         match &polled {
@@ -126,14 +199,14 @@ impl<Keep: OnEnd + Unpin> Body for ResponseBody<Keep> {
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
-            Content::Streamed(body) => body.is_end_stream(),
+            Content::Answer(body) => body.is_at_end(),
             Content::Whole(bytes) => bytes.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
-            Content::Streamed(body) => body.size_hint(),
+            Content::Answer(body) => body.left(),
             Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
         }
     }
@@ -143,7 +216,7 @@ impl<Keep: OnEnd> Drop for ResponseBody<Keep> {
     fn drop(&mut self) {
         let complete = self.ended
             || match &self.content {
-                Content::Streamed(body) => body.is_end_stream(),
+                Content::Answer(body) => body.is_at_end(),
                 Content::Whole(bytes) => bytes.is_none(),
             };
         if let Some(keep) = self.keep.take() {

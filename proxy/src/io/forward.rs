@@ -23,7 +23,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, hea
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
-use super::body::{RequestBody, ResponseBody};
+use super::body::{AnswerBody, RequestBody, ResponseBody};
 use super::dial::{DialError, Key, MeshConnection, Pool, dial_endpoint};
 use super::record::{Direction, Record, Reporter};
 use super::tunnel::{TUNNELS_PER_CLUSTER, Tunnels};
@@ -73,7 +73,7 @@ struct Failed {
     /// The request, where it was not sent.
     request: Option<Request<RequestBody>>,
     /// What the far proxy said, to pass on if nobody says better.
-    response: Option<Response<Incoming>>,
+    response: Option<Response<AnswerBody>>,
 }
 
 pub type OutboundResponse = Response<ResponseBody<Record>>;
@@ -121,7 +121,7 @@ impl Outbound {
             Ok(response) => {
                 record.answered(response.status());
                 record.entry.response_code_details.clear();
-                Ok(response.map(|body| ResponseBody::streamed(body, record)))
+                Ok(response.map(|body| ResponseBody::answer(body, record)))
             }
             Err(reason) => Ok(mesh_answer(reason, record)),
         }
@@ -132,7 +132,7 @@ impl Outbound {
         bound: Option<&ServiceHost>,
         request: Request<Incoming>,
         record: &mut Record,
-    ) -> Result<Response<Incoming>, Reason> {
+    ) -> Result<Response<AnswerBody>, Reason> {
         let known = self.plane.knowledge.now();
         if known.own_revoked.is_some() {
             return Err(Reason::Revoked);
@@ -208,7 +208,7 @@ impl Outbound {
         mut outgoing: Outgoing<'_>,
         request: Request<RequestBody>,
         record: &mut Record,
-    ) -> Result<Response<Incoming>, Reason> {
+    ) -> Result<Response<AnswerBody>, Reason> {
         let mut pause = SAME_AGAIN_FIRST;
         let mut request = Some(request);
         loop {
@@ -276,7 +276,7 @@ impl Outbound {
         candidate: &Candidate,
         request: Request<RequestBody>,
         record: &mut Record,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<AnswerBody>, Failed> {
         let outcome = self.send(outgoing, candidate, request, record).await;
         let observation = match &outcome {
             Ok(response) if response.status().is_server_error() => Some(Observation::ServerError),
@@ -297,7 +297,7 @@ impl Outbound {
         candidate: &Candidate,
         request: Request<RequestBody>,
         record: &mut Record,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<AnswerBody>, Failed> {
         let connected = self.connection(outgoing, candidate);
         let connection = match tokio::time::timeout_at(outgoing.deadline, connected).await {
             Ok(Ok(connection)) => connection,
@@ -315,16 +315,30 @@ impl Outbound {
                 None => Failed::broken(error.into_error()),
             }),
             Ok(Ok(response)) => match nobody_there(&response) {
-                None => Ok(response),
+                None => Self::received(outgoing, response).await,
                 Some(undelivered) => {
                     if let Way::Tunnel(_) = candidate.way {
                         // The next one may lead to another endpoint behind the same gateway.
                         connection.retire();
                     }
-                    Err(Failed::nobody_there(undelivered, response))
+                    Err(Failed::nobody_there(undelivered, response.map(AnswerBody::streamed)))
                 }
             },
         }
+    }
+
+    /// A response whose head has come. Where the request could be tried again, a small body is waited for: until it is
+    /// complete nothing has been said to our app, and a target that dies here costs nobody an answer.
+    async fn received(
+        outgoing: &Outgoing<'_>,
+        response: Response<Incoming>,
+    ) -> Result<Response<AnswerBody>, Failed> {
+        if !outgoing.attempts.keeps_request() {
+            return Ok(response.map(AnswerBody::streamed));
+        }
+        let (head, body) = response.into_parts();
+        let body = AnswerBody::complete_if_small(body).await.map_err(Failed::broken)?;
+        Ok(Response::from_parts(head, body))
     }
 
     async fn connection(
@@ -472,7 +486,7 @@ impl Failed {
         Self { failure, observation, reason: Reason::Timeout, request: None, response: None }
     }
 
-    fn nobody_there(undelivered: bool, response: Response<Incoming>) -> Self {
+    fn nobody_there(undelivered: bool, response: Response<AnswerBody>) -> Self {
         let failure = Failure::NobodyThere { undelivered };
         let observation = Some(failure.observation());
         Self { failure, observation, reason: Reason::Unreachable, request: None, response: Some(response) }
@@ -480,7 +494,7 @@ impl Failed {
 }
 
 /// Whether a proxy on the way says that nobody is there; `Some(true)`: and that no app saw the request.
-fn nobody_there(response: &Response<Incoming>) -> Option<bool> {
+fn nobody_there<B>(response: &Response<B>) -> Option<bool> {
     let status = response.status();
     let unavailable = matches!(
         status,
@@ -523,11 +537,11 @@ fn bodiless_copy(request: &Request<RequestBody>) -> Request<RequestBody> {
 
 /// The response as our app gets it.
 fn finish(
-    mut response: Response<Incoming>,
+    mut response: Response<AnswerBody>,
     tier: &'static str,
     cluster: &ClusterName,
     record: &mut Record,
-) -> Response<Incoming> {
+) -> Response<AnswerBody> {
     let headers = response.headers_mut();
     if let Some(reason) = headers.get(headers::REASON).and_then(|reason| reason.to_str().ok()) {
         reason.clone_into(&mut record.entry.hanse_reason);
@@ -545,7 +559,7 @@ fn give_up(
     tier: &'static str,
     cluster: &ClusterName,
     record: &mut Record,
-) -> Result<Response<Incoming>, Reason> {
+) -> Result<Response<AnswerBody>, Reason> {
     match failed.response {
         Some(response) => {
             record.entry.response_flags = failed.reason.flags();

@@ -61,9 +61,13 @@ impl Shop {
 
     /// A second instance of reviews.
     fn second(&mut self, app: SocketAddr) -> Sidecar {
+        self.another("reviews-2", app)
+    }
+
+    fn another(&mut self, name: &str, app: SocketAddr) -> Sidecar {
         let second = Sidecar::start(Some(&self.east.workload("reviews")), &["shop/reviews"], Some(app));
         let (id, inbound) = (self.east.id("reviews"), second.inbound);
-        self.change(|view| add_endpoint(view, "reviews-2", "shop/reviews", &id, inbound));
+        self.change(|view| add_endpoint(view, name, "shop/reviews", &id, inbound));
         second.publish(&self.view);
         second
     }
@@ -373,6 +377,45 @@ fn an_app_that_dies_costs_no_idempotent_request() {
             "{metrics}"
         );
     });
+}
+
+#[test]
+fn an_app_that_dies_between_head_and_body_costs_no_idempotent_request() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.app.take().unwrap().kill();
+        let dying = dying_app().await;
+        let _first = shop.second(dying);
+        let app = App::start("reviews-v3").await;
+        let _second = shop.another("reviews-3", app.address);
+        for turn in 0..40 {
+            let answer = shop.product.get(REVIEWS).await;
+            assert_eq!((answer.status, answer.header("x-app")), (StatusCode::OK, "reviews-v3"), "turn {turn}");
+            assert_eq!(answer.seen()["app"], "reviews-v3");
+        }
+        let metrics = shop.product.plane.telemetry.to_text();
+        assert!(metrics.contains("hanse_retries_total{service=\"shop/reviews\",reason=\"connection-lost\"}"), "{metrics}");
+    });
+}
+
+/// Promises a body of 100 bytes, gives ten, and closes.
+async fn dying_app() -> SocketAddr {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::task::spawn_local(async move {
+                let mut head = [0; 4096];
+                if stream.read(&mut head).await.is_ok_and(|n| n > 0) {
+                    let said = b"HTTP/1.1 200 OK\r\nx-app: dying\r\ncontent-length: 100\r\n\r\n0123456789";
+                    drop(stream.write_all(said).await);
+                }
+            });
+        }
+    });
+    address
 }
 
 #[test]

@@ -6,7 +6,7 @@ use hanse_control::command::Command;
 use hanse_control::state::State;
 use hanse_federation::view::PeerState;
 use hanse_federation::{PeerFact, View, session};
-use hanse_identity::ServiceName;
+use hanse_identity::{ClusterName, ServiceName};
 
 use super::join::Ended;
 use super::proxy::ProxyKind;
@@ -34,18 +34,20 @@ impl World {
         for task in 0..self.joins.len() {
             self.join_again(task);
         }
-        self.leave_again();
     }
 
     /// An operator whose removal of a peer got no answer orders it again.
     fn leave_again(&mut self) {
-        let unanswered = self.operations.values_mut().filter_map(|o| {
-            let open = matches!(o.end, Some(Err(_))) && matches!(o.command, Command::PeerRemove { .. });
-            open.then_some((o.cluster, o.command.clone()))
-        });
-        let unanswered: BTreeMap<usize, Command> = unanswered.collect();
-        for (cluster, command) in unanswered {
-            self.order(cluster, "admin", command);
+        let mut last: BTreeMap<(usize, ClusterName), u64> = BTreeMap::new();
+        for (id, operation) in &self.operations {
+            if let Command::PeerRemove { cluster, .. } = &operation.command {
+                last.insert((operation.cluster, cluster.clone()), *id);
+            }
+        }
+        for ((from, cluster), id) in last {
+            if matches!(self.operations[&id].end, Some(Err(_))) {
+                self.order(from, "admin", Command::PeerRemove { cluster, only_invite: None });
+            }
         }
     }
 
@@ -53,6 +55,7 @@ impl World {
     pub fn settle(&mut self, limit_ms: u64) -> Result<(), Violation> {
         let end = self.now + limit_ms;
         loop {
+            self.leave_again();
             self.run_for(STEP_MS)?;
             self.compare_states();
             self.ledger.verdict()?;
