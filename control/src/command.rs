@@ -1,5 +1,6 @@
 //! Commands: intents that enter the Raft log, and what applying one answers.
 
+use hanse_federation::Peer;
 use hanse_federation::catalog::{Announcement, Export, Session};
 use hanse_federation::change::PeerFact;
 use hanse_federation::join::Offer;
@@ -97,16 +98,35 @@ pub enum Command {
         cluster: ClusterName,
         only_invite: Option<String>,
     },
-    /// What a peer told, after the import filter. `revision` is the peer's.
+    /// What a peer told, after the import filter. With `follows`, only if nothing else has been taken in from it
+    /// since: a leader that was deposed meanwhile must not take back what the next one has heard.
     PeerFacts {
         cluster: ClusterName,
         facts: Vec<PeerFact>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<Told>,
     },
     /// A node publishes its authority's certificate into the cluster's bundle.
     AuthorityPublish {
         node: NodeName,
         certificate: AuthorityCertificate,
     },
+}
+
+/// How far a joined cluster has told us, as our log has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Told {
+    pub synced: u64,
+    /// How many services and revocations a retelling that is under way has named.
+    pub named: Option<usize>,
+}
+
+impl Told {
+    pub fn of(peer: &Peer) -> Self {
+        let named = peer.retelling.as_ref().map(|r| r.services.len() + r.revocations.len());
+        Self { synced: peer.synced, named }
+    }
 }
 
 /// What applying answered.

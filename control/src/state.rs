@@ -47,7 +47,7 @@ pub const MAX_PEERS: usize = 256;
 pub const MAX_PEER_GATEWAYS: usize = 256;
 /// Most control-node addresses that one peer may have us remember.
 pub const MAX_PEER_ENDPOINTS: usize = 64;
-/// Most revocations in force.
+/// Most revocations of this cluster's own in force.
 pub const MAX_REVOCATIONS: usize = 100_000;
 /// Most authorities in the cluster's own bundle.
 pub const MAX_AUTHORITIES: usize = 64;
@@ -181,7 +181,7 @@ impl State {
             }
             Command::PeerAdd { invite, offer } => self.peer_add(invite, offer, now),
             Command::PeerRemove { cluster, only_invite } => self.peer_remove(cluster, only_invite.as_deref()),
-            Command::PeerFacts { cluster, facts } => self.peer_facts(cluster, facts),
+            Command::PeerFacts { cluster, facts, follows } => self.peer_facts(cluster, facts, *follows),
             Command::AuthorityPublish { node, certificate } => self.authority_publish(node, certificate),
         }
     }

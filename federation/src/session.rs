@@ -46,6 +46,8 @@ pub enum ImportRefusal {
     Bundle(String),
     #[error("more than {0} services")]
     TooManyServices(usize),
+    #[error("more than {0} revocations")]
+    TooManyRevocations(usize),
     #[error("{0} is not the identity of a gateway")]
     NotAGateway(SpiffeId),
     #[error("{0:?} is not of the form host:port")]
@@ -58,6 +60,10 @@ pub enum ImportRefusal {
 
 /// Most services that one peer may have us remember.
 pub const MAX_IMPORTED_SERVICES: usize = 20_000;
+/// Most revocations that one peer may have us remember.
+pub const MAX_IMPORTED_REVOCATIONS: usize = 20_000;
+/// Most bytes of names (identities, localities) that the services of one peer may have us remember.
+pub const MAX_IMPORTED_BYTES: usize = 32 << 20;
 /// Most identities of one imported service.
 pub const MAX_IDENTITIES: usize = 64;
 /// Most localities of one imported service.
@@ -263,11 +269,21 @@ pub fn admit(view: &View, peer: &ClusterName, facts: Vec<PeerFact>) -> (Vec<Peer
     if *trust_domain == view.trust_domain {
         return (Vec::new(), vec![ImportRefusal::ForeignTrustDomain(trust_domain.clone())]);
     }
+    let counted = |name: &ServiceName| known.retelling.as_ref().is_none_or(|r| r.services.contains(name));
+    let remembered_bytes =
+        known.services.values().filter(|summary| counted(&summary.name)).map(bytes_of).sum::<usize>();
+    let theirs = view.revocations.iter().map(|r| &r.id).filter(|id| id.origin == *trust_domain);
     let mut filter = Filter {
         trust_domain,
         remembered: match &known.retelling {
             Some(retelling) => Remembered::Named(retelling.services.clone()),
             None => Remembered::Known { known: &known.services, added: BTreeSet::new() },
+        },
+        services: &known.services,
+        bytes: remembered_bytes,
+        revocations: match &known.retelling {
+            Some(retelling) => retelling.revocations.clone(),
+            None => theirs.cloned().collect(),
         },
         bundle: view.bundles.get(trust_domain).cloned(),
         synced: known.synced,
@@ -288,6 +304,12 @@ pub fn admit(view: &View, peer: &ClusterName, facts: Vec<PeerFact>) -> (Vec<Peer
 struct Filter<'v> {
     trust_domain: &'v TrustDomain,
     remembered: Remembered<'v>,
+    /// As they were before this batch.
+    services: &'v BTreeMap<ServiceName, ServiceSummary>,
+    /// Of names, in the services that count.
+    bytes: usize,
+    /// Those that count: in a retelling only what it names will be left.
+    revocations: BTreeSet<RevocationId>,
     bundle: Option<hanse_identity::Bundle>,
     synced: u64,
     retelling: bool,
@@ -310,6 +332,8 @@ impl Filter<'_> {
             PeerFact::Begin => {
                 self.retelling = true;
                 self.remembered = Remembered::Named(BTreeSet::new());
+                self.revocations.clear();
+                self.bytes = 0;
             }
             PeerFact::Service(summary) => self.service(summary)?,
             PeerFact::ServiceGone(_) => {}
@@ -320,8 +344,16 @@ impl Filter<'_> {
                 self.own(&revocation.id.origin)?;
                 self.own(revocation.trust_domain())?;
                 short("bytes of text in a revocation", [&revocation.note, &revocation.actor])?;
+                let full = self.revocations.len() >= MAX_IMPORTED_REVOCATIONS;
+                if full && !self.revocations.contains(&revocation.id) {
+                    return Err(ImportRefusal::TooManyRevocations(MAX_IMPORTED_REVOCATIONS));
+                }
+                self.revocations.insert(revocation.id.clone());
             }
-            PeerFact::Unrevoked(id) => self.own(&id.origin)?,
+            PeerFact::Unrevoked(id) => {
+                self.own(&id.origin)?;
+                self.revocations.remove(id);
+            }
             PeerFact::Synced(told) => {
                 // Only a retelling may start anew, as after a restored backup.
                 if *told < self.synced && !self.retelling {
@@ -347,7 +379,16 @@ impl Filter<'_> {
             return Err(ImportRefusal::TooMany("localities of a service"));
         }
         short("bytes in the name of a locality", summary.localities.keys())?;
-        self.remembered.take_in(&summary.name)
+        let counted = self.remembered.counts(&summary.name);
+        let before = self.services.get(&summary.name).filter(|_| counted).map_or(0, bytes_of);
+        // One that is told twice in a batch counts twice until the next: too much rather than too little.
+        let bytes = self.bytes.saturating_sub(before) + bytes_of(summary);
+        if bytes > MAX_IMPORTED_BYTES {
+            return Err(ImportRefusal::TooMany("bytes of names"));
+        }
+        self.remembered.take_in(&summary.name)?;
+        self.bytes = bytes;
+        Ok(())
     }
 
     /// The gateways that may stand are let through; an empty list is told as such.
@@ -394,7 +435,20 @@ impl Filter<'_> {
     }
 }
 
+/// Of names, in one service.
+fn bytes_of(summary: &ServiceSummary) -> usize {
+    let identities = summary.identities.iter().map(|id| id.trust_domain().as_str().len() + id.path().len());
+    identities.chain(summary.localities.keys().map(String::len)).sum()
+}
+
 impl Remembered<'_> {
+    fn counts(&self, name: &ServiceName) -> bool {
+        match self {
+            Self::Known { known, .. } => known.contains_key(name),
+            Self::Named(named) => named.contains(name),
+        }
+    }
+
     fn take_in(&mut self, name: &ServiceName) -> Result<(), ImportRefusal> {
         let count = match self {
             Self::Known { known, .. } if known.contains_key(name) => return Ok(()),

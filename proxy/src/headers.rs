@@ -59,8 +59,19 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove("proxy-connection");
     headers.remove(header::TRANSFER_ENCODING);
     headers.remove(header::UPGRADE);
-    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+    if headers.get_all(header::TE).iter().any(|te| te != "trailers") {
         headers.remove(header::TE);
+    }
+}
+
+/// Whether it is beyond doubt where the body ends. Ask before hop-by-hop headers are gone. hyper settles most of it
+/// itself; what it lets pass must not be settled otherwise by whoever comes after us (RFC 9112 §6.1, §6.3).
+pub fn is_framing_plain(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (Some(_), Some(_)) => false,
+        (Some(_), None) => !headers.contains_key(header::TRANSFER_ENCODING),
+        (None, _) => true,
     }
 }
 

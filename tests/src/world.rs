@@ -57,8 +57,8 @@ pub enum Bug {
     ResumeWithoutRevocations,
     /// An exporter tells from what it has applied, even if the importer has heard of newer things.
     ExporterLags,
-    /// A farewell removes the peer whatever invite has made it since.
-    FarewellToAnyone,
+    /// What a peer told is committed whatever another leader has heard of it meanwhile.
+    LateFacts,
     /// A retried proposal gets a new id.
     FreshProposalIds,
     /// A node signs with its new authority before the cluster has published it.
@@ -137,17 +137,57 @@ struct Scheduled {
 /// What the clock brings.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Deliver { from: Party, to: Party, packet: Packet },
-    Tick { at: At, life: u64 },
-    Stored { at: At, life: u64 },
-    SnapshotMade { at: At, life: u64, job: hanse_control::node::SnapshotJob },
+    Deliver {
+        from: Party,
+        to: Party,
+        packet: Packet,
+    },
+    Tick {
+        at: At,
+        life: u64,
+    },
+    Stored {
+        at: At,
+        life: u64,
+    },
+    SnapshotMade {
+        at: At,
+        life: u64,
+        job: hanse_control::node::SnapshotJob,
+    },
     /// What became of a message: not delivered, or of a snapshot: delivered or not.
-    Fate { at: At, life: u64, to: u64, snapshot: bool, ok: bool },
-    Service { at: At, life: u64 },
-    LeaseOver { at: At, life: u64, name: hanse_identity::NodeName, session: hanse_federation::catalog::Session },
-    Proxy { cluster: usize, index: usize, life: u64 },
-    RequestTimeout { cluster: usize, index: usize, life: u64, request: u64, attempt: u32 },
-    Join { task: usize },
+    Fate {
+        at: At,
+        life: u64,
+        to: u64,
+        snapshot: bool,
+        ok: bool,
+    },
+    Service {
+        at: At,
+        life: u64,
+    },
+    LeaseOver {
+        at: At,
+        life: u64,
+        name: hanse_identity::NodeName,
+        session: hanse_federation::catalog::Session,
+    },
+    Proxy {
+        cluster: usize,
+        index: usize,
+        life: u64,
+    },
+    RequestTimeout {
+        cluster: usize,
+        index: usize,
+        life: u64,
+        request: u64,
+        attempt: u32,
+    },
+    Join {
+        task: usize,
+    },
 }
 
 impl World {

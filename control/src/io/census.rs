@@ -30,6 +30,11 @@ pub const LIVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an agent without a stream is still waited for. Proxies and gateways are forgotten with their endpoint.
 pub const AGENT_REMEMBERED: Duration = Duration::from_secs(60);
 
+/// Causes of closed connections that are kept of one subscriber.
+pub const MAX_CAUSES: usize = 1024;
+/// Subscribers that one identity may be on one node.
+pub const MAX_PER_IDENTITY: usize = 2048;
+
 /// One proxy, gateway or agent, as the node that holds (or held) its stream knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -139,12 +144,14 @@ struct Entry {
     questions: Option<mpsc::Sender<LiveQuestion>>,
 }
 
-/// Another identity holds a live stream of that name.
+/// Why a stream is not let in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the name {name} is in use by {holder}")]
-pub struct NameTaken {
-    pub name: NodeName,
-    pub holder: SpiffeId,
+pub enum NotJoined {
+    /// Another identity holds a live stream of that name.
+    #[error("the name {name} is in use by {holder}")]
+    NameTaken { name: NodeName, holder: SpiffeId },
+    #[error("{0} is {MAX_PER_IDENTITY} subscribers here, more are not taken")]
+    TooMany(SpiffeId),
 }
 
 impl Census {
@@ -165,7 +172,7 @@ impl Census {
         version: String,
         questions: mpsc::Sender<LiveQuestion>,
         now: Timestamp,
-    ) -> Result<StreamKey, NameTaken> {
+    ) -> Result<StreamKey, NotJoined> {
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
         let mut table = self.table();
         let key = (kind, name.clone());
@@ -173,7 +180,11 @@ impl Census {
             && known.subscriber.connected
             && known.subscriber.identity != identity
         {
-            return Err(NameTaken { name, holder: known.subscriber.identity.clone() });
+            return Err(NotJoined::NameTaken { name, holder: known.subscriber.identity.clone() });
+        }
+        let same = table.entries.values().filter(|e| e.subscriber.identity == identity).count();
+        if same >= MAX_PER_IDENTITY && !table.entries.contains_key(&key) {
+            return Err(NotJoined::TooMany(identity));
         }
         let subscriber = Subscriber {
             name: name.clone(),
@@ -196,6 +207,10 @@ impl Census {
         self.update(key, |subscriber| {
             subscriber.applied = subscriber.applied.max(revision);
             subscriber.closed.extend(closed);
+            // The oldest go: what a subscriber says must not grow without end.
+            while subscriber.closed.len() > MAX_CAUSES {
+                subscriber.closed.pop_first();
+            }
             subscriber.seen = now;
         });
     }

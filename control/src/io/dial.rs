@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hanse_identity::tls::{IdentitySource, TlsIdentity, TrustSource, session_binding};
-use hanse_identity::{Trust, VerifyError};
+use hanse_identity::{Timestamp, Trust, Usage, VerifiedCaller, VerifyError};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -39,6 +39,16 @@ pub struct Link {
     pub channel: Channel,
     /// 32 bytes that only the two ends of this TLS session know.
     pub binding: [u8; 32],
+    /// What the server showed (DER, leaf first).
+    chain: Vec<Vec<u8>>,
+}
+
+impl Link {
+    /// Who the server is, to be asked again while the link lasts.
+    pub fn server(&self, trust: &Trust, now: Timestamp) -> Result<VerifiedCaller, VerifyError> {
+        let chain: Vec<&[u8]> = self.chain.iter().map(Vec::as_slice).collect();
+        hanse_identity::verify(trust, &chain, now, Usage::Server)
+    }
 }
 
 /// Opens a TLS connection.
@@ -86,6 +96,8 @@ pub async fn connect(address: &str, config: Arc<rustls::ClientConfig>) -> Result
         address: address.to_owned(),
         why: "the TLS session gives no exporter".to_owned(),
     })?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let chain = chain.iter().map(|der| der.to_vec()).collect();
     let once = Arc::new(Mutex::new(Some(stream)));
     let connector = tower::service_fn(move |_: Uri| {
         let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -99,7 +111,7 @@ pub async fn connect(address: &str, config: Arc<rustls::ClientConfig>) -> Result
         .connect_with_connector(connector)
         .await
         .map_err(|e| DialError::Unreachable { address: address.to_owned(), why: with_sources(&e) })?;
-    Ok(Link { channel, binding })
+    Ok(Link { channel, binding, chain })
 }
 
 /// A channel that dials when it is first used, and again when its connection is gone.

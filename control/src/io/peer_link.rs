@@ -11,7 +11,7 @@ use hanse_federation::lease::{Lease, Link, SILENT_AFTER};
 use hanse_federation::session::{self, Down, Up, admit};
 use hanse_federation::wire::{decode, encode};
 use hanse_federation::{PeerFact, View};
-use hanse_identity::{ClusterName, Timestamp};
+use hanse_identity::{ClusterName, Timestamp, VerifiedCaller, VerifyError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
@@ -21,7 +21,7 @@ use tonic::Streaming;
 use super::context::{Context, jitter, now, stopped};
 use super::dial;
 use super::driver::ProposeError;
-use crate::command::Command;
+use crate::command::{Command, Refusal, Told};
 use crate::wire::control::Document;
 use crate::wire::control::peer_client::PeerClient;
 
@@ -36,6 +36,8 @@ const UP_QUEUE: usize = 16;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the round trip is measured.
 const MEASURE: Duration = Duration::from_secs(5);
+/// Refused facts of one batch that are logged; all are counted.
+const LOGGED_REFUSALS: usize = 8;
 /// Pause before a batch that could not be committed is proposed again.
 const COMMIT_RETRY: Duration = Duration::from_millis(200);
 /// Largest message of a peer: with what is held, still below the largest proposal.
@@ -208,6 +210,10 @@ enum LinkError {
     NoPeer,
     #[error("{0}")]
     Uncommittable(ProposeError),
+    #[error("our log refuses what it told: {0}")]
+    NotTaken(Refusal),
+    #[error("the node at the other end is not believed any more: {0}")]
+    Unbelieved(#[from] VerifyError),
 }
 
 impl PeerLink {
@@ -233,6 +239,7 @@ impl PeerLink {
             let endpoints = &peer.record.endpoints;
             if !endpoints.is_empty() {
                 let endpoint = endpoints[turn % endpoints.len()].clone();
+                let invite = peer.record.invite.clone();
                 let began = Instant::now();
                 let Err(error) = self.session(&endpoint).await;
                 tracing::info!(peer = %self.cluster, endpoint, why = %error, "peer session ended");
@@ -240,10 +247,9 @@ impl PeerLink {
                     link.lease.lost();
                     link.error = Some(format!("{endpoint}: {error}"));
                 });
-                match error {
-                    LinkError::Left => self.forget_peer().await,
-                    LinkError::NoPeer => return,
-                    _ => {}
+                // Whether it is a peer still is asked of the State at the next turn.
+                if let LinkError::Left = error {
+                    self.forget_peer(invite).await;
                 }
                 if began.elapsed() > BACKOFF_LONGEST {
                     backoff = BACKOFF_FIRST;
@@ -260,6 +266,7 @@ impl PeerLink {
         let state = self.context.handle.state();
         let peer = state.view.peers.get(&self.cluster).ok_or(LinkError::NoPeer)?;
         let link = dial::connect(endpoint, self.context.node_tls(&peer.record.trust_domain)).await?;
+        let teller = link.server(&self.context.trust.current(), now())?;
         let mut client = PeerClient::new(link.channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (up, ups) = mpsc::channel(UP_QUEUE);
         let resume = session::resume(&state.view, &self.cluster);
@@ -275,7 +282,7 @@ impl PeerLink {
         });
         tracing::info!(peer = %self.cluster, endpoint, "peer session open");
         tokio::select! {
-            ended = self.listen(&mut downs, &up) => ended,
+            ended = self.listen(&mut downs, &up, &teller) => ended,
             () = self.keep_measuring(client) => Err(LinkError::Closed),
         }
     }
@@ -284,6 +291,7 @@ impl PeerLink {
         &self,
         downs: &mut Streaming<Document>,
         up: &mpsc::Sender<Document>,
+        teller: &VerifiedCaller,
     ) -> Result<std::convert::Infallible, LinkError> {
         let mut held: Option<(u64, Vec<PeerFact>)> = None;
         let mut held_bytes = 0;
@@ -298,6 +306,8 @@ impl PeerLink {
                 Some(None) => return Err(LinkError::Closed),
                 Some(Some(document)) => {
                     let document = document?;
+                    // The session may be older than a revocation.
+                    teller.still_believed(&self.context.trust.current(), now())?;
                     let down = decode::<Down>("peer session", &document.json)?;
                     self.context.peers.with(&self.cluster, |link| link.lease.heard(now()));
                     let Down::Facts { revision, facts } = down else { return Err(LinkError::Left) };
@@ -328,10 +338,12 @@ impl PeerLink {
     async fn commit(&self, facts: Vec<PeerFact>) -> Result<(), LinkError> {
         let state = self.context.handle.state();
         let (facts, refusals) = admit(&state.view, &self.cluster, facts);
+        let follows = state.view.peers.get(&self.cluster).map(Told::of);
         drop(state);
         if !refusals.is_empty() {
-            for refusal in &refusals {
-                tracing::warn!(peer = %self.cluster, why = %refusal, "import refused");
+            for refusal in refusals.iter().take(LOGGED_REFUSALS) {
+                let refused = refusals.len();
+                tracing::warn!(peer = %self.cluster, why = %refusal, refused, "import refused");
             }
             self.context.peers.with(&self.cluster, |link| link.refused += refusals.len() as u64);
         }
@@ -339,12 +351,13 @@ impl PeerLink {
             return Ok(());
         }
         loop {
-            let command = Command::PeerFacts { cluster: self.cluster.clone(), facts: facts.clone() };
+            let (cluster, facts) = (self.cluster.clone(), facts.clone());
+            let command = Command::PeerFacts { cluster, facts, follows };
             match self.context.handle.propose("", command).await {
                 Ok(outcome) => {
                     return outcome.result.map(drop).map_err(|refusal| {
                         tracing::warn!(peer = %self.cluster, why = %refusal, "the peer's facts were refused");
-                        LinkError::NoPeer
+                        LinkError::NotTaken(refusal)
                     });
                 }
                 Err(error @ ProposeError::TooLarge(_)) => return Err(LinkError::Uncommittable(error)),
@@ -368,9 +381,9 @@ impl PeerLink {
         }
     }
 
-    /// The other side has removed us: we forget it too.
-    async fn forget_peer(&self) {
-        let command = Command::PeerRemove { cluster: self.cluster.clone(), only_invite: None };
+    /// The other side has removed us: we forget it too, unless we have joined anew since the session began.
+    async fn forget_peer(&self, invite: String) {
+        let command = Command::PeerRemove { cluster: self.cluster.clone(), only_invite: Some(invite) };
         match self.context.handle.propose("", command).await {
             Ok(outcome) => {
                 tracing::info!(peer = %self.cluster, revision = outcome.revision, "the peer has left")

@@ -2,11 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hanse_federation::join::{Check, Greeting, JoinReply, JoinRequest, Offer, Phase, invited, signed_bytes};
 use hanse_federation::lease::HEARTBEAT;
 use hanse_federation::session::{self, Down, Up, tell, tell_all};
+use hanse_federation::view::PeerState;
 use hanse_federation::wire::{decode, encode};
 use hanse_federation::{Change, PeerFact};
 use hanse_identity::token::{Admits, TokenError};
@@ -19,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::admin::revoke;
 use super::context::{Context, VERSION, now, stopped};
-use super::driver::Applied;
+use super::driver::{Applied, ProposeError};
 use super::issue::{proof_time, request_hash};
 use super::reach;
 use super::roles::{caller_of, connection_of};
@@ -34,8 +35,10 @@ use crate::wire::control::peer_server::Peer;
 const SESSION_QUEUE: usize = 256;
 /// A message is sent once its facts have this many bytes.
 const MESSAGE_BYTES: usize = 128 << 10;
-/// How long a node that is behind what the peer was told by another one waits to catch up.
+/// How long a session waits for a State that has everything acknowledged before it began.
 const CATCH_UP: Duration = Duration::from_secs(2);
+/// How long a session goes on while this node knows no leader: it may be cut off from what its cluster decides.
+const LEADERLESS: Duration = Duration::from_secs(2);
 /// The first message must be there by then.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -98,7 +101,10 @@ impl Peer for PeerService {
         let reply = match request.phase {
             Phase::Preflight => self.preflight(&state, &request).await,
             Phase::Commit => self.commit(&state, &request).await?,
-            Phase::Abort => self.abort(&state, &request).await?,
+            Phase::Abort => {
+                completed(&state, &request)?;
+                self.abort(&state, &request).await?
+            }
         };
         Ok(Response::new(document(&reply)))
     }
@@ -179,6 +185,17 @@ fn prove(state: &State, request: &JoinRequest, binding: &[u8; 32]) -> Result<(),
     }
 }
 
+/// A join that was completed is not undone by whoever holds its token: that is what leaving is for.
+fn completed(state: &State, request: &JoinRequest) -> Result<(), Status> {
+    match state.view.peers.get(&request.offer.cluster) {
+        Some(peer) if peer.record.invite == request.invite && peer.state == PeerState::Joined => {
+            let cluster = &request.offer.cluster;
+            Err(Status::failed_precondition(format!("{cluster} has joined; hanse cluster leave ends it")))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl PeerService {
     async fn preflight(&self, state: &State, request: &JoinRequest) -> JoinReply {
         let reach_back = reach::back(&self.context, &request.offer).await;
@@ -256,6 +273,8 @@ enum End {
     Unreadable(String),
     #[error("this node fell too far behind its own log")]
     Lagged,
+    #[error("this node has no quorum: what it knows may be old")]
+    NoQuorum,
 }
 
 impl Exporter {
@@ -268,6 +287,7 @@ impl Exporter {
         let farewell = match &end {
             End::Removed => Ok(Document { json: encode(&Down::Left) }),
             End::Unreadable(why) => Err(Status::invalid_argument(why.clone())),
+            End::NoQuorum => Err(Status::unavailable(end.to_string())),
             _ => return,
         };
         // A full queue means that nobody reads: then the end of the stream is all that can be told.
@@ -278,9 +298,10 @@ impl Exporter {
         let from = self.resume(up).await?;
         let mut feed = self.context.handle.feed();
         let mut stop = self.context.stop.clone();
-        let mut state = self.caught_up(from).await;
+        let mut state = self.caught_up().await?;
         self.begin(&state, from)?;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut led = Instant::now();
         loop {
             tokio::select! {
                 received = feed.recv() => {
@@ -301,6 +322,11 @@ impl Exporter {
                     _ => return Err(End::Closed),
                 },
                 _ = heartbeat.tick() => {
+                    if self.context.handle.status().leader.is_some() {
+                        led = Instant::now();
+                    } else if led.elapsed() >= LEADERLESS {
+                        return Err(End::NoQuorum);
+                    }
                     self.send(&Down::Facts { revision: state.view.revision.0, facts: vec![] })?;
                 }
                 () = stopped(&mut stop) => return Err(End::Stopping),
@@ -323,14 +349,14 @@ impl Exporter {
         }
     }
 
-    /// Our State once it is as far as what the peer has been told already; if it never is (we were restored from a
-    /// backup), what there is.
-    async fn caught_up(&self, from: u64) -> Arc<State> {
-        let mut states = self.context.handle.states();
-        let far_enough = states.wait_for(|state| state.view.revision.0 >= from);
-        // Either way the State is read anew.
-        let _ = tokio::time::timeout(CATCH_UP, far_enough).await.map(drop);
-        self.context.handle.state()
+    /// Our State with everything that was acknowledged before the peer came. A node that is behind its own cluster
+    /// would take back what the peer has heard from another one: revocations, for instance.
+    async fn caught_up(&self) -> Result<Arc<State>, End> {
+        match tokio::time::timeout(CATCH_UP, self.context.handle.read()).await {
+            Ok(Ok(state)) => Ok(state),
+            Ok(Err(ProposeError::ShuttingDown)) => Err(End::Stopping),
+            Ok(Err(_)) | Err(_) => Err(End::NoQuorum),
+        }
     }
 
     fn hear(&self, document: &Document) -> Result<(), End> {
@@ -414,5 +440,48 @@ impl Exporter {
             mpsc::error::TrySendError::Full(_) => End::Slow,
             mpsc::error::TrySendError::Closed(_) => End::Closed,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hanse_federation::change::PeerRecord;
+    use hanse_identity::{Bundle, Timestamp};
+
+    #[test]
+    fn a_completed_join_is_not_undone_by_whoever_holds_its_token() {
+        let mut state =
+            State::founded("east".parse().unwrap(), "east.example".parse().unwrap(), Vec::new());
+        let trust_domain: TrustDomain = "west.example".parse().unwrap();
+        let record = PeerRecord {
+            cluster: "west".parse().unwrap(),
+            trust_domain: trust_domain.clone(),
+            endpoints: vec!["127.0.0.1:1".to_owned()],
+            invite: "i-1".to_owned(),
+            joined: Timestamp(1),
+        };
+        let abort = |invite: &str| JoinRequest {
+            invite: invite.to_owned(),
+            phase: Phase::Abort,
+            offer: Offer {
+                cluster: "west".parse().unwrap(),
+                trust_domain: trust_domain.clone(),
+                bundle: Bundle { trust_domain: trust_domain.clone(), sequence: 1, authorities: Vec::new() },
+                endpoints: Vec::new(),
+                gateways: Vec::new(),
+                clock: Timestamp(1),
+                version: VERSION.to_owned(),
+            },
+            proof: Vec::new(),
+        };
+        assert!(completed(&state, &abort("i-1")).is_ok(), "nothing is there to be undone");
+        state.view.apply(&Change::PeerPut(record));
+        assert!(completed(&state, &abort("i-1")).is_ok(), "a join that has begun may be undone");
+        state.view.apply(&Change::PeerFact("west".parse().unwrap(), PeerFact::Begin));
+        state.view.apply(&Change::PeerFact("west".parse().unwrap(), PeerFact::Synced(4)));
+        let refused = completed(&state, &abort("i-1")).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        assert!(completed(&state, &abort("i-2")).is_ok(), "what another invite has made is not touched");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{ClientAuth, server_config, session_binding, verified_peer};
-use hanse_identity::{Timestamp, Trust, Usage, VerifiedCaller, VerifyError};
+use hanse_identity::{SpiffeId, Timestamp, Trust, TrustDomain, Usage, VerifiedCaller, VerifyError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -42,6 +42,18 @@ use crate::wire::watch::watch_server::WatchServer;
 pub const MAX_HANDSHAKES: usize = 1024;
 /// Connections open at the same time; more wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 16_384;
+/// Of the places for handshakes and for connections, no one source has more than one in this many.
+const SHARE: usize = 2;
+/// Connections without a client certificate open at the same time.
+pub const MAX_ANONYMOUS: usize = 256;
+/// Connections that the nodes of one joined cluster may have open.
+pub const MAX_PER_PEER: usize = 256;
+/// Connections that one workload, gateway, agent or administrator may have open.
+pub const MAX_PER_IDENTITY: usize = 1024;
+/// Places that only nodes of this cluster get.
+const KEPT_FOR_NODES: usize = 64;
+/// File descriptors that are not for accepted connections: the store, links to other nodes, logs.
+const KEPT_DESCRIPTORS: usize = 256;
 /// How long a client may take over its handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection without a client certificate may last: enough to join.
@@ -61,7 +73,7 @@ const ACCEPTED_QUEUE: usize = 64;
 const MAX_STREAMS: u32 = 256;
 /// Largest request where strangers or the data plane speak.
 const MAX_SMALL_MESSAGE_BYTES: usize = 1 << 20;
-/// Largest request of administrators and joined clusters.
+/// Largest request of administrators.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Largest request between nodes: batches of log entries and parts of snapshots.
 const MAX_NODE_MESSAGE_BYTES: usize = 64 << 20;
@@ -92,13 +104,33 @@ pub struct Connection {
 }
 
 /// All open connections and how to cut them.
-#[derive(Default)]
 struct Connections {
     next: AtomicU64,
-    open: Mutex<HashMap<u64, Open>>,
+    /// How many there may be.
+    places: usize,
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    open: HashMap<u64, Open>,
+    /// How many connections each has.
+    held: HashMap<Holder, usize>,
+}
+
+/// To whose account a connection goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Anonymous,
+    /// A control node of this cluster.
+    Node,
+    /// The control nodes of a joined cluster.
+    Peer(TrustDomain),
+    Identity(SpiffeId),
 }
 
 struct Open {
+    holder: Holder,
     caller: Option<VerifiedCaller>,
     since: Timestamp,
     /// When its caller was first found to be no longer believed.
@@ -111,7 +143,7 @@ struct CutAll(Arc<Connections>);
 
 impl Drop for CutAll {
     fn drop(&mut self) {
-        for (_, open) in self.0.open().drain() {
+        for (_, open) in self.0.table().open.drain() {
             // A connection that is gone already needs no cutting.
             let _ = open.cut.send(());
         }
@@ -126,7 +158,8 @@ struct TableEntry {
 /// Serves until the node stops, then lets what is under way finish for a moment.
 pub async fn serve(context: Arc<Context>, listener: TcpListener) -> anyhow::Result<()> {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_QUEUE);
-    let connections = Arc::new(Connections::default());
+    let places = places(std::fs::read_to_string("/proc/self/limits").ok().as_deref());
+    let connections = Arc::new(Connections::new(places));
     // However this ends, nothing goes on accepting, and no connection outlives the server.
     let _cut = CutAll(connections.clone());
     let mut tasks = JoinSet::new();
@@ -152,7 +185,9 @@ pub async fn serve(context: Arc<Context>, listener: TcpListener) -> anyhow::Resu
             AdminServer::new(AdminService::new(context.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
         .add_service(
-            PeerServer::new(PeerService::new(context.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            // Strangers speak here too: an offer is what they may say most of.
+            PeerServer::new(PeerService::new(context.clone()))
+                .max_decoding_message_size(MAX_SMALL_MESSAGE_BYTES),
         )
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
             stopped(&mut stop).await;
@@ -169,8 +204,10 @@ async fn accept(
 ) {
     let config = server_config(context.trust.clone(), context.own.clone(), ClientAuth::Optional, ALPN_H2);
     let acceptor = TlsAcceptor::from(config);
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let most = MAX_HANDSHAKES.min(table.places / 4).max(SHARE);
+    let handshakes = Arc::new(Semaphore::new(most));
+    let places = Arc::new(Semaphore::new(table.places));
+    let mut sources: HashMap<IpAddr, std::sync::Weak<Semaphore>> = HashMap::new();
     loop {
         let Ok(handshake) = handshakes.clone().acquire_owned().await else { return };
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -182,12 +219,23 @@ async fn accept(
                 continue;
             }
         };
+        // One source that shakes hands without end must not keep the others waiting.
+        let source = sources.get(&remote.ip()).and_then(std::sync::Weak::upgrade).unwrap_or_else(|| {
+            sources.retain(|_, source| source.strong_count() > 0);
+            let source = Arc::new(Semaphore::new(most / SHARE));
+            sources.insert(remote.ip(), Arc::downgrade(&source));
+            source
+        });
+        let Ok(share) = source.try_acquire_owned() else {
+            context.metrics.handshakes_failed.inc();
+            continue;
+        };
         // Latency matters more than packets here; a socket that refuses the option still works.
         let _ = tcp.set_nodelay(true);
         let (context, acceptor, table, accepted) =
             (context.clone(), acceptor.clone(), table.clone(), accepted.clone());
         tokio::spawn(async move {
-            let _handshake = handshake;
+            let _handshake = (handshake, share);
             match greet(&context, &acceptor, tcp, remote, table, place).await {
                 // A server that no longer takes connections is stopping.
                 Ok(connection) => drop(accepted.send(Ok(connection)).await),
@@ -211,6 +259,10 @@ enum HandshakeError {
     Caller(#[from] VerifyError),
     #[error("the TLS session gives no exporter")]
     NoExporter,
+    #[error("{0} is of another cluster and no control node")]
+    Foreign(SpiffeId),
+    #[error("{0:?} has as many connections as it may")]
+    TooMany(Holder),
 }
 
 async fn greet(
@@ -227,11 +279,32 @@ async fn greet(
     let now = now();
     let caller = verified_peer(session, &context.trust.current(), now, Usage::Client)?;
     let binding = session_binding(session).ok_or(HandshakeError::NoExporter)?;
+    let holder = holder(&context.trust_domain, caller.as_ref())?;
     let (cut, is_cut) = oneshot::channel();
-    let entry =
-        Connections::enter(table, Open { caller: caller.clone(), since: now, unbelieved_since: None, cut });
+    let open = Open { holder, caller: caller.clone(), since: now, unbelieved_since: None, cut };
+    let entry = Connections::enter(table, open).map_err(HandshakeError::TooMany)?;
     let info = ConnInfo { caller, binding, remote };
     Ok(Connection { stream, info, cut: is_cut, is_cut: false, _entry: entry, _permit: permit })
+}
+
+fn holder(own: &TrustDomain, caller: Option<&VerifiedCaller>) -> Result<Holder, HandshakeError> {
+    let Some(id) = caller.map(VerifiedCaller::id) else { return Ok(Holder::Anonymous) };
+    match id.as_member() {
+        Some((MemberRole::Node, _)) if id.trust_domain() == own => Ok(Holder::Node),
+        Some((MemberRole::Node, _)) => Ok(Holder::Peer(id.trust_domain().clone())),
+        _ if id.trust_domain() == own => Ok(Holder::Identity(id.clone())),
+        // There is nothing here for it.
+        _ => Err(HandshakeError::Foreign(id.clone())),
+    }
+}
+
+/// How many connections may be open, so that descriptors are left for the node itself. `limits` is what
+/// `/proc/self/limits` says.
+fn places(limits: Option<&str>) -> usize {
+    let line = limits.and_then(|text| text.lines().find_map(|line| line.strip_prefix("Max open files")));
+    let soft = line.and_then(|line| line.split_ascii_whitespace().next()?.parse::<usize>().ok());
+    let Some(soft) = soft else { return MAX_CONNECTIONS };
+    soft.saturating_sub(KEPT_DESCRIPTORS).clamp(2 * KEPT_FOR_NODES, MAX_CONNECTIONS)
 }
 
 /// Cuts connections whose caller is no longer believed: on every change of trust, and as time passes.
@@ -290,21 +363,39 @@ impl Open {
 }
 
 impl Connections {
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(places: usize) -> Self {
+        Self { next: AtomicU64::new(0), places, table: Mutex::default() }
     }
 
-    fn enter(table: Arc<Self>, open: Open) -> TableEntry {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(table: Arc<Self>, open: Open) -> Result<TableEntry, Holder> {
         let id = table.next.fetch_add(1, Ordering::Relaxed);
-        table.open().insert(id, open);
-        TableEntry { id, table }
+        let (places, mut entries) = (table.places, table.table());
+        let most = match open.holder {
+            Holder::Node => usize::MAX,
+            Holder::Anonymous => MAX_ANONYMOUS,
+            Holder::Peer(_) => MAX_PER_PEER,
+            Holder::Identity(_) => MAX_PER_IDENTITY,
+        };
+        let held = entries.held.get(&open.holder).copied().unwrap_or(0);
+        let full = open.holder != Holder::Node && entries.open.len() >= places.saturating_sub(KEPT_FOR_NODES);
+        if full || held >= most.min(places / SHARE) {
+            return Err(open.holder);
+        }
+        *entries.held.entry(open.holder.clone()).or_default() += 1;
+        entries.open.insert(id, open);
+        drop(entries);
+        Ok(TableEntry { id, table })
     }
 
     /// Cuts who must go; answers how many, and whether somebody is in its farewell.
     fn cut_unbelieved(&self, trust: &Trust, now: Timestamp) -> (u64, bool) {
-        let mut table = self.open();
+        let mut table = self.table();
         let mut unbelieved = Vec::new();
-        for (id, open) in table.iter_mut() {
+        for (id, open) in &mut table.open {
             if let Some(why) = open.verdict(trust, now) {
                 let caller = open.caller.as_ref().map(|c| c.id().to_string()).unwrap_or_default();
                 tracing::info!(caller, why, "connection cut");
@@ -317,13 +408,26 @@ impl Connections {
                 let _ = open.cut.send(());
             }
         }
-        (unbelieved.len() as u64, table.values().any(|open| open.unbelieved_since.is_some()))
+        (unbelieved.len() as u64, table.open.values().any(|open| open.unbelieved_since.is_some()))
+    }
+}
+
+impl Table {
+    fn remove(&mut self, id: &u64) -> Option<Open> {
+        let open = self.open.remove(id)?;
+        if let Some(held) = self.held.get_mut(&open.holder) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(&open.holder);
+            }
+        }
+        Some(open)
     }
 }
 
 impl Drop for TableEntry {
     fn drop(&mut self) {
-        self.table.open().remove(&self.id);
+        self.table.table().remove(&self.id);
     }
 }
 
@@ -369,5 +473,59 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(holder: Holder) -> Open {
+        let (cut, _) = oneshot::channel();
+        Open { holder, caller: None, since: Timestamp(1), unbelieved_since: None, cut }
+    }
+
+    #[test]
+    fn strangers_and_one_identity_do_not_take_the_places_of_all() {
+        let table = Arc::new(Connections::new(MAX_CONNECTIONS));
+        let enter = |holder: &Holder| Connections::enter(table.clone(), open(holder.clone()));
+        let thief = Holder::Identity("spiffe://east.example/ns/shop/sa/thief".parse().unwrap());
+        let peer = Holder::Peer("west.example".parse().unwrap());
+        for (holder, most) in
+            [(&Holder::Anonymous, MAX_ANONYMOUS), (&peer, MAX_PER_PEER), (&thief, MAX_PER_IDENTITY)]
+        {
+            let mut entered: Vec<_> = (0..most).map(|_| enter(holder).ok().unwrap()).collect();
+            assert_eq!(enter(holder).err().as_ref(), Some(holder));
+            assert!(enter(&Holder::Node).is_ok());
+            entered.pop();
+            assert!(enter(holder).is_ok(), "a place that was given back is free");
+        }
+        let table = table.table();
+        assert!(table.open.is_empty() && table.held.is_empty());
+    }
+
+    #[test]
+    fn the_last_places_are_for_the_nodes_of_this_cluster() {
+        let places = 2 * KEPT_FOR_NODES;
+        let table = Arc::new(Connections::new(places));
+        let enter = |holder: &Holder| Connections::enter(table.clone(), open(holder.clone()));
+        let many: Vec<_> = (0..places)
+            .filter_map(|n| {
+                let id = format!("spiffe://east.example/ns/shop/sa/w{n}").parse().unwrap();
+                enter(&Holder::Identity(id)).ok()
+            })
+            .collect();
+        assert_eq!(many.len(), places - KEPT_FOR_NODES);
+        assert!((0..KEPT_FOR_NODES).map(|_| enter(&Holder::Node)).all(|entry| entry.is_ok()));
+    }
+
+    #[test]
+    fn places_leave_descriptors_for_the_node_itself() {
+        let limits = |soft: &str| format!("Limit  Soft Hard Units\nMax open files            {soft} 4096 files\n");
+        assert_eq!(places(Some(&limits("1024"))), 1024 - KEPT_DESCRIPTORS);
+        assert_eq!(places(Some(&limits("1048576"))), MAX_CONNECTIONS);
+        assert_eq!(places(Some(&limits("unlimited"))), MAX_CONNECTIONS);
+        assert_eq!(places(Some(&limits("64"))), 2 * KEPT_FOR_NODES);
+        assert_eq!(places(None), MAX_CONNECTIONS);
     }
 }

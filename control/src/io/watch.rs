@@ -17,6 +17,7 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::{NodeName, RevocationId, SpiffeId};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -41,6 +42,8 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How long an announcement outlives its stream.
 pub const LEASE: Duration = Duration::from_secs(2);
+/// Shortest time between two proposals for one stream: each is a write to every node's disk.
+const ANNOUNCE_PACE: Duration = Duration::from_millis(100);
 /// First and longest pause before an announcement or withdrawal is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
@@ -355,9 +358,15 @@ impl Announcer {
     /// Ends when the stream does; answers the last session that may be in the log.
     async fn run(self, mut announced: watch::Receiver<Option<Box<Announcement>>>) -> Option<Session> {
         let mut last = None;
+        let mut proposed: Option<Instant> = None;
         while announced.changed().await.is_ok() {
             let mut pause = RETRY_FIRST;
             loop {
+                if let Some(before) = proposed {
+                    // What is announced meanwhile is overtaken by what comes last.
+                    tokio::time::sleep_until(before + ANNOUNCE_PACE).await;
+                }
+                proposed = Some(Instant::now());
                 let Some(announcement) = announced.borrow_and_update().clone() else { break };
                 last = Some(Session {
                     incarnation: announcement.incarnation,

@@ -5,6 +5,10 @@ use crate::consensus::{Group, ReadIndex};
 /// Ticks after which a question that was not answered is asked again, under a new context.
 const ASK_AGAIN_TICKS: u32 = 3;
 
+/// Readers that are remembered at most: those who have given up cannot be told from those who wait, and without a
+/// leader nobody is answered.
+const MAX_WAITING: usize = 16_384;
+
 /// The reads of one node.
 #[derive(Debug)]
 pub(super) struct Reads {
@@ -32,6 +36,9 @@ impl Reads {
     }
 
     pub(super) fn wait(&mut self, id: u64) {
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.drain(..MAX_WAITING / 2);
+        }
         self.waiting.push(id);
     }
 

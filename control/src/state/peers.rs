@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hanse_federation::change::PeerRecord;
 use hanse_federation::join::{self, Offer};
-use hanse_federation::session::MAX_IMPORTED_SERVICES;
+use hanse_federation::session::{MAX_IMPORTED_REVOCATIONS, MAX_IMPORTED_SERVICES};
+use hanse_federation::view::PeerState;
 use hanse_federation::{Change, PeerFact};
 use hanse_identity::name::MemberRole;
 use hanse_identity::token::{Admits, Invite};
@@ -15,7 +16,7 @@ use super::{
     AgentRecord, Decision, MAX_AGENTS, MAX_INVITES, MAX_PEER_ENDPOINTS, MAX_PEER_GATEWAYS, MAX_PEERS,
     MAX_TEXT_BYTES, State, already, bounded, done, not_found,
 };
-use crate::command::{Answer, Refusal};
+use crate::command::{Answer, Refusal, Told};
 
 /// How long after its expiry an invite is still remembered, so that a late retry of who used it is answered.
 pub const INVITE_GRACE: Duration = Duration::from_secs(3600);
@@ -105,6 +106,10 @@ impl State {
         if used && made {
             return already();
         }
+        if used {
+            // The peer that it made has left since: the same request again must not bring it back.
+            return Err(Refusal::Precondition(format!("invite {id} has been used; ask for a new token")));
+        }
         let changes = self.new_peer(id, offer, now)?;
         self.consume(id, request_hash);
         done(changes)
@@ -149,16 +154,17 @@ impl State {
         ])
     }
 
-    /// With `only_invite`, undoes exactly that join: the invite may then be used again until it expires.
+    /// With `only_invite`, undoes exactly that join: if it had not been completed, the invite may then be used again
+    /// until it expires.
     pub(super) fn peer_remove(&mut self, cluster: &ClusterName, only_invite: Option<&str>) -> Decision {
         let peer = self.view.peers.get(cluster);
         if let Some(invite) = only_invite {
             let Some(peer) = peer.filter(|p| p.record.invite == invite) else { return already() };
-            let gone = Change::PeerGone(peer.record.cluster.clone());
-            if let Some(invite) = self.private.invites.get_mut(invite) {
+            let (gone, completed) = (peer.record.cluster.clone(), peer.state == PeerState::Joined);
+            if let Some(invite) = self.private.invites.get_mut(invite).filter(|_| !completed) {
                 invite.used_by = None;
             }
-            return done(vec![gone]);
+            return done(vec![Change::PeerGone(gone)]);
         }
         match peer {
             Some(_) => done(vec![Change::PeerGone(cluster.clone())]),
@@ -168,18 +174,37 @@ impl State {
 
     /// The import filter has seen them at the node that proposed them. What a peer says of others than itself is
     /// dropped here once more: this is the last door.
-    pub(super) fn peer_facts(&self, cluster: &ClusterName, facts: &[PeerFact]) -> Decision {
+    pub(super) fn peer_facts(
+        &self,
+        cluster: &ClusterName,
+        facts: &[PeerFact],
+        follows: Option<Told>,
+    ) -> Decision {
         let Some(peer) = self.view.peers.get(cluster) else {
             return Err(not_found("peer", cluster, self.view.peers.keys()));
         };
+        if follows.is_some_and(|told| told != Told::of(peer)) {
+            return Err(Refusal::Precondition(format!(
+                "something else has been taken in from {cluster} meanwhile"
+            )));
+        }
+        // Twice the import filter's bounds: while a retelling is under way, what it replaces is still here.
+        let origin = &peer.record.trust_domain;
+        let mut revocations = self.view.revocations.iter().filter(|r| r.id.origin == *origin).count();
         let mut services = peer.services.len();
         let mut changes = Vec::with_capacity(facts.len());
         for fact in facts.iter().filter(|f| speaks_of_itself(&peer.record, f)) {
             if let PeerFact::Service(summary) = fact
                 && !peer.services.contains_key(&summary.name)
             {
+                bounded("services of one peer", services, 2 * MAX_IMPORTED_SERVICES)?;
                 services += 1;
-                bounded("services of one peer", services - 1, MAX_IMPORTED_SERVICES)?;
+            }
+            if let PeerFact::Revoked(revocation) = fact
+                && self.view.revocations.get(&revocation.id).is_none()
+            {
+                bounded("revocations of one peer", revocations, 2 * MAX_IMPORTED_REVOCATIONS)?;
+                revocations += 1;
             }
             if let PeerFact::Endpoints(endpoints) = fact {
                 check_endpoints(endpoints)?;

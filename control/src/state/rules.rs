@@ -99,7 +99,9 @@ impl State {
         if let Some(known) = self.view.revocations.iter().find(covers) {
             return Ok((Answer::Revoked(known.id.clone()), Vec::new()));
         }
-        bounded("revocations", self.view.revocations.len(), MAX_REVOCATIONS)?;
+        // Our own only: what peers have told must not keep us from revoking.
+        let ours = self.view.revocations.iter().filter(|r| r.id.origin == *own).count();
+        bounded("revocations", ours, MAX_REVOCATIONS)?;
         let id = RevocationId { number: index, origin: own.clone() };
         let mut changes = vec![Change::Revoked(Revocation {
             id: id.clone(),

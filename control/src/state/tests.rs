@@ -17,6 +17,7 @@ use hanse_identity::{
 };
 
 use super::*;
+use crate::command::Told;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 
@@ -255,7 +256,7 @@ fn add(invite: &str, cluster: &str) -> Command {
 }
 
 fn told(facts: Vec<PeerFact>) -> Command {
-    Command::PeerFacts { cluster: west(), facts }
+    Command::PeerFacts { cluster: west(), facts, follows: None }
 }
 
 fn policy(policy: &str, spec: PolicySpec) -> PolicyDocument {
@@ -614,6 +615,59 @@ fn a_peer_is_accepted_once_and_can_be_undone() {
     assert!(log.state.view.peers.is_empty() && log.state.view.bundles.len() == 1);
     log.already(undo("i-1"));
     log.done(accept("i-1", "other", "west"));
+}
+
+#[test]
+fn a_used_invite_brings_no_peer_back() {
+    let mut log = Log::new();
+    log.done(Command::InviteCreate { invite: invite("i-1", Admits::Cluster(west())) });
+    log.done(accept("i-1", "h", "west"));
+    log.done(Command::PeerRemove { cluster: west(), only_invite: None });
+    log.precondition(accept("i-1", "h", "west"));
+    // Nor does undoing a join that was completed make its token good again.
+    log.done(Command::InviteCreate { invite: invite("i-2", Admits::Cluster(west())) });
+    log.done(accept("i-2", "h", "west"));
+    log.done(told(vec![PeerFact::Begin, PeerFact::Synced(7)]));
+    log.done(Command::PeerRemove { cluster: west(), only_invite: Some("i-2".into()) });
+    log.precondition(accept("i-2", "h", "west"));
+    log.precondition(accept("i-2", "other", "west"));
+}
+
+#[test]
+fn a_deposed_leader_does_not_take_back_what_the_next_one_has_heard() {
+    let mut log = Log::new();
+    log.done(add("i-1", "west"));
+    let follows = |log: &Log| Some(Told::of(&log.state.view.peers[&west()]));
+    let facts = |facts, follows| Command::PeerFacts { cluster: west(), facts, follows };
+    let (old, first) = (follows(&log), vec![PeerFact::Begin, PeerFact::Synced(50)]);
+    log.done(facts(vec![PeerFact::Begin, PeerFact::Synced(100)], old));
+    log.precondition(facts(first, old));
+    assert_eq!(log.state.view.peers[&west()].synced, 100);
+    let now = follows(&log);
+    log.done(facts(vec![PeerFact::Synced(101)], now));
+    // A retelling that is under way is another standing than before it.
+    let now = follows(&log);
+    log.done(facts(vec![PeerFact::Begin], now));
+    log.precondition(facts(vec![PeerFact::Synced(101)], now));
+}
+
+#[test]
+fn what_peers_have_told_does_not_keep_a_cluster_from_revoking() {
+    let mut log = Log::new();
+    log.done(add("i-1", "west"));
+    let theirs = |number| Revocation {
+        id: RevocationId { number, origin: td("west.example") },
+        target: RevocationTarget::Serial(Serial::new(&[1]).unwrap()),
+        reason: Reason::KeyCompromise,
+        note: String::new(),
+        actor: String::new(),
+        at: NOW,
+        expires: None,
+    };
+    (0..MAX_REVOCATIONS as u64).for_each(|number| log.state.view.revocations.insert(theirs(number)));
+    let (result, _) = log.run(revoke_identity(REVIEWS, Reason::Hold));
+    assert!(matches!(result, Ok(Answer::Revoked(_))), "{result:?}");
+    log.limit(told(vec![PeerFact::Revoked(theirs(MAX_REVOCATIONS as u64))]));
 }
 
 #[test]

@@ -99,7 +99,13 @@ impl Joiner {
             }
             (State::Checking, JoinerInput::Replied(Ok(reply))) => self.checked(now, reply),
             (State::Checking, JoinerInput::Replied(Err(why))) => {
-                self.give_up(vec![Line(Check::failed("reach", format!("no answer: {why}")))])
+                // An earlier join with this invite may have broken off between the two commits: without an answer
+                // nobody knows, and it must not be said that all is as before.
+                let detail = "nothing was done now; whether an earlier join with this token has left something on the \
+                              other side could not be told: join again with the same token";
+                let lines =
+                    [Check::failed("reach", format!("no answer: {why}")), Check::failed("agree", detail)];
+                lines.into_iter().map(Line).chain([Done { joined: false }]).collect()
             }
             (State::Probing(offer), JoinerInput::Probed(results)) => self.probed(offer, &results),
             (State::Agreeing { offer, sent }, JoinerInput::Replied(reply)) => {

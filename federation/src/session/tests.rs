@@ -408,3 +408,41 @@ fn a_broken_retelling_is_asked_for_again_in_whole() {
     );
     assert_eq!(from(&view("west")), 0);
 }
+
+#[test]
+fn a_peer_cannot_fill_us_with_revocations_or_long_names() {
+    let many = |from: u64, to: u64| -> Vec<PeerFact> {
+        let target = || RevocationTarget::Serial(Serial::new(&[7]).unwrap());
+        (from..to).map(|number| PeerFact::Revoked(revocation("east", number, target()))).collect()
+    };
+    let most = MAX_IMPORTED_REVOCATIONS as u64;
+    let too_many = ImportRefusal::TooManyRevocations(MAX_IMPORTED_REVOCATIONS);
+    let mut west = importer();
+    assert_eq!(fold(&mut west, many(0, most)), []);
+    assert_eq!(fold(&mut west, many(most - 1, most + 1)), std::slice::from_ref(&too_many));
+    let lifted = PeerFact::Unrevoked(RevocationId { number: 0, origin: domain("east") });
+    let mut batch = vec![lifted];
+    batch.extend(many(most, most + 2));
+    assert_eq!(fold(&mut west, batch), [too_many]);
+    assert_eq!(west.revocations.len(), MAX_IMPORTED_REVOCATIONS);
+    // A retelling counts anew.
+    let mut batch = vec![PeerFact::Begin];
+    batch.extend(many(5, most + 5));
+    batch.push(PeerFact::Synced(9));
+    assert_eq!(fold(&mut west, batch), []);
+    assert_eq!(west.revocations.len(), MAX_IMPORTED_REVOCATIONS);
+
+    let wide = |n: usize| {
+        let mut wide = summary(&format!("shop/s{n}"), "east.example/a");
+        let name = |l: usize| format!("{l:0width$}", width = MAX_TEXT_BYTES);
+        wide.localities = (0..MAX_LOCALITIES).map(|l| (name(l), Default::default())).collect();
+        PeerFact::Service(wide)
+    };
+    let fit = MAX_IMPORTED_BYTES / (MAX_LOCALITIES * MAX_TEXT_BYTES);
+    let mut west = importer();
+    let refusals = fold(&mut west, (0..fit + 3).map(wide).collect());
+    assert!(!refusals.is_empty() && refusals.iter().all(|r| matches!(r, ImportRefusal::TooMany(_))));
+    assert!(west.peers[&cluster("east")].services.len() <= fit);
+    assert!(!fold(&mut west, vec![wide(fit + 9)]).is_empty(), "what is held counts in the next batch too");
+    assert_eq!(fold(&mut west, vec![wide(0)]), [], "told again is not more");
+}

@@ -15,7 +15,7 @@ const BUFFER_BYTES: usize = 17 * 1024;
 
 /// How long one direction may outlive the other. Nothing that is carried here half-closes, and somebody who keeps a
 /// dead stream's other half open must not keep its place.
-const HALF_OPEN_FOR: Duration = Duration::from_secs(10);
+const HALF_OPEN_FOR: Duration = Duration::from_secs(5);
 
 /// Copies until both directions have ended (the second soon after the first) or one fails. `open` keeps the stream
 /// counted.
@@ -29,11 +29,17 @@ pub async fn relay(
     let ((from_dialler, to_dialler), (from_target, to_target)) = (split(dialler), split(target));
     let mut there = pin!(copy(from_dialler, to_target));
     let mut back = pin!(copy(from_target, to_dialler));
-    let rest = tokio::select! {
-        first = there.as_mut() => first.map(|()| back),
-        first = back.as_mut() => first.map(|()| there),
-    }?;
-    tokio::time::timeout(HALF_OPEN_FOR, rest).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    let late = |_| Err(io::ErrorKind::TimedOut.into());
+    tokio::select! {
+        first = there.as_mut() => {
+            first?;
+            tokio::time::timeout(HALF_OPEN_FOR, back).await.unwrap_or_else(late)
+        }
+        first = back.as_mut() => {
+            first?;
+            tokio::time::timeout(HALF_OPEN_FOR, there).await.unwrap_or_else(late)
+        }
+    }
 }
 
 async fn copy(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
@@ -48,7 +54,11 @@ struct Counted<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.read.inc_by((buf.filled().len() - before) as u64);

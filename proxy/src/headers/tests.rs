@@ -91,6 +91,23 @@ fn hop_by_hop_headers_and_nominees_end_here() {
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     strip_hop_by_hop(&mut headers);
     assert!(headers.contains_key(header::TE), "gRPC needs it");
+    headers.append(header::TE, HeaderValue::from_static("gzip"));
+    strip_hop_by_hop(&mut headers);
+    assert!(!headers.contains_key(header::TE), "a second value ends here too");
+}
+
+#[test]
+fn a_body_that_two_readers_would_end_at_different_places_is_refused() {
+    let framing = |fields: &[(&'static str, &'static str)]| {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        is_framing_plain(&headers)
+    };
+    assert!(framing(&[]) && framing(&[("content-length", "5")]) && framing(&[("transfer-encoding", "chunked")]));
+    assert!(!framing(&[("content-length", "5"), ("content-length", "5")]));
+    assert!(!framing(&[("content-length", "5"), ("transfer-encoding", "chunked")]));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hanse_identity::{ServiceName, SpiffeId, VerifiedCaller};
 use http::{HeaderValue, Request, Response, Uri, Version, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::forward::mark;
+use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
 use crate::answer::Reason;
 use crate::headers;
@@ -34,6 +35,7 @@ pub struct Inbound {
     reporter: Rc<Reporter>,
     services: Arc<BTreeSet<ServiceName>>,
     app: Option<Rc<App>>,
+    in_flight: InFlight,
 }
 
 /// One connection's caller, as its requests are told of it.
@@ -59,10 +61,13 @@ struct Borrowed {
 pub struct Serving {
     record: Record,
     borrowed: Option<Borrowed>,
+    _flying: Option<Flying>,
 }
 
 pub type InboundResponse = Response<ResponseBody<Serving>>;
 
+/// Requests that one worker has at the app at a time, each on a connection of its own.
+const MAX_IN_FLIGHT: usize = 4096;
 /// Connections to the app that one worker keeps for the next request.
 const MAX_IDLE: usize = 64;
 /// Longest wait for the app to accept a connection: it is on this host.
@@ -78,7 +83,7 @@ impl Inbound {
         app: Option<SocketAddr>,
     ) -> Self {
         let app = app.map(|address| Rc::new(App { address, idle: RefCell::default() }));
-        Self { plane, reporter, services, app }
+        Self { plane, reporter, services, app, in_flight: InFlight::default() }
     }
 
     /// What the requests of one verified connection have in common.
@@ -95,15 +100,18 @@ impl Inbound {
     ) -> Result<InboundResponse, Infallible> {
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         let admitted = self.admit(&caller, &request, &mut record);
+        let full = self.in_flight.count() >= MAX_IN_FLIGHT;
+        let flying = self.in_flight.begin();
         let outcome = match admitted {
+            Ok(_) if full => Err(Reason::Overload),
             Ok(admitted) => self.serve(admitted, &caller, request, &mut record).await,
             Err(reason) => Err(reason),
         };
         Ok(match outcome {
             Ok((response, borrowed)) => {
                 record.answered(response.status());
-                response
-                    .map(|body| ResponseBody::streamed(body, Serving { record, borrowed: Some(borrowed) }))
+                let serving = Serving { record, borrowed: Some(borrowed), _flying: Some(flying) };
+                response.map(|body| ResponseBody::streamed(body, serving))
             }
             Err(reason) => mesh_answer(reason, record),
         })
@@ -224,11 +232,11 @@ fn prepare(
     record: &Record,
 ) -> Result<Request<RequestBody>, Reason> {
     let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-    let host = authority.map(HeaderValue::from_str).transpose().map_err(|_| Reason::BadRequest)?;
+    let host = HeaderValue::from_str(authority.ok_or(Reason::BadRequest)?).map_err(|_| Reason::BadRequest)?;
     let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let uri = Uri::try_from(path).map_err(|_| Reason::BadRequest)?;
     let (mut parts, body) = request.into_parts();
-    if parts.method == http::Method::CONNECT {
+    if parts.method == http::Method::CONNECT || !headers::is_framing_plain(&parts.headers) {
         return Err(Reason::BadRequest);
     }
     parts.uri = uri;
@@ -237,8 +245,11 @@ fn prepare(
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_reserved(&mut parts.headers);
     headers::join_cookies(&mut parts.headers);
-    if let Some(host) = host {
-        parts.headers.insert(header::HOST, host);
+    parts.headers.insert(header::HOST, host);
+    let unknown_length = !body.is_end_stream() && body.size_hint().exact().is_none();
+    if unknown_length && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+        // Unless told so, hyper sends a GET without its body.
+        parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     parts.headers.insert(headers::CLIENT_CERT, caller.client_cert.clone());
     Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
@@ -247,7 +258,7 @@ fn prepare(
 fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {
     record.refused(reason);
     let body = Bytes::from(format!("{}\n", reason.as_str()));
-    let mut response = Response::new(ResponseBody::whole(body, Serving { record, borrowed: None }));
+    let mut response = Response::new(ResponseBody::whole(body, Serving { record, borrowed: None, _flying: None }));
     *response.status_mut() = reason.status();
     mark(response.headers_mut(), reason);
     response

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::headers::strip_reserved;
+
 /// A request's body on its way out.
 pub enum RequestBody {
     Empty,
@@ -135,9 +137,13 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Streamed { body, count } => {
-                let polled = Pin::new(body).poll_frame(cx);
-                if let Poll::Ready(Some(Ok(frame))) = &polled {
+                let mut polled = Pin::new(body).poll_frame(cx);
+                if let Poll::Ready(Some(Ok(frame))) = &mut polled {
                     count.add(frame);
+                    // Some servers fold trailers into the headers.
+                    if let Some(trailers) = frame.trailers_mut() {
+                        strip_reserved(trailers);
+                    }
                 }
                 polled
             }

@@ -35,6 +35,8 @@ pub struct MeshConnection {
     pub peer: SpiffeId,
     /// For a tunnel: our own gateway that it goes through, if it does.
     pub via: Option<NodeName>,
+    /// The tunnel that it runs in, if it does: new requests go elsewhere when that is on its way out.
+    pub outer: Option<Rc<MeshConnection>>,
     opened: Timestamp,
     used: Cell<Timestamp>,
     retired: Rc<Cell<bool>>,
@@ -125,7 +127,8 @@ impl MeshConnection {
     }
 
     pub fn is_usable(&self) -> bool {
-        !self.retired.get() && !self.sender.is_closed()
+        let outer_usable = self.outer.as_ref().is_none_or(|outer| outer.is_usable());
+        !self.retired.get() && !self.sender.is_closed() && outer_usable
     }
 
     /// No new requests; what is in flight goes on.
@@ -275,7 +278,15 @@ where
     let peer = dialled.live.peer().id().clone();
     let driver = drive(connection, dialled.live, sever, Rc::clone(&retired), ended);
     tokio::task::spawn_local(driver);
-    Ok(MeshConnection { sender, peer, via: None, opened: now(), used: Cell::new(now()), retired })
+    Ok(MeshConnection {
+        sender,
+        peer,
+        via: None,
+        outer: None,
+        opened: now(),
+        used: Cell::new(now()),
+        retired,
+    })
 }
 
 /// Runs a client connection, and obeys the connection table for as long as there is a socket: hyper's connection future

@@ -146,7 +146,7 @@ impl Outbound {
         }
         let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
         let host = outbound::destination(bound, authority)?;
-        if *request.method() == Method::CONNECT {
+        if *request.method() == Method::CONNECT || !headers::is_framing_plain(request.headers()) {
             return Err(Reason::BadRequest);
         }
         let plan = self.plan(view, &host, &request)?;
@@ -375,6 +375,7 @@ impl Outbound {
     pub fn tidy(&self, now: Timestamp) {
         self.pool.tidy(now);
         let Some(view) = self.plane.knowledge.view() else { return };
+        self.tunnels.tidy(&view);
         let mut health = self.health.borrow_mut();
         health.retain(|_, target| match target {
             Target::Endpoint(id) => view.endpoints.contains_key(id),

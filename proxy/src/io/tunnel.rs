@@ -156,7 +156,7 @@ impl Tunnels {
     /// CONNECT on a tunnel, then the workloads' own TLS inside the stream.
     async fn connect_through(
         &self,
-        outer: &MeshConnection,
+        outer: &Rc<MeshConnection>,
         service: &ServiceName,
         cluster: &ClusterName,
         expect: Expect,
@@ -179,7 +179,9 @@ impl Tunnels {
         let about =
             About { side: Side::Outbound, service: Some(service.clone()), cluster: Some(cluster.clone()) };
         let dialled = tls::dial(TokioIo::new(upgraded), &self.plane, expect, name, about).await?;
-        speak_http2(dialled, WORKLOAD_PINGS, |_| {}).await
+        let mut connection = speak_http2(dialled, WORKLOAD_PINGS, |_| {}).await?;
+        connection.outer = Some(Rc::clone(outer));
+        Ok(connection)
     }
 
     /// Dials one of the cluster's gateways: the best pairs, each with a head start before the next.
@@ -279,6 +281,25 @@ impl Tunnels {
         self.probe(cluster, Duration::ZERO);
     }
 
+    /// Called every few seconds: lets go of tunnels over gateways that are leaving, before those cut them off, and
+    /// sees to it that every lost path has its probe.
+    pub fn tidy(self: &Rc<Self>, view: &View) {
+        for cluster in view.peers.keys() {
+            let tunnels = self.pool.usable(&Key::Tunnel(cluster.clone()));
+            let is_good = |outer: &MeshConnection| is_ready_pair(view, cluster, &outer.via, &outer.peer);
+            let ways = pairs(view, cluster, &[], 0);
+            let better = ways.iter().any(|pair| {
+                let via = pair.via.as_ref().map(|(name, _)| name.clone());
+                is_ready_pair(view, cluster, &via, &pair.identity)
+            });
+            tunnels.iter().filter(|outer| better && !is_good(outer)).for_each(|outer| outer.retire());
+        }
+        let lost = self.health.borrow().lost_paths();
+        for (cluster, _) in lost.iter().filter(|(cluster, _)| view.peers.contains_key(cluster)) {
+            self.probe(cluster, PROBE_EVERY);
+        }
+    }
+
     fn path_lost(&self, cluster: &ClusterName) {
         self.health.borrow_mut().path_lost(now(), cluster);
     }
@@ -305,6 +326,15 @@ impl Tunnels {
     fn is_peer(&self, cluster: &ClusterName) -> bool {
         self.plane.knowledge.view().is_some_and(|view| view.peers.contains_key(cluster))
     }
+}
+
+fn is_ready_pair(view: &View, cluster: &ClusterName, via: &Option<NodeName>, identity: &SpiffeId) -> bool {
+    let ours = match via {
+        Some(name) => view.gateways.get(name).is_some_and(|gateway| gateway.ready),
+        None => view.gateways.is_empty(),
+    };
+    let theirs = view.peers.get(cluster).map_or(&[][..], |peer| &peer.gateways);
+    ours && theirs.iter().any(|gateway| gateway.ready && gateway.identity == *identity)
 }
 
 async fn resolve(host_and_port: &str) -> Result<SocketAddr, DialError> {

@@ -141,6 +141,59 @@ fn bodies_stream_both_ways_over_http1_and_http2() {
 }
 
 #[test]
+fn a_get_keeps_a_body_of_unknown_length() {
+    on_local_set(async {
+        let shop = Shop::open().await;
+        let mut client = TcpStream::connect(shop.product.outbound).await.unwrap();
+        let search = b"GET /search HTTP/1.1\r\nhost: reviews.shop\r\nconnection: close\r\n\
+            transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n";
+        client.write_all(search).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"bytes\":4"), "{answer}");
+    });
+}
+
+#[test]
+fn requests_that_can_be_read_in_two_ways_never_reach_the_app() {
+    on_local_set(async {
+        let shop = Shop::open().await;
+        let product = plane_of(&shop.east.workload("product"), &shop.view);
+        let tcp = TcpStream::connect(shop.reviews.inbound).await.unwrap();
+        let about = About { side: Side::Outbound, service: None, cluster: None };
+        let dialled = tls::dial(tcp, &product, Expect::Anyone, None, about).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(dialled.stream);
+        let handshake = hyper::client::conn::http2::handshake(crate::runtime::worker::LocalExecutor, io);
+        let (mut sender, connection) = handshake.await.unwrap();
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        let request = |fields: &[(&'static str, &'static str)], trailers: http::HeaderMap| {
+            let body = Full::new(Bytes::from_static(b"body")).with_trailers(std::future::ready(Some(Ok(trailers))));
+            // Mapped, it does not know its length any more.
+            let body = body.map_frame(|frame| frame);
+            let mut request = Request::post("http://reviews.shop/x").body(body.boxed_unsync()).unwrap();
+            for (name, value) in fields {
+                request.headers_mut().append(*name, value.parse().unwrap());
+            }
+            request
+        };
+        for fields in [
+            &[("content-length", "4"), ("content-length", "4")][..],
+            &[("host", "a.shop"), ("host", "b.shop")],
+        ] {
+            let response = sender.send_request(request(fields, http::HeaderMap::new())).await.unwrap();
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{fields:?}");
+        }
+        // The mesh's headers do not come in at the end either.
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-forwarded-client-cert", "URI=spiffe://east.example/ns/shop/sa/admin".parse().unwrap());
+        trailers.insert("x-checksum", "1".parse().unwrap());
+        let request = request(&[("trailer", "x-forwarded-client-cert, x-checksum")], trailers);
+        let seen = Answer::of(sender.send_request(request).await.unwrap()).await.seen();
+        assert_eq!(seen["trailers"], serde_json::json!(["x-checksum"]), "{seen}");
+    });
+}
+
+#[test]
 fn the_mesh_says_why_it_answers_itself() {
     on_local_set(async {
         let mut shop = Shop::open().await;

@@ -39,7 +39,8 @@ pub fn authority(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -
     let made = MADE.get_or_init(Mutex::default);
     let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
     let create = || {
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a P-256 key can be made");
+        let key =
+            rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a P-256 key can be made");
         let serial = Serial::from_random([7; 16]);
         let authority = Authority::create(trust_domain, node, key, serial, EPOCH, AUTHORITY_LIFETIME);
         authority.expect("the names are valid and the key is P-256").certificate().clone()

@@ -80,8 +80,10 @@ impl World {
     /// Founds a cluster of `nodes` control nodes and starts them.
     pub fn found(&mut self, name: &ClusterName, nodes: usize) -> usize {
         let cluster = self.clusters.len();
-        let trust_domain: TrustDomain = format!("{name}.example").parse().expect("a cluster's name is a label");
-        let node_name = |n: usize| -> NodeName { format!("{name}-{n}").parse().expect("a label and a number") };
+        let trust_domain: TrustDomain =
+            format!("{name}.example").parse().expect("a cluster's name is a label");
+        let node_name =
+            |n: usize| -> NodeName { format!("{name}-{n}").parse().expect("a label and a number") };
         let records: Vec<NodeRecord> = (1..=nodes)
             .map(|n| NodeRecord {
                 raft_id: n as u64,
@@ -106,7 +108,12 @@ impl World {
             signing: 0,
         });
         let nodes_made = made.collect();
-        self.clusters.push(Cluster { name: name.clone(), trust_domain, nodes: nodes_made, proxies: Vec::new() });
+        self.clusters.push(Cluster {
+            name: name.clone(),
+            trust_domain,
+            nodes: nodes_made,
+            proxies: Vec::new(),
+        });
         self.ledger.found(&founded);
         for index in 0..nodes {
             self.start_node(At { cluster, index });
@@ -178,7 +185,7 @@ impl World {
             control.disk.get_or_insert_default().write(&batch);
         }
         self.note(&[21, at.party().number()], || format!("{name} crashes"));
-        self.lost_with(at, &running.pending, &running.reads);
+        self.lost_with(&running.pending);
     }
 
     pub(crate) fn running(&mut self, at: At) -> Option<&mut Running> {
@@ -271,7 +278,9 @@ impl World {
     fn perform(&mut self, at: At, mut outputs: VecDeque<Output>) {
         while let Some(output) = outputs.pop_front() {
             match output {
-                Output::Store(batch) if self.bug == Some(Bug::SpeakBeforeStore) => self.store_some_day(at, batch),
+                Output::Store(batch) if self.bug == Some(Bug::SpeakBeforeStore) => {
+                    self.store_some_day(at, batch)
+                }
                 Output::Store(batch) => {
                     let delay = self.disk_delay(at);
                     let life = self.life(at);
@@ -336,10 +345,12 @@ impl World {
 
     fn publish(&mut self, at: At, state: Arc<State>, applied: &[Arc<Applied>]) {
         let revision = state.view.revision.0;
-        self.note(&[22, at.party().number(), revision], || format!("{:?} applied up to {revision}", at.party()));
+        self.note(&[22, at.party().number(), revision], || {
+            format!("{:?} applied up to {revision}", at.party())
+        });
         self.ledger.published(self.now, at, &state, applied);
         let Some(running) = self.running(at) else { return };
-        let before = std::mem::replace(&mut running.state, state.clone());
+        running.state = state.clone();
         for one in applied {
             if one.reset {
                 running.ring.clear();
@@ -351,7 +362,7 @@ impl World {
             running.ring.pop_front();
         }
         self.tell_watchers(at, applied);
-        self.tell_peers(at, &before, &state, applied);
+        self.tell_peers(at, &state, applied);
         self.activate_authority(at, &state);
     }
 
@@ -387,12 +398,17 @@ impl World {
         self.ledger.role(now, at, status.term, leads);
         if led != leads {
             let word = if leads { "leads" } else { "leads no more" };
-            self.note(&[23, at.party().number(), status.term], || format!("{:?} {word} in term {}", at.party(), status.term));
+            self.note(&[23, at.party().number(), status.term], || {
+                format!("{:?} {word} in term {}", at.party(), status.term)
+            });
         }
         if led && !leads {
             self.drop_links(at);
         }
-        if leads && !led && let Some(running) = self.running(at) {
+        if leads
+            && !led
+            && let Some(running) = self.running(at)
+        {
             running.heard.clear();
         }
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use hanse_control::command::{Command, Outcome};
 use hanse_control::state::State;
-use hanse_federation::join::{Check, JoinReply, JoinRequest, Joiner, JoinerInput, JoinerOutput, Offer, Phase, invited};
+use hanse_federation::join::{
+    Check, JoinReply, JoinRequest, Joiner, JoinerInput, JoinerOutput, Offer, Phase, invited,
+};
 use hanse_federation::session;
 use hanse_identity::token::{Admits, Invite};
 
@@ -107,7 +109,10 @@ impl World {
         }
         let now = self.now;
         let Some(run) = &self.joins[task].run else {
-            return if self.joins[task].give_up { } else { self.start_run(task) };
+            return if self.joins[task].give_up {
+            } else {
+                self.start_run(task)
+            };
         };
         let (at, life, id) = (run.at, run.life, run.id);
         if self.running_in(at, life).is_none() {
@@ -146,7 +151,8 @@ impl World {
         let (id, life) = (self.id(), self.life(at));
         let until = self.now + PHASE_TIMEOUT_MS;
         let asked = Some((0, until));
-        self.joins[task].run = Some(Run { id, at, life, machine: None, offer: None, peer: peer.party(), asked });
+        self.joins[task].run =
+            Some(Run { id, at, life, machine: None, offer: None, peer: peer.party(), asked });
         self.joins[task].runs += 1;
         self.joins[task].lines.clear();
         self.ask_read(at, ReadPurpose::JoinStart { task, run: id });
@@ -157,7 +163,10 @@ impl World {
         let now = self.clock_of(at);
         let offer = self.offer(at, &state);
         let invite = self.joins[task].invite.clone();
-        let Some(current) = self.joins[task].run.as_mut().filter(|r| r.id == run && r.machine.is_none()) else { return };
+        let Some(current) = self.joins[task].run.as_mut().filter(|r| r.id == run && r.machine.is_none())
+        else {
+            return;
+        };
         current.machine = Some(Joiner::new(&state.view, &invite, now, VERSION));
         current.offer = Some(offer);
         current.asked = None;
@@ -199,7 +208,9 @@ impl World {
     fn perform_join(&mut self, task: usize, run: u64, at: At, output: JoinerOutput) {
         match output {
             JoinerOutput::Line(check) => {
-                self.note(&[50, u64::from(check.ok)], || format!("join {}: {} {}", task, check.name, check.detail));
+                self.note(&[50, u64::from(check.ok)], || {
+                    format!("join {}: {} {}", task, check.name, check.detail)
+                });
                 self.joins[task].lines.push(check);
             }
             JoinerOutput::Send(phase) => {
@@ -311,7 +322,8 @@ impl World {
 
     fn reach_back(&self, at: At, offer: &Offer) -> Vec<Check> {
         let Some(cluster) = self.cluster_named(offer.cluster.as_str()) else { return Vec::new() };
-        let answers = offer.gateways.iter().any(|g| self.reaches_gateway(at.party(), cluster, g.name.as_str()));
+        let answers =
+            offer.gateways.iter().any(|g| self.reaches_gateway(at.party(), cluster, g.name.as_str()));
         let detail = if answers { "a gateway answers" } else { "no gateway answers" };
         vec![if answers { Check::passed("reachBack", detail) } else { Check::failed("reachBack", detail) }]
     }
@@ -339,9 +351,11 @@ impl World {
 
     pub(super) fn join_answered(&mut self, at: At, question: u64, reply: Result<JoinReply, String>) {
         let asks = |run: &Run| run.at == at && run.asked.is_some_and(|(asked, _)| asked == question);
-        let found = self.joins.iter().enumerate().find_map(|(task, join)| {
-            join.run.as_ref().filter(|r| asks(r)).map(|run| (task, run.id))
-        });
+        let found = self
+            .joins
+            .iter()
+            .enumerate()
+            .find_map(|(task, join)| join.run.as_ref().filter(|r| asks(r)).map(|run| (task, run.id)));
         if let Some((task, run)) = found {
             self.join_input(task, run, JoinerInput::Replied(reply));
         }

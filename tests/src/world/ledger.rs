@@ -106,7 +106,12 @@ impl Ledger {
         if leads {
             let leader = *self.clusters[at.cluster].leaders.entry(term).or_insert(at.index);
             if leader != at.index {
-                self.violate(now, || format!("nodes {leader} and {} of cluster {} both lead in term {term}", at.index, at.cluster));
+                self.violate(now, || {
+                    format!(
+                        "nodes {leader} and {} of cluster {} both lead in term {term}",
+                        at.index, at.cluster
+                    )
+                });
             }
         }
     }
@@ -129,7 +134,9 @@ impl Ledger {
         let index = outcome.revision;
         let held = *book.entries.entry(index).or_insert(id);
         if held != id {
-            return self.violate(now, || format!("index {index} of cluster {} held proposals {held:x} and {id:x}", at.cluster));
+            return self.violate(now, || {
+                format!("index {index} of cluster {} held proposals {held:x} and {id:x}", at.cluster)
+            });
         }
         let known = book.outcomes.entry(id).or_insert_with(|| outcome.clone());
         if known != outcome {
@@ -139,10 +146,12 @@ impl Ledger {
         let first = book.first_ids.get(&id).copied().unwrap_or(id);
         let applied = *book.applied.entry(first).or_insert(index);
         if applied != index {
-            return self.violate(now, || format!("proposal {first:x} was applied at {applied} and again at {index}"));
+            return self.violate(now, || {
+                format!("proposal {first:x} was applied at {applied} and again at {index}")
+            });
         }
         if let Some(facts) = book.facts.remove(&id)
-            && let Command::PeerFacts { cluster, facts } = &facts.command
+            && let Command::PeerFacts { cluster, facts, .. } = &facts.command
             && let Some(foreign) = facts.iter().find(|f| !book.speaks_of_itself(cluster, f))
         {
             let what = format!("{cluster} told and the log took: {foreign:?}");
@@ -171,7 +180,11 @@ impl Ledger {
         let book = &mut self.clusters[cluster];
         book.floor = book.floor.max(revision);
         if revision < floor {
-            self.violate(now, || format!("a read of cluster {cluster} saw {revision}, but {floor} had been seen before it began"));
+            self.violate(now, || {
+                format!(
+                    "a read of cluster {cluster} saw {revision}, but {floor} had been seen before it began"
+                )
+            });
         }
     }
 
@@ -193,7 +206,11 @@ impl Ledger {
             }
         }
         if wrong.is_none() && state.view.revision == book.truth.revision && state.view != book.truth {
-            wrong = Some(format!("{:?} has another State at {} than was agreed on", at.party(), state.view.revision));
+            wrong = Some(format!(
+                "{:?} has another State at {} than was agreed on",
+                at.party(),
+                state.view.revision
+            ));
         }
         if let Some(what) = wrong {
             self.violate(now, || what);
@@ -207,9 +224,17 @@ impl Ledger {
         let published = own.is_some_and(|b| b.trusted().any(|a| a.key_id == svid.authority));
         let revoked = book.revoked_at(revision, svid);
         if !published {
-            self.violate(now, || format!("{:?} signed {} before its authority was published", at.party(), svid.facts.id));
+            self.violate(now, || {
+                format!("{:?} signed {} before its authority was published", at.party(), svid.facts.id)
+            });
         } else if let Some(by) = revoked {
-            self.violate(now, || format!("{:?} signed {} at {revision} though it is revoked by {by}", at.party(), svid.facts.id));
+            self.violate(now, || {
+                format!(
+                    "{:?} signed {} at {revision} though it is revoked by {by}",
+                    at.party(),
+                    svid.facts.id
+                )
+            });
         }
     }
 
@@ -217,7 +242,9 @@ impl Ledger {
     pub(super) fn admitted(&mut self, now: u64, cluster: usize, view: &View, svid: &WorldSvid) {
         let revision = view.revision.0;
         if let Some(by) = self.clusters[cluster].revoked_at(revision, svid) {
-            self.violate(now, || format!("cluster {cluster} at {revision} admits {}, revoked by {by}", svid.facts.id));
+            self.violate(now, || {
+                format!("cluster {cluster} at {revision} admits {}, revoked by {by}", svid.facts.id)
+            });
         }
     }
 
@@ -237,7 +264,10 @@ impl Ledger {
         for connection in life.connections.values() {
             if let Some(by) = book.revoked_at(revision, &connection.other) {
                 let who = &connection.other.facts.id;
-                wrong = Some(format!("{} at {revision} keeps a connection with {who}, revoked by {by}", proxy.name));
+                wrong = Some(format!(
+                    "{} at {revision} keeps a connection with {who}, revoked by {by}",
+                    proxy.name
+                ));
             }
         }
         if let Some(what) = wrong {
@@ -266,7 +296,10 @@ impl Book {
             wrong = wrong.or_else(|| meddled(&before, &self.truth, &cluster));
         }
         let touched = applied.changes.iter().any(|c| {
-            matches!(c, Change::Revoked(_) | Change::Unrevoked(_) | Change::PeerGone(_) | Change::PeerFact(..))
+            matches!(
+                c,
+                Change::Revoked(_) | Change::Unrevoked(_) | Change::PeerGone(_) | Change::PeerFact(..)
+            )
         });
         if touched {
             self.revocations.insert(applied.revision, Arc::new(self.truth.revocations.clone()));
@@ -286,7 +319,12 @@ impl Book {
             PeerFact::Bundle(bundle) => {
                 let known = self.truth.bundles.get(&bundle.trust_domain)?;
                 let back = bundle.sequence < known.sequence;
-                back.then(|| format!("the bundle of {cluster} goes back from {} to {}", known.sequence, bundle.sequence))
+                back.then(|| {
+                    format!(
+                        "the bundle of {cluster} goes back from {} to {}",
+                        known.sequence, bundle.sequence
+                    )
+                })
             }
             _ => None,
         }
@@ -315,7 +353,9 @@ impl Book {
 /// Whether what a peer told has changed anything outside its own domain.
 fn meddled(before: &View, after: &View, cluster: &ClusterName) -> Option<String> {
     let own = before.peers.get(cluster).map(|p| p.record.trust_domain.clone())?;
-    let others = |view: &View| view.bundles.iter().filter(|(d, _)| **d != own).map(|(_, b)| b.clone()).collect::<Vec<_>>();
+    let others = |view: &View| {
+        view.bundles.iter().filter(|(d, _)| **d != own).map(|(_, b)| b.clone()).collect::<Vec<_>>()
+    };
     let revoked = |view: &View| {
         let foreign = |r: &&hanse_identity::Revocation| r.id.origin != own || *r.trust_domain() != own;
         view.revocations.iter().filter(foreign).cloned().collect::<Vec<_>>()

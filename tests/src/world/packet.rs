@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use hanse_control::command::{Outcome, Proposal};
 use hanse_control::node::Applied;
+use hanse_federation::View;
 use hanse_federation::catalog::Announcement;
 use hanse_federation::join::{JoinReply, Offer, Phase};
 use hanse_federation::session::{Down, Up};
-use hanse_federation::View;
 use hanse_identity::{ClusterName, NodeName, ServiceName, SpiffeId};
 
 use super::authorities::WorldSvid;
@@ -19,20 +19,52 @@ use super::{At, Event, World};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
-    Raft { life: u64, bytes: Vec<u8>, snapshot: bool },
-    Forward { proposal: Arc<Proposal> },
+    Raft {
+        life: u64,
+        bytes: Vec<u8>,
+        snapshot: bool,
+    },
+    Forward {
+        proposal: Arc<Proposal>,
+    },
     /// `None`: the node asked does not lead.
-    Forwarded { id: u64, outcome: Option<Outcome> },
-    Frame { stream: u64, sequence: u64, frame: Frame },
+    Forwarded {
+        id: u64,
+        outcome: Option<Outcome>,
+    },
+    Frame {
+        stream: u64,
+        sequence: u64,
+        frame: Frame,
+    },
     /// There is no such stream here.
-    Reset { stream: u64 },
-    Join { question: u64, invite: String, phase: Phase, offer: Box<Offer> },
-    JoinAnswer { question: u64, reply: Result<JoinReply, String> },
+    Reset {
+        stream: u64,
+    },
+    Join {
+        question: u64,
+        invite: String,
+        phase: Phase,
+        offer: Box<Offer>,
+    },
+    JoinAnswer {
+        question: u64,
+        reply: Result<JoinReply, String>,
+    },
     Open(Box<Opening>),
-    Answer { connection: u64, answer: Answer },
-    Close { connection: u64 },
-    Probe { probe: u64 },
-    ProbeAnswer { probe: u64 },
+    Answer {
+        connection: u64,
+        answer: Answer,
+    },
+    Close {
+        connection: u64,
+    },
+    Probe {
+        probe: u64,
+    },
+    ProbeAnswer {
+        probe: u64,
+    },
 }
 
 /// A request, and with it the connection that it opens.
@@ -122,7 +154,9 @@ impl Packet {
 
     fn kind(&self) -> u64 {
         match self {
-            Self::Raft { bytes, snapshot, .. } => 100 + u64::from(*snapshot) + ((bytes.len() as u64).min(40) << 8),
+            Self::Raft { bytes, snapshot, .. } => {
+                100 + u64::from(*snapshot) + ((bytes.len() as u64).min(40) << 8)
+            }
             Self::Forward { proposal } => 1 ^ proposal.id,
             Self::Forwarded { id, .. } => 2 ^ *id,
             Self::Frame { stream, sequence, .. } => 3 ^ (*stream << 20) ^ (*sequence << 4),
@@ -139,9 +173,13 @@ impl Packet {
     fn words(&self) -> String {
         match self {
             Self::Raft { bytes, snapshot, .. } => raft_words(bytes, *snapshot),
-            Self::Frame { stream, sequence, frame } => format!("stream {stream} #{sequence} {}", frame_words(frame)),
+            Self::Frame { stream, sequence, frame } => {
+                format!("stream {stream} #{sequence} {}", frame_words(frame))
+            }
             Self::Join { phase, .. } => format!("join {phase:?}"),
-            Self::JoinAnswer { reply, .. } => format!("join answer committed {:?}", reply.as_ref().map(|r| r.committed)),
+            Self::JoinAnswer { reply, .. } => {
+                format!("join answer committed {:?}", reply.as_ref().map(|r| r.committed))
+            }
             Self::Open(opening) => format!("request {} from {}", opening.service, opening.caller.facts.id),
             Self::Forward { proposal } => format!("forward {:x}", proposal.id),
             other => format!("{other:?}"),

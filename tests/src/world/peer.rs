@@ -4,21 +4,21 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use hanse_control::command::{Command, Outcome};
+use hanse_control::command::{Command, Outcome, Told};
 use hanse_control::node::Applied;
 use hanse_control::state::State;
 use hanse_federation::PeerFact;
 use hanse_federation::session::{self, Down, Up};
 use hanse_identity::{
-    Bundle, ClusterName, Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId, Timestamp,
-    TrustDomain,
+    Bundle, ClusterName, Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId,
+    Timestamp, TrustDomain,
 };
 
 use super::network::Party;
 use super::packet::{Arrival, Frame, Packet, StreamEnd};
 use super::propose::{Pending, Purpose, ReadPurpose};
 use super::watch::SILENT_MS;
-use super::{At, Bug, World};
+use super::{At, Bug, Event, World};
 
 const HEARTBEAT_MS: u64 = 500;
 const REDIAL_MS: u64 = 300;
@@ -93,7 +93,8 @@ impl World {
         let (Some(target), true) = (target, nodes > 0) else { return };
         let to = Party::Node(target, link.turn % nodes);
         let mut end = StreamEnd::new(stream, to, now);
-        let (_, packet) = end.next(Frame::Peer(state.view.cluster.clone(), session::resume(&state.view, cluster)));
+        let (_, packet) =
+            end.next(Frame::Peer(state.view.cluster.clone(), session::resume(&state.view, cluster)));
         link.invite = peer.record.invite.clone();
         link.end = Some(end);
         self.send(at.party(), to, packet);
@@ -101,7 +102,9 @@ impl World {
 
     /// The node leads no more. What it was about to commit may still be on its way to the new leader.
     pub(super) fn drop_links(&mut self, at: At) {
-        let late = self.random.chance(500);
+        let careless = self.bug == Some(Bug::LateFacts);
+        let late = self.random.chance(500) || careless;
+        let on_its_way_ms = if careless { 2000 } else { self.random.between(0, 300) };
         let Some(running) = self.running(at) else { return };
         running.links.clear();
         let facts = |_: &u64, p: &mut Pending| matches!(p.purpose, Purpose::PeerFacts(_));
@@ -109,7 +112,8 @@ impl World {
         let Some(leader) = running.leader.filter(|l| late && *l != at.index as u64 + 1) else { return };
         for pending in dropped {
             let to = Party::Node(at.cluster, leader as usize - 1);
-            self.send(at.party(), to, Packet::Forward { proposal: pending.proposal });
+            let packet = Packet::Forward { proposal: pending.proposal };
+            self.after(on_its_way_ms, Event::Deliver { from: at.party(), to, packet });
         }
     }
 
@@ -139,8 +143,8 @@ impl World {
         }
         if let Frame::Told(down) = frame {
             let links = running.links.iter();
-            let of = links.filter(|(_, l)| l.end.as_ref().is_some_and(|e| e.id == stream)).map(|(c, _)| c.clone());
-            if let Some(cluster) = of.last() {
+            let mut of = links.filter(|(_, l)| l.end.as_ref().is_some_and(|e| e.id == stream));
+            if let Some(cluster) = of.next().map(|(cluster, _)| cluster.clone()) {
                 self.heard_peer(at, &cluster, down);
             }
         }
@@ -158,7 +162,7 @@ impl World {
     }
 
     fn heard_peer(&mut self, at: At, cluster: &ClusterName, down: Down) {
-        let (now, forgetful) = (self.now, self.bug == Some(Bug::FarewellToAnyone));
+        let now = self.now;
         let Some(running) = self.running(at) else { return };
         let Some(link) = running.links.get_mut(cluster) else { return };
         match down {
@@ -168,7 +172,8 @@ impl World {
                 self.commit_facts(at, cluster);
             }
             Down::Left => {
-                let only_invite = (!forgetful).then(|| link.invite.clone());
+                // Not a peer that has joined anew since.
+                let only_invite = Some(link.invite.clone());
                 link.close(now);
                 let command = Command::PeerRemove { cluster: cluster.clone(), only_invite };
                 self.propose(at, String::new(), command, Purpose::Mesh);
@@ -179,6 +184,7 @@ impl World {
     /// One batch at a time: what comes in meanwhile is held.
     fn commit_facts(&mut self, at: At, cluster: &ClusterName) {
         let unfiltered = self.bug == Some(Bug::NoImportFilter);
+        let careless = self.bug == Some(Bug::LateFacts);
         let Some(running) = self.running(at) else { return };
         let state = running.state.clone();
         let Some(link) = running.links.get_mut(cluster) else { return };
@@ -197,7 +203,8 @@ impl World {
             return;
         }
         link.committing = Some(last);
-        let command = Command::PeerFacts { cluster: cluster.clone(), facts };
+        let follows = state.view.peers.get(cluster).filter(|_| !careless).map(Told::of);
+        let command = Command::PeerFacts { cluster: cluster.clone(), facts, follows };
         self.propose(at, String::new(), command, Purpose::PeerFacts(cluster.clone()));
     }
 
@@ -216,7 +223,14 @@ impl World {
         self.commit_facts(at, cluster);
     }
 
-    pub(super) fn serve_peer(&mut self, at: At, from: Party, stream: u64, cluster: ClusterName, resumed: u64) {
+    pub(super) fn serve_peer(
+        &mut self,
+        at: At,
+        from: Party,
+        stream: u64,
+        cluster: ClusterName,
+        resumed: u64,
+    ) {
         let now = self.now;
         let Some(running) = self.running(at) else { return };
         let state = running.state.clone();
@@ -260,8 +274,7 @@ impl World {
     }
 
     /// The State has moved: every session that this node serves hears what is its business.
-    pub(super) fn tell_peers(&mut self, at: At, before: &Arc<State>, after: &Arc<State>, applied: &[Arc<Applied>]) {
-        let _ = before;
+    pub(super) fn tell_peers(&mut self, at: At, after: &Arc<State>, applied: &[Arc<Applied>]) {
         let lying = self.liars.contains(&at.cluster);
         let Some(running) = self.running(at) else { return };
         let streams: Vec<u64> = running.exports.keys().copied().collect();
@@ -296,7 +309,9 @@ impl World {
     pub(super) fn service_exports(&mut self, at: At) {
         let now = self.now;
         let Some(running) = self.running(at) else { return };
-        running.exports.retain(|_, export| now <= export.said + 4 * SILENT_MS || now <= export.end.heard + 4 * SILENT_MS);
+        running.exports.retain(|_, export| {
+            now <= export.said + 4 * SILENT_MS || now <= export.end.heard + 4 * SILENT_MS
+        });
         let due = running.exports.iter().filter(|(_, e)| now >= e.said + HEARTBEAT_MS);
         let due: Vec<(u64, u64)> = due.map(|(stream, e)| (*stream, e.told.view.revision.0)).collect();
         for (stream, revision) in due {

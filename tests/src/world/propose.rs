@@ -38,9 +38,18 @@ pub(crate) enum Purpose {
     /// The mesh's own, nobody waits for it.
     Mesh,
     PeerFacts(ClusterName),
-    JoinAdd { task: usize, run: u64 },
-    JoinAccept { to: Party, question: u64 },
-    JoinAbort { to: Party, question: u64 },
+    JoinAdd {
+        task: usize,
+        run: u64,
+    },
+    JoinAccept {
+        to: Party,
+        question: u64,
+    },
+    JoinAbort {
+        to: Party,
+        question: u64,
+    },
 }
 
 /// Who waits for a read.
@@ -112,7 +121,9 @@ impl World {
         let Some(reading) = self.readings.get_mut(&id) else { return };
         reading.end = Some(revision);
         let (cluster, floor) = (reading.cluster, reading.floor);
-        self.note(&[30, at.party().number(), revision], || format!("{:?} answers a read at {revision}", at.party()));
+        self.note(&[30, at.party().number(), revision], || {
+            format!("{:?} answers a read at {revision}", at.party())
+        });
         self.ledger.read(self.now, cluster, floor, revision);
     }
 
@@ -176,7 +187,9 @@ impl World {
         let due = running.pending.iter().filter(|(id, p)| due(p) && !answered.contains(id));
         let due: Vec<u64> = due.map(|(id, _)| *id).collect();
         let given_up = running.pending.extract_if(.., |id, p| {
-            !answered.contains(id) && matches!(p.purpose, Purpose::Operator(_)) && now >= p.began + OPERATOR_DEADLINE_MS
+            !answered.contains(id)
+                && matches!(p.purpose, Purpose::Operator(_))
+                && now >= p.began + OPERATOR_DEADLINE_MS
         });
         let given_up: Vec<Purpose> = given_up.map(|(_, p)| p.purpose).collect();
         for purpose in given_up {
@@ -196,16 +209,10 @@ impl World {
     }
 
     /// A node has crashed: who waited there will never know.
-    pub(super) fn lost_with(
-        &mut self,
-        at: At,
-        pending: &BTreeMap<u64, Pending>,
-        reads: &BTreeMap<u64, ReadPurpose>,
-    ) {
+    pub(super) fn lost_with(&mut self, pending: &BTreeMap<u64, Pending>) {
         for one in pending.values() {
             self.unknown(&one.purpose, "the node crashed");
         }
-        let _ = (at, reads);
     }
 
     pub(super) fn forwarded_here(&mut self, at: At, from: Party, proposal: Arc<Proposal>) {

@@ -83,16 +83,26 @@ impl Proxy {
 
     pub(super) fn serves(&self, address: std::net::SocketAddr) -> Serves {
         match self.kind {
-            ProxyKind::Gateway => Serves::Gateway { passthrough: address, tunnel: format!("{}.tunnels:15008", self.name) },
+            ProxyKind::Gateway => {
+                Serves::Gateway { passthrough: address, tunnel: format!("{}.tunnels:15008", self.name) }
+            }
             ProxyKind::Sidecar if self.services.is_empty() => Serves::Nothing,
-            ProxyKind::Sidecar => Serves::Services { services: self.services.clone(), inbound: address, weight: 100 },
+            ProxyKind::Sidecar => {
+                Serves::Services { services: self.services.clone(), inbound: address, weight: 100 }
+            }
         }
     }
 }
 
 impl World {
     /// A sidecar with the identity of `account`; starts at once.
-    pub fn add_sidecar(&mut self, cluster: usize, name: &str, account: &str, services: &[ServiceName]) -> usize {
+    pub fn add_sidecar(
+        &mut self,
+        cluster: usize,
+        name: &str,
+        account: &str,
+        services: &[ServiceName],
+    ) -> usize {
         let trust_domain = &self.clusters[cluster].trust_domain;
         let identity = SpiffeId::workload(trust_domain, "shop", account).expect("the account is a label");
         self.add_proxy(cluster, name, ProxyKind::Sidecar, identity, services.iter().cloned().collect())
@@ -128,14 +138,18 @@ impl World {
             proxy.life += 1;
             proxy.running = Some(Life { turn, ..Life::default() });
             let life = proxy.life;
-            self.note(&[60, Party::Proxy(cluster, index).number()], || format!("proxy {cluster}/{} starts", index + 1));
+            self.note(&[60, Party::Proxy(cluster, index).number()], || {
+                format!("proxy {cluster}/{} starts", index + 1)
+            });
             self.after(first, Event::Proxy { cluster, index, life });
         }
     }
 
     pub fn crash_proxy(&mut self, cluster: usize, index: usize) {
         self.clusters[cluster].proxies[index].running = None;
-        self.note(&[61, Party::Proxy(cluster, index).number()], || format!("proxy {cluster}/{} crashes", index + 1));
+        self.note(&[61, Party::Proxy(cluster, index).number()], || {
+            format!("proxy {cluster}/{} crashes", index + 1)
+        });
     }
 
     pub(super) fn life_of(&mut self, cluster: usize, index: usize) -> Option<&mut Life> {
@@ -200,7 +214,8 @@ impl World {
         if revoked {
             life.said = Some((end.id, ready));
         } else if (life.said != Some((end.id, ready))) || due {
-            let pause = if due { (life.again.1 * 2).clamp(FIRST_AGAIN_MS, LAST_AGAIN_MS) } else { FIRST_AGAIN_MS };
+            let pause =
+                if due { (life.again.1 * 2).clamp(FIRST_AGAIN_MS, LAST_AGAIN_MS) } else { FIRST_AGAIN_MS };
             life.again = (now_ms + pause, pause);
             life.sequence += 1;
             life.said = Some((end.id, ready));
@@ -239,10 +254,8 @@ impl World {
                     Arrival::Gap => life.stream = None,
                 }
             }
-            Packet::Reset { stream } => {
-                if life.stream.as_ref().is_some_and(|s| s.id == stream) {
-                    life.stream = None;
-                }
+            Packet::Reset { stream } if life.stream.as_ref().is_some_and(|s| s.id == stream) => {
+                life.stream = None;
             }
             Packet::Open(opening) => self.opened(cluster, index, *opening),
             Packet::Answer { connection, answer } => self.answered(cluster, index, connection, answer),
@@ -270,7 +283,9 @@ impl World {
             }
             _ => {}
         }
-        let announced = self.life_of(cluster, index).is_some_and(|l| l.said.map(|s| s.0) == l.stream.as_ref().map(|s| s.id));
+        let announced = self
+            .life_of(cluster, index)
+            .is_some_and(|l| l.said.map(|s| s.0) == l.stream.as_ref().map(|s| s.id));
         if !announced {
             self.speak(cluster, index);
         }

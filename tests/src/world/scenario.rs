@@ -71,13 +71,15 @@ impl World {
                 self.network.heal_all();
                 String::new()
             }
-            ["run", time] => match time.strip_suffix("ms").map(|t| (t, 1)).or(time.strip_suffix('s').map(|t| (t, 1000))) {
-                Some((number, unit)) => {
-                    self.run_for(number.parse::<u64>().unwrap_or(0) * unit)?;
-                    String::new()
+            ["run", time] => {
+                match time.strip_suffix("ms").map(|t| (t, 1)).or(time.strip_suffix('s').map(|t| (t, 1000))) {
+                    Some((number, unit)) => {
+                        self.run_for(number.parse::<u64>().unwrap_or(0) * unit)?;
+                        String::new()
+                    }
+                    None => format!("{time} is no time"),
                 }
-                None => format!("{time} is no time"),
-            },
+            }
             ["settle"] => {
                 self.settle(60_000)?;
                 "at rest: all agree".to_owned()
@@ -127,18 +129,23 @@ impl World {
         let Some(at) = self.cluster_named(cluster) else { return Ok(format!("no cluster {cluster}")) };
         let services: Vec<ServiceName> = service.and_then(|s| s.parse().ok()).into_iter().collect();
         let index = match (services.first(), account) {
-            (Some(service), _) => self.add_sidecar(at, name, &service.name().to_owned(), &services),
+            (Some(service), _) => self.add_sidecar(at, name, service.name(), &services),
             (None, Some(account)) => self.add_sidecar(at, name, account, &[]),
             (None, None) => self.add_gateway(at, name),
         };
         let proxy = &self.clusters[at].proxies[index];
         let (identity, services) = (proxy.identity.clone(), proxy.services.clone());
-        let answer = self.ordered(cluster, Command::WorkloadRegister { registration: registration(&identity, &services) })?;
+        let answer = self.ordered(
+            cluster,
+            Command::WorkloadRegister { registration: registration(&identity, &services) },
+        )?;
         let name = name.to_owned();
         self.run_until(PATIENCE_MS, |world| {
             let proxy = &world.clusters[at].proxies[index];
             let announced = proxy.view().is_some_and(|v| {
-                v.gateways.contains_key(&proxy.name) || v.endpoints.contains_key(&proxy.name) || account.is_some()
+                v.gateways.contains_key(&proxy.name)
+                    || v.endpoints.contains_key(&proxy.name)
+                    || account.is_some()
             });
             announced && proxy.has_svid()
         })?;
@@ -176,8 +183,11 @@ impl World {
         let task = self.join(inviter, joiner);
         self.run_until(60_000, |world| world.joins[task].end.is_some())?;
         let join = &self.joins[task];
-        let mut lines: Vec<String> =
-            join.lines.iter().map(|l| format!("{} {}: {}", if l.ok { "✓" } else { "✗" }, l.name, l.detail)).collect();
+        let mut lines: Vec<String> = join
+            .lines
+            .iter()
+            .map(|l| format!("{} {}: {}", if l.ok { "✓" } else { "✗" }, l.name, l.detail))
+            .collect();
         lines.push(match join.end {
             Some(super::join::Ended::Joined) => "joined".to_owned(),
             Some(super::join::Ended::AsBefore) => "not joined".to_owned(),
@@ -211,14 +221,19 @@ impl World {
     }
 
     fn do_requests(&mut self, who: &str, service: &str, times: usize) -> Result<String, Violation> {
-        let Ok(service) = service.parse::<ServiceName>() else { return Ok(format!("{service} is no service")) };
+        let Ok(service) = service.parse::<ServiceName>() else {
+            return Ok(format!("{service} is no service"));
+        };
         let caller = self.party(who).or_else(|| {
             let cluster = self.cluster_named(who)?;
             let proxies = self.clusters[cluster].proxies.iter();
-            let mut callers = proxies.enumerate().filter(|(_, p)| p.kind == ProxyKind::Sidecar && p.services.is_empty());
+            let mut callers =
+                proxies.enumerate().filter(|(_, p)| p.kind == ProxyKind::Sidecar && p.services.is_empty());
             callers.next().map(|(index, _)| Party::Proxy(cluster, index))
         });
-        let Some(Party::Proxy(cluster, index)) = caller else { return Ok(format!("nobody calls from {who}")) };
+        let Some(Party::Proxy(cluster, index)) = caller else {
+            return Ok(format!("nobody calls from {who}"));
+        };
         let mut ends: BTreeMap<String, usize> = BTreeMap::new();
         for _ in 0..times {
             let id = self.request(cluster, index, &service);
@@ -231,7 +246,8 @@ impl World {
             };
             *ends.entry(end).or_default() += 1;
         }
-        let lines = ends.into_iter().map(|(end, count)| if times > 1 { format!("{count} × {end}") } else { end });
+        let lines =
+            ends.into_iter().map(|(end, count)| if times > 1 { format!("{count} × {end}") } else { end });
         Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 
@@ -256,7 +272,9 @@ impl World {
                 self.clusters[cluster].nodes[index].skew_ms = ms.parse().unwrap_or(0);
             }
             ("ready", Party::Proxy(cluster, index), []) => self.clusters[cluster].proxies[index].ready = true,
-            ("unready", Party::Proxy(cluster, index), []) => self.clusters[cluster].proxies[index].ready = false,
+            ("unready", Party::Proxy(cluster, index), []) => {
+                self.clusters[cluster].proxies[index].ready = false
+            }
             _ => return Ok(format!("not understood: {verb} {who}")),
         }
         Ok(String::new())
@@ -265,14 +283,18 @@ impl World {
     fn party(&self, name: &str) -> Option<Party> {
         self.clusters.iter().enumerate().find_map(|(cluster, c)| {
             let node = c.nodes.iter().position(|n| n.name.as_str() == name).map(|i| Party::Node(cluster, i));
-            node.or_else(|| c.proxies.iter().position(|p| p.name.as_str() == name).map(|i| Party::Proxy(cluster, i)))
+            node.or_else(|| {
+                c.proxies.iter().position(|p| p.name.as_str() == name).map(|i| Party::Proxy(cluster, i))
+            })
         })
     }
 
     fn with_scopes(&mut self, a: &str, b: &str, act: impl FnOnce(&mut World, Scope, Scope)) -> String {
         let scope = |name: &str| match name {
             "everyone" => Some(Scope::Everyone),
-            name => self.cluster_named(name).map(Scope::Cluster).or_else(|| self.party(name).map(Scope::Party)),
+            name => {
+                self.cluster_named(name).map(Scope::Cluster).or_else(|| self.party(name).map(Scope::Party))
+            }
         };
         match (scope(a), scope(b)) {
             (Some(a), Some(b)) => {

@@ -72,15 +72,18 @@ impl World {
     /// Equal index ⇒ equal State, the private tables included.
     pub fn compare_states(&mut self) {
         for cluster in 0..self.clusters.len() {
-            let states = (0..self.clusters[cluster].nodes.len())
-                .filter_map(|index| self.state_of(At { cluster, index }).cloned().map(|state| (index, state)));
+            let states = (0..self.clusters[cluster].nodes.len()).filter_map(|index| {
+                self.state_of(At { cluster, index }).cloned().map(|state| (index, state))
+            });
             let states: Vec<_> = states.collect();
             let mut first: BTreeMap<u64, usize> = BTreeMap::new();
             for (position, (index, state)) in states.iter().enumerate() {
                 let other = *first.entry(state.view.revision.0).or_insert(position);
                 if other != position && states[other].1 != *state {
                     let (a, b, at) = (states[other].0, *index, state.view.revision);
-                    self.violate(|| format!("nodes {a} and {b} of cluster {cluster} have unequal States at {at}"));
+                    self.violate(|| {
+                        format!("nodes {a} and {b} of cluster {cluster} have unequal States at {at}")
+                    });
                 }
             }
         }
@@ -130,10 +133,13 @@ impl World {
         let proxies = &self.clusters[cluster].proxies;
         for proxy in proxies {
             let revoked = state.view.revocations.of_identity(&proxy.identity).is_some();
-            let allowed: Vec<&ServiceName> = state.registrations_of(&proxy.identity).flat_map(|r| &r.services).collect();
+            let allowed: Vec<&ServiceName> =
+                state.registrations_of(&proxy.identity).flat_map(|r| &r.services).collect();
             let known = match proxy.kind {
                 ProxyKind::Gateway => state.view.gateways.contains_key(&proxy.name),
-                ProxyKind::Sidecar => state.view.endpoints.get(&proxy.name).is_some_and(|e| e.ready == proxy.ready),
+                ProxyKind::Sidecar => {
+                    state.view.endpoints.get(&proxy.name).is_some_and(|e| e.ready == proxy.ready)
+                }
             };
             let may = !revoked && proxy.services.iter().all(|s| allowed.contains(&s));
             let serves = proxy.kind == ProxyKind::Gateway || !proxy.services.is_empty();
@@ -177,12 +183,18 @@ impl World {
                 _ => true,
             };
             if !same {
-                return Err(format!("{} has an old bundle or old gateways of {}", importer.cluster, exporter.cluster));
+                return Err(format!(
+                    "{} has an old bundle or old gateways of {}",
+                    importer.cluster, exporter.cluster
+                ));
             }
         }
         let imported = importer.revocations.iter().filter(|r| r.id.origin == exporter.trust_domain);
         if services != peer.services {
-            return Err(format!("{} has not the services that {} exports to it", importer.cluster, exporter.cluster));
+            return Err(format!(
+                "{} has not the services that {} exports to it",
+                importer.cluster, exporter.cluster
+            ));
         }
         if !imported.eq(revocations.iter()) {
             return Err(format!("{} has not the revocations of {}", importer.cluster, exporter.cluster));
@@ -199,7 +211,8 @@ impl World {
         };
         let (there, here) = (by(join.inviter, join.joiner), by(join.joiner, join.inviter));
         match join.end {
-            Some(Ended::Joined) if !self.has_left(join.inviter, join.joiner) && !(there && here) => {
+            Some(Ended::Joined) if there && here => Ok(()),
+            Some(Ended::Joined) if !self.has_left(join.inviter, join.joiner) => {
                 Err(format!("join {task} was reported as done: inviter {there}, joiner {here}"))
             }
             Some(Ended::AsBefore) if there || here => {

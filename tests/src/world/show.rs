@@ -27,15 +27,25 @@ impl World {
                     Some(Export::Everyone) => "exported to everyone".to_owned(),
                     Some(Export::Only(to)) => format!("exported to {}", lines_of(to.iter(), " ")),
                 };
-                format!("{}: {export}, endpoints {}", s.name, lines_of(view.endpoints_of(&s.name).map(|e| &e.id), " "))
+                format!(
+                    "{}: {export}, endpoints {}",
+                    s.name,
+                    lines_of(view.endpoints_of(&s.name).map(|e| &e.id), " ")
+                )
             })),
             "peers" => lines(view.peers.values().map(|p| {
                 let services = lines_of(p.services.values().map(summary), ", ");
                 let gateways = lines_of(p.gateways.iter().map(|g| &g.name), " ");
                 format!("{}: {:?}, gateways {gateways}; services {services}", p.record.cluster, p.state)
             })),
-            "revocations" => lines(view.revocations.iter().map(|r| format!("{}: {} ({})", r.id, r.target, r.reason))),
-            "bundles" => lines(view.bundles.values().map(|b| format!("{}: {} authorities", b.trust_domain, b.authorities.len()))),
+            "revocations" => {
+                lines(view.revocations.iter().map(|r| format!("{}: {} ({})", r.id, r.target, r.reason)))
+            }
+            "bundles" => lines(
+                view.bundles
+                    .values()
+                    .map(|b| format!("{}: {} authorities", b.trust_domain, b.authorities.len())),
+            ),
             "proxies" => lines(self.clusters[cluster].proxies.iter().map(|p| proxy(p, view))),
             "log" => self.show_log(cluster),
             other => format!("nothing is known about {other}"),

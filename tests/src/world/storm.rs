@@ -45,7 +45,9 @@ pub fn storm(seed: u64, bug: Option<Bug>, verbose: bool) -> Report {
         let what = what.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default();
         Err(Violation { at: world.now, what: format!("panic: {what}") })
     });
-    let ends = |served: bool| world.told.values().filter(|t| t.end.as_ref().is_some_and(|e| e.is_ok() == served)).count();
+    let ends = |served: bool| {
+        world.told.values().filter(|t| t.end.as_ref().is_some_and(|e| e.is_ok() == served)).count()
+    };
     Report {
         seed,
         digest: world.log.digest(),
@@ -152,7 +154,9 @@ impl World {
             97 => self.some_join(),
             98 => self.some_lie_or_leave(),
             // Those who have just left often come back.
-            _ if self.operations.values().any(|o| matches!(o.command, Command::PeerRemove { .. })) => self.some_join(),
+            _ if self.operations.values().any(|o| matches!(o.command, Command::PeerRemove { .. })) => {
+                self.some_join()
+            }
             _ => self.some_lie_or_leave(),
         }
     }
@@ -214,13 +218,14 @@ impl World {
     }
 
     fn lift_something(&mut self, cluster: usize) {
-        let revoked = self.operations.values().filter(|o| o.cluster == cluster).filter_map(|o| match &o.end {
-            Some(Ok(outcome)) => match &outcome.result {
-                Ok(Answer::Revoked(id)) => Some(id.clone()),
+        let revoked =
+            self.operations.values().filter(|o| o.cluster == cluster).filter_map(|o| match &o.end {
+                Some(Ok(outcome)) => match &outcome.result {
+                    Ok(Answer::Revoked(id)) => Some(id.clone()),
+                    _ => None,
+                },
                 _ => None,
-            },
-            _ => None,
-        });
+            });
         let revoked: Vec<_> = revoked.collect();
         if let Some(id) = self.random.pick(&revoked) {
             self.order(cluster, "admin", Command::Lift { id });
@@ -353,10 +358,12 @@ impl World {
         let mut asked = Vec::new();
         for cluster in 0..self.clusters.len() {
             let truth = self.ledger.truth(cluster);
-            let believed = |id: &SpiffeId| truth.revocations.iter().all(|r| match &r.target {
-                RevocationTarget::Identity(revoked) => revoked != id,
-                RevocationTarget::Serial(_) => true,
-            });
+            let believed = |id: &SpiffeId| {
+                truth.revocations.iter().all(|r| match &r.target {
+                    RevocationTarget::Identity(revoked) => revoked != id,
+                    RevocationTarget::Serial(_) => true,
+                })
+            };
             let answers = truth.endpoints_of(&service).any(|e| e.ready && believed(&e.identity));
             let proxies = &self.clusters[cluster].proxies;
             let caller = proxies.iter().position(|p| p.kind == ProxyKind::Sidecar && p.services.is_empty());
@@ -364,10 +371,12 @@ impl World {
                 asked.push((cluster, index));
             }
         }
-        let serials = |world: &World| world.clusters.iter().any(|c| {
-            let truth = world.ledger.truth(world.cluster_named(c.name.as_str()).unwrap_or(0));
-            truth.revocations.iter().any(|r| matches!(r.target, RevocationTarget::Serial(_)))
-        });
+        let serials = |world: &World| {
+            world.clusters.iter().any(|c| {
+                let truth = world.ledger.truth(world.cluster_named(c.name.as_str()).unwrap_or(0));
+                truth.revocations.iter().any(|r| matches!(r.target, RevocationTarget::Serial(_)))
+            })
+        };
         // Whose certificate is revoked by its serial gets another one at half its life.
         let patience = if serials(self) { Duration::from_secs(20) } else { Duration::from_secs(3) };
         let until = self.now + u64::try_from(patience.as_millis()).unwrap_or(0);
@@ -394,7 +403,9 @@ fn some_weather(random: &mut super::random::Random) -> Weather {
     match random.below(4) {
         0 => Weather::CALM,
         1 => Weather { loss_per_mille: 150, ..Weather::CALM },
-        2 => Weather { duplicate_per_mille: 200, straggler_per_mille: 200, most_delay_ms: 30, ..Weather::CALM },
+        2 => {
+            Weather { duplicate_per_mille: 200, straggler_per_mille: 200, most_delay_ms: 30, ..Weather::CALM }
+        }
         _ => Weather {
             least_delay_ms: 5,
             most_delay_ms: 150,

@@ -136,7 +136,9 @@ impl World {
         let hop = hop(view, &choice.candidate, random);
         (request.connection, request.candidate) = (connection, Some(choice.candidate));
         let back = Party::Proxy(cluster, index);
-        let to = hop.and_then(|(abroad, name)| self.party_named(abroad.as_ref().unwrap_or(&self.clusters[cluster].name), &name));
+        let to = hop.and_then(|(abroad, name)| {
+            self.party_named(abroad.as_ref().unwrap_or(&self.clusters[cluster].name), &name)
+        });
         let life = life_number;
         self.after(ATTEMPT_TIMEOUT_MS, Event::RequestTimeout { cluster, index, life, request: id, attempt });
         if let Some(to) = to {
@@ -151,7 +153,14 @@ impl World {
         Some(Party::Proxy(cluster, index))
     }
 
-    pub(super) fn request_timeout(&mut self, cluster: usize, index: usize, life: u64, request: u64, attempt: u32) {
+    pub(super) fn request_timeout(
+        &mut self,
+        cluster: usize,
+        index: usize,
+        life: u64,
+        request: u64,
+        attempt: u32,
+    ) {
         if self.clusters[cluster].proxies[index].life != life {
             return;
         }
@@ -168,7 +177,8 @@ impl World {
         let Some(request) = life.requests.get_mut(&id) else { return };
         request.why = why.to_owned();
         if let Some(candidate) = request.candidate.take() {
-            let settings = life.ladders.get(&request.service).map(|l| l.settings.outlier.clone()).unwrap_or_default();
+            let settings =
+                life.ladders.get(&request.service).map(|l| l.settings.outlier.clone()).unwrap_or_default();
             life.health.observe(now, &request.service, &candidate.target, observation, &settings);
             if let (Way::Tunnel(peer), Observation::Timeout) = (&candidate.way, observation) {
                 life.health.path_lost(now, peer);
@@ -221,7 +231,8 @@ impl World {
         let proxy = &self.clusters[cluster].proxies[index];
         let name = proxy.name.clone();
         let life = proxy.running.as_ref().ok_or("down")?;
-        let (view, own) = (life.view.as_ref().ok_or("no View yet")?, life.svid.as_ref().ok_or("no SVID yet")?);
+        let (view, own) =
+            (life.view.as_ref().ok_or("no View yet")?, life.svid.as_ref().ok_or("no SVID yet")?);
         opening.caller.check(view, now).map_err(|why| words(&why))?;
         if !proxy.services.contains(&opening.service) {
             return Err("unknown-service".into());
@@ -237,15 +248,22 @@ impl World {
         Ok(Some(Answer::Served { svid: Box::new(own.clone()), served }))
     }
 
-    fn pass_on(&mut self, cluster: usize, index: usize, mut opening: Opening) -> Result<Option<Answer>, String> {
+    fn pass_on(
+        &mut self,
+        cluster: usize,
+        index: usize,
+        mut opening: Opening,
+    ) -> Result<Option<Answer>, String> {
         let (now, random) = (self.clock(), self.random.draw());
         let here = Party::Proxy(cluster, index);
         let connection = opening.connection;
         let life = self.clusters[cluster].proxies[index].running.as_ref().ok_or("down")?;
         let view = life.view.as_ref().ok_or("no View yet")?;
         opening.caller.check(view, now).map_err(|why| words(&why))?;
-        let authority = format!("{}.{}.svc.cluster.local:80", opening.service.name(), opening.service.namespace());
-        let admitted = route::admit(view, &opening.caller.facts.id, &authority).map_err(|d| d.reason().to_owned())?;
+        let authority =
+            format!("{}.{}.svc.cluster.local:80", opening.service.name(), opening.service.namespace());
+        let admitted =
+            route::admit(view, &opening.caller.facts.id, &authority).map_err(|d| d.reason().to_owned())?;
         let endpoints = admitted.endpoints(view, random);
         let endpoint = endpoints.first().ok_or("nobody-ready")?.id.clone();
         self.ledger.admitted(self.now, cluster, view, &opening.caller);
@@ -265,7 +283,10 @@ impl World {
         let kind = proxy.kind;
         let Some(life) = &mut proxy.running else { return };
         if kind == ProxyKind::Gateway {
-            let Some(back) = life.connections.get(&connection).and_then(|c| c.neighbours.first().copied()) else { return };
+            let Some(back) = life.connections.get(&connection).and_then(|c| c.neighbours.first().copied())
+            else {
+                return;
+            };
             if matches!(answer, Answer::Refused(_)) {
                 life.connections.remove(&connection);
             }
@@ -283,10 +304,17 @@ impl World {
                     return self.observed(cluster, index, id, Observation::ConnectFailure, &words(&why));
                 }
                 if !expected {
-                    return self.observed(cluster, index, id, Observation::ConnectFailure, "not who was expected");
+                    return self.observed(
+                        cluster,
+                        index,
+                        id,
+                        Observation::ConnectFailure,
+                        "not who was expected",
+                    );
                 }
                 self.ledger.admitted(self.now, cluster, view, &svid);
-                let settings = life.ladders.get(&service).map(|l| l.settings.outlier.clone()).unwrap_or_default();
+                let settings =
+                    life.ladders.get(&service).map(|l| l.settings.outlier.clone()).unwrap_or_default();
                 life.health.observe(now, &service, &candidate.target, Observation::Success, &settings);
                 let neighbours = vec![self.first_hop(cluster, &served)];
                 self.enter(cluster, index, connection, Connection { other: *svid, neighbours });

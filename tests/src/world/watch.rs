@@ -231,5 +231,9 @@ fn orphans(running: &Running, nodes: &BTreeSet<NodeName>, own: &NodeName) -> Vec
     let orphaned = |(name, session): &(&NodeName, &Session)| {
         nodes.contains(&session.node) && (session.node != *own || !held(name))
     };
-    endpoints.chain(gateways).filter(orphaned).map(|(name, session)| (name.clone(), session.clone())).collect()
+    endpoints
+        .chain(gateways)
+        .filter(orphaned)
+        .map(|(name, session)| (name.clone(), session.clone()))
+        .collect()
 }

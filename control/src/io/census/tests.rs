@@ -12,7 +12,7 @@ fn join(
     census: &Census,
     name: &str,
     identity: &str,
-) -> Result<(StreamKey, mpsc::Receiver<LiveQuestion>), NameTaken> {
+) -> Result<(StreamKey, mpsc::Receiver<LiveQuestion>), NotJoined> {
     let (questions, asked) = mpsc::channel(4);
     let name: NodeName = name.parse().unwrap();
     let key =
@@ -25,7 +25,7 @@ fn a_name_belongs_to_one_identity_while_its_stream_lives() {
     let census = Census::new("east-1".parse().unwrap());
     let (old, mut asked) = join(&census, "reviews-1", "reviews").unwrap();
     let taken = join(&census, "reviews-1", "thief").unwrap_err();
-    assert_eq!(taken.holder, id("reviews"));
+    assert!(matches!(taken, NotJoined::NameTaken { holder, .. } if holder == id("reviews")));
     let (new, _asked) = join(&census, "reviews-1", "reviews").unwrap();
     assert!(
         asked.try_recv().is_err_and(|e| e == mpsc::error::TryRecvError::Disconnected),
@@ -74,4 +74,25 @@ async fn live_connections_are_added_up_and_silence_is_told() {
     let count = census.live(&RevocationTarget::Identity(id("a"))).await;
     assert_eq!(count, LiveCount { connections: 5, answered: 1, asked: 2 });
     census.live_answer(1, 1);
+}
+
+#[test]
+fn what_a_subscriber_says_does_not_grow_without_end() {
+    let census = Census::new("east-1".parse().unwrap());
+    let (key, _asked) = join(&census, "reviews-1", "reviews").unwrap();
+    for batch in 0..4u64 {
+        let origin: hanse_identity::TrustDomain = "east.example".parse().unwrap();
+        let cause = |number| RevocationId { number, origin: origin.clone() };
+        let closed = (0..MAX_CAUSES as u64).map(|n| (cause(batch * 10_000 + n), 1)).collect();
+        census.applied(&key, 5, closed, Timestamp(2));
+    }
+    let closed = &census.subscribers(Timestamp(3))[0].closed;
+    assert_eq!(closed.len(), MAX_CAUSES);
+    assert_eq!(closed.keys().next().unwrap().number, 30_000, "the newest are kept");
+    for n in 1..MAX_PER_IDENTITY {
+        join(&census, &format!("thief-{n}"), "reviews").unwrap();
+    }
+    assert_eq!(join(&census, "thief-0", "reviews").unwrap_err(), NotJoined::TooMany(id("reviews")));
+    assert!(join(&census, "reviews-1", "reviews").is_ok(), "a name that is known may come again");
+    assert!(join(&census, "ratings-1", "ratings").is_ok());
 }

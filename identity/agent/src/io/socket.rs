@@ -1,11 +1,12 @@
 //! The agent's Unix socket: binding it, and attesting whoever connects before gRPC sees a byte.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use crate::attest::{AttestError, Caller, Executables, Peer, attest};
 
 /// Local connections served at once; more are closed.
 pub const MAX_CALLERS: usize = 4096;
+/// Of these, how many one user may have.
+pub const MAX_CALLERS_PER_USER: usize = MAX_CALLERS / 2;
 /// Attested connections that wait for the server to take them.
 const MAX_WAITING: usize = 64;
 /// Executables that are hashed at once.
@@ -40,6 +43,7 @@ pub struct Connection {
     stream: UnixStream,
     attested: Attested,
     _permit: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 /// Why the socket cannot be had.
@@ -112,6 +116,7 @@ pub fn connections(
     let (ready, incoming) = mpsc::channel(MAX_WAITING);
     let door = Arc::new(Door {
         callers: Arc::new(Semaphore::new(MAX_CALLERS)),
+        users: Arc::default(),
         attesting: Arc::new(Semaphore::new(MAX_ATTESTING)),
         executables: Arc::new(Executables::default()),
         metrics,
@@ -138,9 +143,48 @@ pub fn connections(
 /// What accepting needs.
 struct Door {
     callers: Arc<Semaphore>,
+    users: Arc<Users>,
     attesting: Arc<Semaphore>,
     executables: Arc<Executables>,
     metrics: Arc<Metrics>,
+}
+
+/// How many connections each user has.
+#[derive(Debug, Default)]
+struct Users {
+    held: Mutex<BTreeMap<u32, usize>>,
+}
+
+/// One connection of a user; given back when dropped.
+#[derive(Debug)]
+struct Share {
+    users: Arc<Users>,
+    uid: u32,
+}
+
+impl Users {
+    /// `None` if that user has as many as it may.
+    fn enter(self: &Arc<Self>, uid: u32) -> Option<Share> {
+        let mut held = self.held.lock().expect("no holder of this lock panics");
+        let count = held.entry(uid).or_default();
+        if *count >= MAX_CALLERS_PER_USER {
+            return None;
+        }
+        *count += 1;
+        Some(Share { users: Arc::clone(self), uid })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.users.held.lock().expect("no holder of this lock panics");
+        if let Some(count) = held.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.uid);
+            }
+        }
+    }
 }
 
 impl Door {
@@ -149,6 +193,13 @@ impl Door {
         let Ok(permit) = Arc::clone(&self.callers).try_acquire_owned() else {
             self.metrics.connections_refused.inc();
             tracing::warn!(limit = MAX_CALLERS, "too many local connections, one is closed");
+            return;
+        };
+        // Who cannot be named is refused by attestation; there is nobody to share with.
+        let uid = stream.peer_cred().map_or(u32::MAX, |credentials| credentials.uid());
+        let Some(share) = self.users.enter(uid) else {
+            self.metrics.connections_refused.inc();
+            tracing::debug!(uid, limit = MAX_CALLERS_PER_USER, "too many connections of one user, one is closed");
             return;
         };
         let (door, ready) = (Arc::clone(self), ready.clone());
@@ -160,7 +211,7 @@ impl Door {
                 tracing::warn!(%error, "a local caller was not attested");
             }
             let connection =
-                Connection { stream, attested: Attested(attested.map(Arc::new)), _permit: permit };
+                Connection { stream, attested: Attested(attested.map(Arc::new)), _permit: permit, _share: share };
             // Fails only when the server has stopped.
             let _ = ready.send(Ok(connection)).await;
         });
@@ -208,5 +259,23 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_does_not_take_the_places_of_all() {
+        let users = Arc::new(Users::default());
+        let mut shares: Vec<_> = (0..MAX_CALLERS_PER_USER).filter_map(|_| users.enter(1000)).collect();
+        assert_eq!(shares.len(), MAX_CALLERS_PER_USER);
+        assert!(users.enter(1000).is_none());
+        assert!(users.enter(1001).is_some());
+        shares.pop();
+        assert!(users.enter(1000).is_some(), "a place that was given back is free");
+        drop(shares);
+        assert!(users.held.lock().unwrap().is_empty());
     }
 }

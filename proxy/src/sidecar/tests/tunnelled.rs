@@ -294,6 +294,36 @@ fn a_gateway_that_dies_costs_no_idempotent_request() {
 }
 
 #[test]
+fn a_gateway_that_is_leaving_is_let_go_before_it_cuts_anybody_off() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let west = Abroad::found("west.example", &east).await;
+        let (first, second) = (Wire::to(west.gateway.address).await, Wire::to(west.gateway.address).await);
+        let mut view = view(&[&east]);
+        add_own_gateway(&mut view, &east, "gateway-1", first.address);
+        add_own_gateway(&mut view, &east, "gateway-2", second.address);
+        west.join(&mut view, west.gateway.address);
+        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        product.publish(&view);
+        until("both gateways carry", async || {
+            assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
+            first.carried.get() > 0 && second.carried.get() > 0
+        })
+        .await;
+        let gateway = view.gateways.values_mut().find(|gateway| gateway.name.as_str() == "gateway-1");
+        gateway.unwrap().ready = false;
+        view.revision.0 += 1;
+        product.publish(&view);
+        until("nothing runs over it any more", async || {
+            assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
+            first.connections.borrow().iter().all(tokio::task::AbortHandle::is_finished)
+        })
+        .await;
+        assert!(second.connections.borrow().iter().any(|connection| !connection.is_finished()));
+    });
+}
+
+#[test]
 fn a_path_that_goes_dark_is_left_within_the_promise_and_found_again() {
     on_local_set(async {
         let east = Domain::new("east.example");

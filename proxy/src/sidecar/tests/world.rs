@@ -336,7 +336,9 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
     if parts.uri.path() == "/forever" {
         return Ok(Response::new(http_body_util::Either::Right(Endless { begun: false })));
     }
-    let body = body.collect().await?.to_bytes();
+    let body = body.collect().await?;
+    let trailers: Vec<_> = body.trailers().into_iter().flat_map(|t| t.keys()).map(ToString::to_string).collect();
+    let body = body.to_bytes();
     let headers: serde_json::Map<_, _> = parts
         .headers
         .iter()
@@ -344,7 +346,7 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
         .collect();
     let seen = serde_json::json!({
         "app": name, "method": parts.method.as_str(), "uri": parts.uri.to_string(), "headers": headers,
-        "bytes": body.len(),
+        "bytes": body.len(), "trailers": trailers,
     });
     let status = parts.uri.path().strip_prefix("/status/").and_then(|code| code.parse().ok()).unwrap_or(200);
     let response = Response::builder()
