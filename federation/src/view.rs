@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hanse_identity::{Bundle, ClusterName, NodeName, RevocationId, Revocations, ServiceName, SpiffeId, TrustDomain};
+use hanse_identity::{
+    Bundle, ClusterName, NodeName, RevocationId, Revocations, ServiceName, SpiffeId, TrustDomain,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Endpoint, EndpointId, Gateway, GatewaySummary, Service, ServiceSummary};

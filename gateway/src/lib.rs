@@ -76,7 +76,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let bound = |what: &str, address: SocketAddr| format!("the {what} address {address} cannot be bound");
-    let tunnel = tokio::net::TcpListener::bind(config.tunnel).await.with_context(|| bound("tunnel", config.tunnel))?;
+    let tunnel =
+        tokio::net::TcpListener::bind(config.tunnel).await.with_context(|| bound("tunnel", config.tunnel))?;
     let passthrough = tokio::net::TcpListener::bind(config.passthrough)
         .await
         .with_context(|| bound("passthrough", config.passthrough))?;

@@ -35,7 +35,8 @@ impl Demo {
     /// `demo up -d` with these further arguments; returns when it is up.
     pub fn up<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result<Self> {
         let binary = binary()?;
-        let output = Command::new(&binary).args(["demo", "up", "-d", "-o", "json"]).args(arguments).output()?;
+        let output =
+            Command::new(&binary).args(["demo", "up", "-d", "-o", "json"]).args(arguments).output()?;
         let said = checked(output)?;
         let status: Value = serde_json::from_slice(&said).context("demo up -o json")?;
         let dir = status.pointer("/meta/dataDir").and_then(Value::as_str).context("no meta.dataDir")?;
@@ -63,7 +64,10 @@ impl Demo {
     /// The same, whatever it answers.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(arguments).env("HANSE_DEMO_DIR", &self.dir).env("HANSE_CONFIG", self.dir.join("config.toml"));
+        command
+            .args(arguments)
+            .env("HANSE_DEMO_DIR", &self.dir)
+            .env("HANSE_CONFIG", self.dir.join("config.toml"));
         command
     }
 

@@ -57,8 +57,6 @@ pub enum Bug {
     ResumeWithoutRevocations,
     /// An exporter tells from what it has applied, even if the importer has heard of newer things.
     ExporterLags,
-    /// What a peer told is committed whatever another leader has heard of it meanwhile.
-    LateFacts,
     /// A retried proposal gets a new id.
     FreshProposalIds,
     /// A node signs with its new authority before the cluster has published it.

@@ -50,7 +50,8 @@ fn every_member_has_a_rule() {
 
 #[test]
 fn the_sidecar_links_no_control_plane() {
-    let known: BTreeMap<&str, &[&str]> = MAY_KNOW.iter().map(|(_, name, allowed)| (*name, *allowed)).collect();
+    let known: BTreeMap<&str, &[&str]> =
+        MAY_KNOW.iter().map(|(_, name, allowed)| (*name, *allowed)).collect();
     for data_plane in ["hanse-proxy", "hanse-gateway", "hanse-agent"] {
         assert!(!known[data_plane].contains(&"hanse-control"));
     }
@@ -66,13 +67,28 @@ fn pure_crates_have_no_clock_socket_runtime_or_randomness() {
     const BANNED_CRATES: &[&str] =
         &["tokio", "tonic", "hyper", "kube", "mio", "socket2", "rand", "getrandom", "async-trait", "tracing"];
     const BANNED_WORDS: &[&str] = &[
-        "SystemTime::now", "Instant::now", "UnixTime::now", "now_utc", "std::net::Tcp", "TcpStream", "TcpListener", "UdpSocket",
-        "UnixStream", "std::fs", "std::thread", "thread_rng", "SystemRandom", "std::env", "async fn", ".await",
+        "SystemTime::now",
+        "Instant::now",
+        "UnixTime::now",
+        "now_utc",
+        "std::net::Tcp",
+        "TcpStream",
+        "TcpListener",
+        "UdpSocket",
+        "UnixStream",
+        "std::fs",
+        "std::thread",
+        "thread_rng",
+        "SystemRandom",
+        "std::env",
+        "async fn",
+        ".await",
         "KeyPair::generate",
     ];
     for folder in ["identity", "federation"] {
         for dependency in dependencies(folder).keys() {
-            let banned = BANNED_CRATES.iter().any(|b| dependency == b || dependency.starts_with(&format!("{b}-")));
+            let banned =
+                BANNED_CRATES.iter().any(|b| dependency == b || dependency.starts_with(&format!("{b}-")));
             assert!(!banned, "{folder} must not depend on {dependency}");
         }
         for file in rust_files(&root().join(folder).join("src")) {
@@ -123,7 +139,9 @@ fn generated_code_is_current() {
 
 #[test]
 fn documents_name_files_that_exist() {
-    for document in ["README.md", "ARCHITECTURE.md", "SPECIFICATION.md", "SECURITY.md", "CONTRIBUTING.md", "DECISIONS.md"] {
+    for document in
+        ["README.md", "ARCHITECTURE.md", "SPECIFICATION.md", "SECURITY.md", "CONTRIBUTING.md", "DECISIONS.md"]
+    {
         let text = fs::read_to_string(root().join(document)).unwrap();
         for quoted in text.split('`').skip(1).step_by(2) {
             let path = quoted.split("::").next().unwrap();

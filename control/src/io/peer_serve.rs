@@ -451,8 +451,7 @@ mod tests {
 
     #[test]
     fn a_completed_join_is_not_undone_by_whoever_holds_its_token() {
-        let mut state =
-            State::founded("east".parse().unwrap(), "east.example".parse().unwrap(), Vec::new());
+        let mut state = State::founded("east".parse().unwrap(), "east.example".parse().unwrap(), Vec::new());
         let trust_domain: TrustDomain = "west.example".parse().unwrap();
         let record = PeerRecord {
             cluster: "west".parse().unwrap(),

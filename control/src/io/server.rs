@@ -521,7 +521,8 @@ mod tests {
 
     #[test]
     fn places_leave_descriptors_for_the_node_itself() {
-        let limits = |soft: &str| format!("Limit  Soft Hard Units\nMax open files            {soft} 4096 files\n");
+        let limits =
+            |soft: &str| format!("Limit  Soft Hard Units\nMax open files            {soft} 4096 files\n");
         assert_eq!(places(Some(&limits("1024"))), 1024 - KEPT_DESCRIPTORS);
         assert_eq!(places(Some(&limits("1048576"))), MAX_CONNECTIONS);
         assert_eq!(places(Some(&limits("unlimited"))), MAX_CONNECTIONS);

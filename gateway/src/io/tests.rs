@@ -487,7 +487,8 @@ fn one_cluster_fills_neither_the_streams_nor_the_connections() {
         until("its place is free", || echo.talking() == 1).await;
         let limits = &world.door.gateway.limits;
         until("its place is counted free", || limits.open().iter().all(|(_, open)| *open == 1)).await;
-        echoes(&mut tunnel.connect(REVIEWS).await.unwrap()).await;
+        let mut second = tunnel.connect(REVIEWS).await.unwrap();
+        echoes(&mut second).await;
 
         let mut other = world.tunnel().await.unwrap();
         assert_eq!(other.connect(REVIEWS).await.map(|_| ()).unwrap_err().0, 503, "the same cluster's places");

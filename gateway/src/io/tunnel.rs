@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hanse_federation::View;
-use hanse_identity::tls::{ClientAuth, IdentitySource, TlsIdentity, TrustSource, server_config, verified_peer};
+use hanse_identity::tls::{
+    ClientAuth, IdentitySource, TlsIdentity, TrustSource, server_config, verified_peer,
+};
 use hanse_identity::{SpiffeId, Usage, VerifiedCaller};
 use hanse_proxy::connections::{Entrant, Live, Order, Side};
 use hanse_proxy::runtime::drain::Stop;

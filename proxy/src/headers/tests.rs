@@ -105,7 +105,9 @@ fn a_body_that_two_readers_would_end_at_different_places_is_refused() {
         }
         is_framing_plain(&headers)
     };
-    assert!(framing(&[]) && framing(&[("content-length", "5")]) && framing(&[("transfer-encoding", "chunked")]));
+    assert!(
+        framing(&[]) && framing(&[("content-length", "5")]) && framing(&[("transfer-encoding", "chunked")])
+    );
     assert!(!framing(&[("content-length", "5"), ("content-length", "5")]));
     assert!(!framing(&[("content-length", "5"), ("transfer-encoding", "chunked")]));
 }

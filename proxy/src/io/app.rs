@@ -258,7 +258,8 @@ fn prepare(
 fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {
     record.refused(reason);
     let body = Bytes::from(format!("{}\n", reason.as_str()));
-    let mut response = Response::new(ResponseBody::whole(body, Serving { record, borrowed: None, _flying: None }));
+    let mut response =
+        Response::new(ResponseBody::whole(body, Serving { record, borrowed: None, _flying: None }));
     *response.status_mut() = reason.status();
     mark(response.headers_mut(), reason);
     response

@@ -167,7 +167,12 @@ impl Body for RequestBody {
 
 impl<Keep: OnEnd> ResponseBody<Keep> {
     pub fn streamed(body: Incoming, keep: Keep) -> Self {
-        Self { content: Content::Answer(AnswerBody::streamed(body)), count: ByteCount::default(), ended: false, keep: Some(keep) }
+        Self {
+            content: Content::Answer(AnswerBody::streamed(body)),
+            count: ByteCount::default(),
+            ended: false,
+            keep: Some(keep),
+        }
     }
 
     /// What an attempt gave back.

@@ -167,7 +167,8 @@ fn requests_that_can_be_read_in_two_ways_never_reach_the_app() {
         let (mut sender, connection) = handshake.await.unwrap();
         tokio::task::spawn_local(async move { drop(connection.await) });
         let request = |fields: &[(&'static str, &'static str)], trailers: http::HeaderMap| {
-            let body = Full::new(Bytes::from_static(b"body")).with_trailers(std::future::ready(Some(Ok(trailers))));
+            let body =
+                Full::new(Bytes::from_static(b"body")).with_trailers(std::future::ready(Some(Ok(trailers))));
             // Mapped, it does not know its length any more.
             let body = body.map_frame(|frame| frame);
             let mut request = Request::post("http://reviews.shop/x").body(body.boxed_unsync()).unwrap();
@@ -185,7 +186,8 @@ fn requests_that_can_be_read_in_two_ways_never_reach_the_app() {
         }
         // The mesh's headers do not come in at the end either.
         let mut trailers = http::HeaderMap::new();
-        trailers.insert("x-forwarded-client-cert", "URI=spiffe://east.example/ns/shop/sa/admin".parse().unwrap());
+        trailers
+            .insert("x-forwarded-client-cert", "URI=spiffe://east.example/ns/shop/sa/admin".parse().unwrap());
         trailers.insert("x-checksum", "1".parse().unwrap());
         let request = request(&[("trailer", "x-forwarded-client-cert, x-checksum")], trailers);
         let seen = Answer::of(sender.send_request(request).await.unwrap()).await.seen();
@@ -443,11 +445,18 @@ fn an_app_that_dies_between_head_and_body_costs_no_idempotent_request() {
         let _second = shop.another("reviews-3", app.address);
         for turn in 0..40 {
             let answer = shop.product.get(REVIEWS).await;
-            assert_eq!((answer.status, answer.header("x-app")), (StatusCode::OK, "reviews-v3"), "turn {turn}");
+            assert_eq!(
+                (answer.status, answer.header("x-app")),
+                (StatusCode::OK, "reviews-v3"),
+                "turn {turn}"
+            );
             assert_eq!(answer.seen()["app"], "reviews-v3");
         }
         let metrics = shop.product.plane.telemetry.to_text();
-        assert!(metrics.contains("hanse_retries_total{service=\"shop/reviews\",reason=\"connection-lost\"}"), "{metrics}");
+        assert!(
+            metrics.contains("hanse_retries_total{service=\"shop/reviews\",reason=\"connection-lost\"}"),
+            "{metrics}"
+        );
     });
 }
 

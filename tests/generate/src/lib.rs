@@ -24,7 +24,13 @@ enum Make {
 }
 
 const JOBS: &[Job] = &[
-    Job { proto_dir: "identity/proto", proto: "issue.proto", out: "identity/src/wire", make: Make::Messages, external: &[] },
+    Job {
+        proto_dir: "identity/proto",
+        proto: "issue.proto",
+        out: "identity/src/wire",
+        make: Make::Messages,
+        external: &[],
+    },
     Job {
         proto_dir: "identity/proto",
         proto: "issue.proto",
@@ -39,7 +45,13 @@ const JOBS: &[Job] = &[
         make: Make::Server,
         external: &[(".hanse.issue.v1", "::hanse_identity::wire::issue")],
     },
-    Job { proto_dir: "federation/proto", proto: "watch.proto", out: "federation/src/wire", make: Make::Messages, external: &[] },
+    Job {
+        proto_dir: "federation/proto",
+        proto: "watch.proto",
+        out: "federation/src/wire",
+        make: Make::Messages,
+        external: &[],
+    },
     Job {
         proto_dir: "federation/proto",
         proto: "watch.proto",
@@ -54,8 +66,20 @@ const JOBS: &[Job] = &[
         make: Make::Server,
         external: &[(".hanse.watch.v1", "::hanse_federation::wire::watch")],
     },
-    Job { proto_dir: "control/proto", proto: "control.proto", out: "control/src/wire", make: Make::Both, external: &[] },
-    Job { proto_dir: "identity/agent/proto", proto: "workload.proto", out: "identity/agent/src/wire", make: Make::Both, external: &[] },
+    Job {
+        proto_dir: "control/proto",
+        proto: "control.proto",
+        out: "control/src/wire",
+        make: Make::Both,
+        external: &[],
+    },
+    Job {
+        proto_dir: "identity/agent/proto",
+        proto: "workload.proto",
+        out: "identity/agent/src/wire",
+        make: Make::Both,
+        external: &[],
+    },
 ];
 
 /// Writes all generated files below `out_root`, as they lie below `root`; answers their relative paths.

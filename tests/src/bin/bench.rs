@@ -81,9 +81,14 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     for _ in 0..arguments.rounds {
         for scenario in &scenarios {
-            let before: Vec<f64> = scenario.processes.iter().map(|(_, pid)| cpu_seconds(*pid)).collect::<Result<_>>()?;
+            let before: Vec<f64> =
+                scenario.processes.iter().map(|(_, pid)| cpu_seconds(*pid)).collect::<Result<_>>()?;
             let started = Instant::now();
-            let done = runtime.block_on(load(scenario, arguments.connections, Duration::from_secs(arguments.seconds)))?;
+            let done = runtime.block_on(load(
+                scenario,
+                arguments.connections,
+                Duration::from_secs(arguments.seconds),
+            ))?;
             ensure!(done > 0, "{}: no request succeeded", scenario.name);
             let took = started.elapsed().as_secs_f64();
             let into = figures.entry(scenario.name).or_default();
@@ -108,7 +113,12 @@ fn scenarios(demo: &Demo, bare: &Bare, body: usize) -> Result<Vec<Scenario>> {
         locality: { mode: Distribute, distribute: [{ from: east, to: { west: 100 } }] }\n";
     let file = demo.dir().join("bench-policy.yaml");
     std::fs::write(&file, policy)?;
-    demo.run(["policy", "apply", "--context", "demo-east", "-f"].map(std::ffi::OsString::from).into_iter().chain([file.into()]))?;
+    demo.run(
+        ["policy", "apply", "--context", "demo-east", "-f"]
+            .map(std::ffi::OsString::from)
+            .into_iter()
+            .chain([file.into()]),
+    )?;
     let mut gateways = Vec::new();
     for (what, cluster, name) in [
         ("east gateway-1", "east", "gateway-1"),
@@ -178,7 +188,7 @@ fn report(arguments: &Arguments, scenarios: &[Scenario], figures: &mut BTreeMap<
         "{} connections, {} byte answers, HTTP/1.1 in, medians of {} rounds of {} s",
         arguments.connections, arguments.body, arguments.rounds, arguments.seconds
     );
-    println!("{:<24} {:>10}  {}", "", "requests/s", "CPU per request, µs");
+    println!("{:<24} {:>10}  CPU per request, µs", "", "requests/s");
     let mut totals = BTreeMap::new();
     for scenario in scenarios {
         let Some(figures) = figures.get_mut(scenario.name) else { continue };
@@ -190,8 +200,11 @@ fn report(arguments: &Arguments, scenarios: &[Scenario], figures: &mut BTreeMap<
         let b = sum(&|what| what == "sidecar B", figures);
         let own = sum(&|what| what.starts_with("east gateway"), figures);
         let far = sum(&|what| what.starts_with("west gateway"), figures);
-        let gateways =
-            if far > 0.0 { format!("  own gateway {own:.1}  peer's gateway {far:.1}") } else { String::new() };
+        let gateways = if far > 0.0 {
+            format!("  own gateway {own:.1}  peer's gateway {far:.1}")
+        } else {
+            String::new()
+        };
         println!(
             "{:<24} {rps:>10.0}  one hop (A) {a:.1}  (B) {b:.1}  two hops {:.1}{gateways}",
             scenario.name,
@@ -212,7 +225,9 @@ fn median(values: &mut [f64]) -> f64 {
 /// On-CPU time of all threads of a process, from the scheduler, in seconds.
 fn cpu_seconds(pid: u32) -> Result<f64> {
     let mut nanos = 0u64;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
+    for task in
+        std::fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))?
+    {
         let path = task?.path().join("schedstat");
         let text = std::fs::read_to_string(path)?;
         nanos += text.split_whitespace().next().context("schedstat is empty")?.parse::<u64>()?;

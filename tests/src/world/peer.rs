@@ -102,9 +102,7 @@ impl World {
 
     /// The node leads no more. What it was about to commit may still be on its way to the new leader.
     pub(super) fn drop_links(&mut self, at: At) {
-        let careless = self.bug == Some(Bug::LateFacts);
-        let late = self.random.chance(500) || careless;
-        let on_its_way_ms = if careless { 2000 } else { self.random.between(0, 300) };
+        let (late, on_its_way_ms) = (self.random.chance(500), self.random.between(0, 300));
         let Some(running) = self.running(at) else { return };
         running.links.clear();
         let facts = |_: &u64, p: &mut Pending| matches!(p.purpose, Purpose::PeerFacts(_));
@@ -184,7 +182,6 @@ impl World {
     /// One batch at a time: what comes in meanwhile is held.
     fn commit_facts(&mut self, at: At, cluster: &ClusterName) {
         let unfiltered = self.bug == Some(Bug::NoImportFilter);
-        let careless = self.bug == Some(Bug::LateFacts);
         let Some(running) = self.running(at) else { return };
         let state = running.state.clone();
         let Some(link) = running.links.get_mut(cluster) else { return };
@@ -203,7 +200,7 @@ impl World {
             return;
         }
         link.committing = Some(last);
-        let follows = state.view.peers.get(cluster).filter(|_| !careless).map(Told::of);
+        let follows = state.view.peers.get(cluster).map(Told::of);
         let command = Command::PeerFacts { cluster: cluster.clone(), facts, follows };
         self.propose(at, String::new(), command, Purpose::PeerFacts(cluster.clone()));
     }

@@ -199,7 +199,11 @@ impl Door {
         let uid = stream.peer_cred().map_or(u32::MAX, |credentials| credentials.uid());
         let Some(share) = self.users.enter(uid) else {
             self.metrics.connections_refused.inc();
-            tracing::debug!(uid, limit = MAX_CALLERS_PER_USER, "too many connections of one user, one is closed");
+            tracing::debug!(
+                uid,
+                limit = MAX_CALLERS_PER_USER,
+                "too many connections of one user, one is closed"
+            );
             return;
         };
         let (door, ready) = (Arc::clone(self), ready.clone());
@@ -210,8 +214,12 @@ impl Door {
                 door.metrics.attestation_failures.inc();
                 tracing::warn!(%error, "a local caller was not attested");
             }
-            let connection =
-                Connection { stream, attested: Attested(attested.map(Arc::new)), _permit: permit, _share: share };
+            let connection = Connection {
+                stream,
+                attested: Attested(attested.map(Arc::new)),
+                _permit: permit,
+                _share: share,
+            };
             // Fails only when the server has stopped.
             let _ = ready.send(Ok(connection)).await;
         });

@@ -337,7 +337,8 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
         return Ok(Response::new(http_body_util::Either::Right(Endless { begun: false })));
     }
     let body = body.collect().await?;
-    let trailers: Vec<_> = body.trailers().into_iter().flat_map(|t| t.keys()).map(ToString::to_string).collect();
+    let trailers: Vec<_> =
+        body.trailers().into_iter().flat_map(|t| t.keys()).map(ToString::to_string).collect();
     let body = body.to_bytes();
     let headers: serde_json::Map<_, _> = parts
         .headers
