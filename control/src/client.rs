@@ -274,7 +274,7 @@ impl ClientError {
             "what answers there is not believed: is the credential of this cluster, and has a clock gone wrong? \
              there is no flag that skips this check"
         } else {
-            "are the control nodes running, and is the address right? hanse context show"
+            "are the control nodes running, and is the address right? hanse context list"
         };
         Self {
             kind: ClientErrorKind::Unreachable,

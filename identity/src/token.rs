@@ -4,13 +4,13 @@
 //! The control nodes keep only the public half (`Invite`), so no secret is in the Raft log. The joiner signs
 //! the TLS session binding and its request with it: the proof cannot be replayed on another connection.
 
-use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use rcgen::{KeyPair, PublicKeyData as _};
+use rcgen::{KeyPair, PublicKeyData as _, SigningKey as _};
+use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
@@ -120,12 +120,11 @@ impl JoinToken {
 
     /// Signs (context, session binding, request) with the one-time key.
     pub fn prove(&self, binding: &[u8; 32], request: &[u8]) -> Result<Vec<u8>, TokenError> {
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &self.secret.0)
+        let pkcs8 = PrivatePkcs8KeyDer::from(self.secret.0.as_slice());
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &rcgen::PKCS_ECDSA_P256_SHA256)
             .map_err(|_| TokenError::Malformed("its key cannot be read".to_owned()))?;
-        let signature = key
-            .sign(&SystemRandom::new(), &proof_message(&self.invite, binding, request))
-            .map_err(|_| TokenError::Malformed("its key does not sign".to_owned()))?;
-        Ok(signature.as_ref().to_vec())
+        key.sign(&proof_message(&self.invite, binding, request))
+            .map_err(|_| TokenError::Malformed("its key does not sign".to_owned()))
     }
 
     /// The agent's name, if that is what it admits.

@@ -160,7 +160,10 @@ fn architecture_is_short_enough_to_read() {
 }
 
 fn is_test(file: &Path) -> bool {
-    file.components().any(|c| c.as_os_str() == "tests") || file.ends_with("tests.rs")
+    // A fixture is compiled for tests only.
+    file.components().any(|c| c.as_os_str() == "tests")
+        || file.ends_with("tests.rs")
+        || file.ends_with("fixture.rs")
 }
 
 fn all_rust_files() -> Vec<PathBuf> {

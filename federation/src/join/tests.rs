@@ -1,3 +1,5 @@
+//! Tests of `join`: every refusal, and both or neither under loss, doubling and crashes.
+
 use std::collections::BTreeMap;
 
 use hanse_identity::{AuthorityCertificate, KeyId, NodeName, Serial};

@@ -1,3 +1,5 @@
+//! Tests of `session`: what is told and admitted, and that told facts add up to the whole.
+
 use std::time::Duration;
 
 use hanse_identity::{

@@ -94,6 +94,9 @@ impl World {
         if let Some(task) = self.joins.iter().position(|j| j.end.is_none()) {
             return Err(format!("join {task} has not ended"));
         }
+        if self.operations.values().any(|o| o.end.is_none()) {
+            return Err("somebody waits for a write".into());
+        }
         for cluster in 0..self.clusters.len() {
             self.cluster_at_rest(cluster)?;
         }

@@ -1,3 +1,5 @@
+//! Tests of the documents' stored and user forms.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! Tests of `parse`: every mistake with its place and a way to mend it.
+
 use super::*;
 use crate::policy::document::*;
 

@@ -1,3 +1,5 @@
+//! Tests of matching, precedence and weights of routes.
+
 use std::collections::BTreeMap;
 
 use hanse_identity::Timestamp;

@@ -1,3 +1,5 @@
+//! Tests of `validate`: each diagnostic, by its code.
+
 use super::*;
 use crate::catalog::{Export, Service, ServiceSummary};
 use crate::change::{Change, PeerFact, PeerRecord};
