@@ -122,7 +122,9 @@ async fn supervise(
     let services: Arc<BTreeSet<_>> = Arc::new(config.services.iter().cloned().collect());
     let serves = serves(&config, bound.inbound, &services);
     let (app_ready, app) = watch::channel(config.app.is_none());
-    let (announce, announced) = watch::channel(Announce { ready: config.app.is_none(), serves });
+    // An instance that is still starting is not lost capacity: it is announced when its app has first been seen.
+    let at_first = if config.app.is_none() { serves.clone() } else { Serves::Nothing };
+    let (announce, announced) = watch::channel(Announce { ready: config.app.is_none(), serves: at_first });
 
     tokio::spawn(credentials::follow(config.socket.clone(), Arc::clone(&plane), stop.clone()));
     let subscription = Subscription { kind: "proxy", control: config.control.clone(), announce: announced };
@@ -131,7 +133,7 @@ async fn supervise(
     if let Some(address) = config.app {
         tokio::spawn(watch_app(address, app_ready, stop.clone()));
     }
-    tokio::spawn(announce_readiness(app, announce.clone(), stop.clone()));
+    tokio::spawn(announce_readiness(app, serves, announce.clone(), stop.clone()));
 
     let settings = Settings { plane: Arc::clone(&plane), services, app: config.app, access_log };
     let (exits, mut exited) = mpsc::channel(1);
@@ -222,6 +224,7 @@ async fn join(workers: Vec<Worker>) -> Result<()> {
 /// Announces what the app does, until draining begins.
 async fn announce_readiness(
     mut app: watch::Receiver<bool>,
+    serves: Serves,
     announce: watch::Sender<Announce>,
     mut stop: Stop,
 ) {
@@ -233,7 +236,12 @@ async fn announce_readiness(
         }
         let up = *app.borrow_and_update();
         tracing::info!(up, "the app {}", if up { "takes connections" } else { "takes no connections" });
-        announce.send_modify(|announce| announce.ready = up);
+        announce.send_modify(|announce| {
+            announce.ready = up;
+            if up {
+                announce.serves.clone_from(&serves);
+            }
+        });
     }
 }
 
@@ -250,4 +258,27 @@ async fn ladders(inspect: Vec<mpsc::Sender<Inspect>>) -> serde_json::Value {
         workers.push(described.unwrap_or(serde_json::Value::Null));
     }
     serde_json::json!({ "workers": workers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_instance_is_announced_when_its_app_is_first_seen_and_stays_when_it_goes() {
+        let serves = Serves::Services {
+            services: BTreeSet::from(["shop/reviews".parse().unwrap()]),
+            inbound: "127.0.0.1:1".parse().unwrap(),
+            weight: 1,
+        };
+        let (app_ready, app) = watch::channel(false);
+        let (announce, mut announced) = watch::channel(Announce { ready: false, serves: Serves::Nothing });
+        let (_drain, stop) = drain::drain();
+        tokio::spawn(announce_readiness(app, serves.clone(), announce, stop));
+        for up in [true, false] {
+            app_ready.send(up).unwrap();
+            let said = announced.wait_for(|announce| announce.ready == up).await.unwrap().clone();
+            assert_eq!(said, Announce { ready: up, serves: serves.clone() });
+        }
+    }
 }
