@@ -1,4 +1,4 @@
-//! Holding documents against a View: parents, backends, weights, clusters (policy.md §2.6, the E41xx set).
+//! Holding documents against a View: parents, backends, weights, clusters (the E41xx diagnostics).
 //!
 //! What a document says wrongly by itself is in `validate/alone.rs`; here is what needs to know the clusters.
 
