@@ -81,6 +81,9 @@ pub struct UpArgs {
     /// Requests per second of the steady load, in each cluster
     #[arg(long, default_value_t = 20)]
     pub rps: u32,
+    /// Lifetime of the SVIDs of proxies and gateways [default: the clusters' own, 1h]
+    #[arg(long, value_parser = parse_duration)]
+    pub svid_lifetime: Option<Duration>,
 }
 
 /// Which demo, where several run.

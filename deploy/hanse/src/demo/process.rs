@@ -362,7 +362,13 @@ mod tests {
     }
 
     fn spec() -> Spec {
-        Spec { clusters: vec!["east".into(), "west".into()], nodes: 3, wan_latency_ms: 0, rps: 0 }
+        Spec {
+            clusters: vec!["east".into(), "west".into()],
+            nodes: 3,
+            wan_latency_ms: 0,
+            svid_lifetime_seconds: 0,
+            rps: 0,
+        }
     }
 
     #[tokio::test]

@@ -25,6 +25,9 @@ pub struct Spec {
     pub nodes: usize,
     /// Round trip that the wire adds.
     pub wan_latency_ms: u64,
+    /// Lifetime of the SVIDs of proxies and gateways; 0 = the clusters' own.
+    #[serde(default)]
+    pub svid_lifetime_seconds: u64,
     /// Requests per second of the steady load, per cluster.
     pub rps: u32,
 }
@@ -526,7 +529,13 @@ mod tests {
     use super::*;
 
     fn spec() -> Spec {
-        Spec { clusters: vec!["east".into(), "west".into()], nodes: 3, wan_latency_ms: 0, rps: 20 }
+        Spec {
+            clusters: vec!["east".into(), "west".into()],
+            nodes: 3,
+            wan_latency_ms: 0,
+            svid_lifetime_seconds: 0,
+            rps: 20,
+        }
     }
 
     #[test]

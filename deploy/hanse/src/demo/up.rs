@@ -229,7 +229,7 @@ impl Demo {
                 agent: agent.clone(),
                 selectors: selectors.into(),
                 services,
-                ttl_seconds: 0,
+                ttl_seconds: self.spec.svid_lifetime_seconds,
                 address: None,
             };
             connection.call(&WorkloadRegisterRequest { registration }).await?;

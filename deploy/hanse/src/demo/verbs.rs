@@ -50,6 +50,7 @@ async fn start(global: &Global, up: UpArgs) -> Outcome {
         clusters: up.clusters.clone(),
         nodes: up.nodes,
         wan_latency_ms: up.wan_latency.as_millis() as u64,
+        svid_lifetime_seconds: up.svid_lifetime.map_or(0, |lifetime| lifetime.as_secs()),
         rps: up.rps,
     };
     spec.check().map_err(Failure::usage)?;

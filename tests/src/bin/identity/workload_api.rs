@@ -1,0 +1,52 @@
+//! How soon a workload has its first SVID: connect to the socket, be attested, have a key made and signed, answered.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use hanse_tests::house::Demo;
+
+use crate::scene;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Identities, each asked for once
+    #[arg(long, default_value_t = 50)]
+    times: usize,
+}
+
+pub async fn run(arguments: Arguments) -> Result<()> {
+    let demo = Demo::up(["--rps", "0"])?;
+    let client = Arc::new(scene::administrator(&demo, "east").await?);
+    let endpoint = scene::endpoint(&demo, "east")?;
+    let (mut first, mut again) = (Vec::new(), Vec::new());
+    for number in 0..arguments.times {
+        let id = scene::identity("east", number)?;
+        scene::register(&client, vec![scene::registration(&id, "agent-1", 0)?]).await?;
+        // The agent has to have heard of the registration: before, it would answer "no registration".
+        let (svid, took) = tokio::time::timeout(scene::SOON, async {
+            loop {
+                let started = Instant::now();
+                let api = spiffe::WorkloadApiClient::connect_to(&endpoint).await?;
+                if let Ok(svid) = api.fetch_x509_svid().await {
+                    return anyhow::Ok((svid, started.elapsed().as_secs_f64() * 1e3));
+                }
+            }
+        })
+        .await
+        .context("no SVID")??;
+        anyhow::ensure!(
+            svid.spiffe_id().to_string() == id.to_string(),
+            "the SVID is of {}",
+            svid.spiffe_id()
+        );
+        first.push(took);
+        let started = Instant::now();
+        spiffe::WorkloadApiClient::connect_to(&endpoint).await?.fetch_x509_svid().await?;
+        again.push(started.elapsed().as_secs_f64() * 1e3);
+        scene::forget(&client, &id, "agent-1").await?;
+    }
+    println!("first SVID of an identity, connect to answer: {}", scene::spread(&mut first));
+    println!("the same identity again, new connection:      {}", scene::spread(&mut again));
+    Ok(())
+}
