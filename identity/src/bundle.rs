@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::authority::AuthorityState;
@@ -13,6 +13,8 @@ use crate::name::TrustDomain;
 use crate::time::Timestamp;
 use crate::wire::to_pem;
 use crate::x509;
+use crate::x509::authority::{AuthorityFacts, bears_name_of};
+use crate::x509::key::PublicKey;
 
 /// Most authorities that a bundle may have: several per control node, and then some.
 pub const MAX_AUTHORITIES: usize = 64;
@@ -21,7 +23,8 @@ pub const MAX_AUTHORITIES: usize = 64;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub [u8; 32]);
 
-/// One authority's certificate in a bundle: self-signed, P-256, an SVID of the bare trust domain.
+/// One authority's certificate in a bundle: self-signed; ECDSA P-256 or P-384 or RSA of 2048 bits and more. If it
+/// has a URI name at all, that is the bare trust domain (our own always have it, a user's own root may not).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityCertificate {
     /// X.509, DER.
@@ -58,23 +61,13 @@ pub enum BundleError {
     TooMany(usize),
 }
 
-/// What verifiers need to know of an authority beyond its name and key; read from the certificate itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct AuthorityFacts {
-    pub(crate) key_id: KeyId,
-    pub(crate) subject: String,
-    pub(crate) not_before: Timestamp,
-    pub(crate) not_after: Timestamp,
-    /// How many further authorities may stand below it; `None` = any number.
-    pub(crate) path_length: Option<u32>,
-}
-
 impl AuthorityCertificate {
     /// Parses and checks one authority's certificate; state is `Active`.
     pub fn parse(der: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
-        let facts = AuthorityFacts::parse(der, trust_domain)?;
         let not_an_authority = |rule| BundleError::NotAnAuthority(trust_domain.clone(), rule);
         let certificate = x509::parse(der).map_err(BundleError::Certificate)?;
+        bears_name_of(&certificate, trust_domain).map_err(not_an_authority)?;
+        let facts = AuthorityFacts::root(&certificate).map_err(not_an_authority)?;
         certificate
             .verify_signature(None)
             .map_err(|_| not_an_authority("it is not signed with its own key"))?;
@@ -90,43 +83,6 @@ impl AuthorityCertificate {
     /// Whether verifiers may believe what it signed.
     pub fn is_trusted(&self) -> bool {
         self.state != AuthorityState::Retired
-    }
-}
-
-impl AuthorityFacts {
-    /// Everything that `AuthorityCertificate::parse` checks but the self-signature: for certificates that
-    /// have passed it once.
-    pub(crate) fn parse(der: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
-        let not_an_authority = |rule| BundleError::NotAnAuthority(trust_domain.clone(), rule);
-        let certificate = x509::parse(der).map_err(BundleError::Certificate)?;
-        let names = x509::uri_names(&certificate).map_err(BundleError::Certificate)?.names;
-        if names != [trust_domain.id().to_string()] {
-            return Err(not_an_authority("its one URI name is not the bare trust domain (X509-SVID §3.2)"));
-        }
-        let path_length = x509::authority_path_length(&certificate)
-            .ok_or_else(|| not_an_authority("its basic constraints do not say cA (X509-SVID §4.1)"))?;
-        let usage = x509::key_usage(&certificate).map_err(not_an_authority)?;
-        if !usage.key_cert_sign() {
-            return Err(not_an_authority("its key usage lacks keyCertSign (X509-SVID §4.3)"));
-        }
-        if certificate.subject().as_raw() != certificate.issuer().as_raw() {
-            return Err(not_an_authority("it is not self-signed"));
-        }
-        if certificate.subject().iter_rdn().next().is_none() {
-            return Err(not_an_authority("its subject is empty"));
-        }
-        if x509::p256_point(certificate.public_key()).is_none() {
-            return Err(not_an_authority("its key is not ECDSA P-256"));
-        }
-        let validity = certificate.validity();
-        let time = |at| x509::timestamp(at).ok_or_else(|| not_an_authority("its validity is before 1970"));
-        Ok(Self {
-            key_id: x509::key_id(certificate.public_key().raw),
-            subject: x509::rfc4514(certificate.subject()),
-            not_before: time(validity.not_before)?,
-            not_after: time(validity.not_after)?,
-            path_length,
-        })
     }
 }
 
@@ -180,19 +136,14 @@ impl Bundle {
     }
 }
 
-/// One authority as a JWK (RFC 7518 §6.2.1): `x5c` has exactly the one certificate.
+/// One authority as a JWK: `x5c` has exactly the one certificate.
 fn jwk(der: &[u8]) -> Option<serde_json::Value> {
     let certificate = x509::parse(der).ok()?;
-    let point = x509::p256_point(certificate.public_key())?;
-    let (x, y) = point[1..].split_at(32);
-    Some(serde_json::json!({
-        "use": "x509-svid",
-        "kty": "EC",
-        "crv": "P-256",
-        "x": URL_SAFE_NO_PAD.encode(x),
-        "y": URL_SAFE_NO_PAD.encode(y),
-        "x5c": [STANDARD.encode(der)],
-    }))
+    let key = PublicKey::read(certificate.public_key()).ok()?;
+    let mut jwk = serde_json::json!({ "use": "x509-svid", "x5c": [STANDARD.encode(der)] });
+    let members = jwk.as_object_mut()?;
+    members.extend(key.jwk_members().into_iter().map(|(name, value)| (name.to_owned(), value.into())));
+    Some(jwk)
 }
 
 impl fmt::Display for KeyId {

@@ -154,3 +154,38 @@ pub(crate) fn extension(oid: &[u64], critical: bool, content: &[u8]) -> CustomEx
     extension.set_criticality(critical);
     extension
 }
+
+/// A certificate with an edited to-be-signed part of the same length, signed again by `signer` (ECDSA): for what
+/// no library would write.
+pub(crate) fn signed_again<S: SigningKey>(der: &[u8], signer: &S, edit: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    let certificate = x509_parser::parse_x509_certificate(der).unwrap().1;
+    let mut signed = certificate.tbs_certificate.as_ref().to_vec();
+    edit(&mut signed);
+    // The algorithm stays; in DER it ends where the BIT STRING of the signature begins.
+    let body = &der[4..];
+    assert_eq!(der[1], 0x82, "it has 256 bytes and more");
+    let (algorithm_at, bits) = (signed.len(), certificate.signature_value.data.len());
+    let algorithm_end = body.len() - (1 + der_header(bits + 1).len() + 1 + bits);
+    let algorithm = body[algorithm_at..algorithm_end].to_vec();
+    let signature = signer.sign(&signed).unwrap();
+    let signature = [&[0x03], &der_header(signature.len() + 1)[..], &[0], &signature].concat();
+    let content = [signed, algorithm, signature].concat();
+    [&[0x30], &der_header(content.len())[..], &content].concat()
+}
+
+/// The length part of a DER header.
+pub(crate) fn der_header(length: usize) -> Vec<u8> {
+    match u8::try_from(length) {
+        Ok(short) if short < 0x80 => vec![short],
+        Ok(long) => vec![0x81, long],
+        Err(_) => vec![0x82, (length >> 8) as u8, length as u8],
+    }
+}
+
+/// Puts `new` in the place of the only occurrence of `old`.
+pub(crate) fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
+    let mut places = bytes.windows(old.len()).enumerate().filter(|(_, window)| *window == old);
+    let (at, _) = places.next().expect("it is there");
+    assert!(places.next().is_none(), "it is there once");
+    bytes[at..at + new.len()].copy_from_slice(new);
+}

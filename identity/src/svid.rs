@@ -8,7 +8,6 @@ use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::bundle::KeyId;
@@ -75,18 +74,14 @@ impl SvidFacts {
     pub fn parse(der: &[u8]) -> Result<Self, SvidError> {
         let certificate = x509::parse(der).map_err(SvidError::Malformed)?;
         let id = leaf_name(&certificate)?;
-        leaf_profile(&certificate)?;
-        let serial = certificate.raw_serial();
-        // The content of a DER INTEGER: the top bit of its first byte is the sign.
-        let negative = serial.first().is_none_or(|b| b & 0x80 != 0);
-        let serial = Serial::new(serial).filter(|_| !negative);
+        x509::leaf::profile(&certificate).map_err(SvidError::Profile)?;
+        x509::leaf::extended_key_usage(&certificate).map_err(SvidError::Profile)?;
         let validity = certificate.validity();
         let time = |at| x509::timestamp(at).ok_or(SvidError::Profile("its validity is before 1970"));
         Ok(Self {
             id,
-            serial: serial
-                .ok_or(SvidError::Profile("its serial number is not 1 to 20 bytes and positive"))?,
-            authority_key_identifier: authority_key_identifier(&certificate),
+            serial: x509::serial(&certificate).map_err(SvidError::Profile)?,
+            authority_key_identifier: x509::authority_key_identifier(&certificate).map(to_hex),
             key_id: x509::key_id(certificate.public_key().raw),
             not_before: time(validity.not_before)?,
             not_after: time(validity.not_after)?,
@@ -109,34 +104,6 @@ fn leaf_name(certificate: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
         return Err(SvidError::Profile(rule));
     }
     Ok(id)
-}
-
-/// What a leaf may be used for.
-fn leaf_profile(certificate: &X509Certificate<'_>) -> Result<(), SvidError> {
-    let refuse = |rule| Err(SvidError::Profile(rule));
-    if x509::authority_path_length(certificate).is_some() {
-        return refuse("its basic constraints say cA (X509-SVID §4.1)");
-    }
-    let usage = x509::key_usage(certificate).map_err(SvidError::Profile)?;
-    if !usage.digital_signature() {
-        return refuse("its key usage lacks digitalSignature (X509-SVID §4.3)");
-    }
-    if usage.key_cert_sign() || usage.crl_sign() {
-        return refuse("its key usage has keyCertSign or cRLSign (X509-SVID §4.3)");
-    }
-    match certificate.extended_key_usage() {
-        Ok(None) => Ok(()),
-        Ok(Some(extended)) if extended.value.server_auth && extended.value.client_auth => Ok(()),
-        Ok(Some(_)) => refuse("its extended key usage lacks serverAuth or clientAuth (X509-SVID §4.4)"),
-        Err(_) => refuse("its extended key usage cannot be read (X509-SVID §4.4)"),
-    }
-}
-
-fn authority_key_identifier(certificate: &X509Certificate<'_>) -> Option<String> {
-    certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(aki) => aki.key_identifier.as_ref().map(|id| to_hex(id.0)),
-        _ => None,
-    })
 }
 
 impl Svid {

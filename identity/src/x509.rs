@@ -8,19 +8,23 @@ use std::fmt::Write as _;
 use aws_lc_rs::digest;
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, KeyUsage, ParsedExtension};
-use x509_parser::oid_registry::{
-    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME,
-};
+use x509_parser::extensions::{GeneralName, KeyUsage, ParsedExtension, X509Extension};
+use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
 use x509_parser::time::ASN1Time;
-use x509_parser::x509::{AttributeTypeAndValue, SubjectPublicKeyInfo, X509Name, X509Version};
+use x509_parser::x509::{AttributeTypeAndValue, X509Name, X509Version};
 
 use crate::bundle::KeyId;
-use crate::svid::MAX_CERTIFICATE_BYTES;
+use crate::svid::{MAX_CERTIFICATE_BYTES, Serial};
 use crate::time::Timestamp;
 
-/// Bytes of an uncompressed P-256 point: 0x04, x, y (SEC 1 §2.3.3).
-const P256_POINT_BYTES: usize = 65;
+pub(crate) mod authority;
+pub(crate) mod key;
+pub(crate) mod leaf;
+
+pub(crate) use key::p256_point;
+
+/// Most bytes that a serial number's encoding may have.
+const MAX_SERIAL_BYTES: usize = 20;
 
 /// The URI names of a certificate and whether the extension that holds them is critical.
 pub(crate) struct UriNames<'a> {
@@ -28,7 +32,8 @@ pub(crate) struct UriNames<'a> {
     pub(crate) critical: bool,
 }
 
-/// Reads one certificate: bounded, nothing after it, version 3, every extension readable and there once.
+/// Reads one certificate: bounded, nothing after it, version 3, every extension readable and there once, and
+/// none critical that nobody here processes.
 pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     if der.len() > MAX_CERTIFICATE_BYTES {
         return Err(format!("it has {} bytes, at most {MAX_CERTIFICATE_BYTES} are read", der.len()));
@@ -47,7 +52,23 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     {
         return Err(format!("its extension {} cannot be read", extension.oid));
     }
+    if let Some(extension) = certificate.iter_extensions().find(|e| e.critical && !is_processed(e)) {
+        return Err(format!("its extension {} is critical and not known here", extension.oid));
+    }
     Ok(certificate)
+}
+
+/// Whether somebody here sees to what the extension says, so that it may be critical (RFC 5280 §4.2): name
+/// constraints are path validation's, the others are read by the profiles.
+fn is_processed(extension: &X509Extension<'_>) -> bool {
+    matches!(
+        extension.parsed_extension(),
+        ParsedExtension::BasicConstraints(_)
+            | ParsedExtension::KeyUsage(_)
+            | ParsedExtension::ExtendedKeyUsage(_)
+            | ParsedExtension::SubjectAlternativeName(_)
+            | ParsedExtension::NameConstraints(_)
+    )
 }
 
 /// The URI names, in their order; a name that cannot be read is an error, whatever its kind.
@@ -82,6 +103,37 @@ pub(crate) fn authority_path_length(certificate: &X509Certificate<'_>) -> Option
     constraints.value.ca.then_some(constraints.value.path_len_constraint)
 }
 
+/// The serial number: positive, at most 20 bytes as it is written (RFC 5280 §4.1.2.2), no byte too many.
+pub(crate) fn serial(certificate: &X509Certificate<'_>) -> Result<Serial, &'static str> {
+    // The content of a DER INTEGER: the top bit of its first byte is the sign.
+    let content = certificate.raw_serial();
+    let (positive, minimal) = match content {
+        [first, second, ..] => (first & 0x80 == 0, *first != 0 || second & 0x80 != 0),
+        [only] => (only & 0x80 == 0, true),
+        [] => (false, false),
+    };
+    let bounded = content.len() <= MAX_SERIAL_BYTES;
+    Serial::new(content)
+        .filter(|_| positive && minimal && bounded)
+        .ok_or("its serial number is not 1 to 20 bytes and positive")
+}
+
+/// What the certificate calls its own key, if it does (RFC 5280 §4.2.1.2).
+pub(crate) fn subject_key_identifier<'c>(certificate: &'c X509Certificate<'_>) -> Option<&'c [u8]> {
+    certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(identifier) => Some(identifier.0),
+        _ => None,
+    })
+}
+
+/// What its issuer calls the key that signed it, if it says so (RFC 5280 §4.2.1.1).
+pub(crate) fn authority_key_identifier<'c>(certificate: &'c X509Certificate<'_>) -> Option<&'c [u8]> {
+    certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(aki) => aki.key_identifier.as_ref().map(|id| id.0),
+        _ => None,
+    })
+}
+
 /// SHA-256 of the SubjectPublicKeyInfo.
 pub(crate) fn key_id(spki_der: &[u8]) -> KeyId {
     KeyId(sha256(spki_der))
@@ -89,19 +141,6 @@ pub(crate) fn key_id(spki_der: &[u8]) -> KeyId {
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     digest::digest(&digest::SHA256, bytes).as_ref().try_into().expect("a SHA-256 digest has 32 bytes")
-}
-
-/// The uncompressed point, if the key is ECDSA P-256. Whether the point is on the curve is found out by
-/// whoever verifies a signature with it.
-pub(crate) fn p256_point<'k>(key: &'k SubjectPublicKeyInfo<'_>) -> Option<&'k [u8]> {
-    let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
-    let point: &[u8] = &key.subject_public_key.data;
-    let fits = key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
-        && curve == OID_EC_P256
-        && key.subject_public_key.unused_bits == 0
-        && point.len() == P256_POINT_BYTES
-        && point[0] == 4;
-    fits.then_some(point)
 }
 
 /// Whole seconds; `None` before 1970.

@@ -1,6 +1,7 @@
 //! Tests of bundles: who is an authority, and the documents that others read.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
 
 use super::*;
 use crate::fixture::{authority, bundle, east, extension, handmade, key, root_params, spoiled, uri, west};
@@ -29,11 +30,21 @@ fn a_good_root_is_read() {
 
 #[test]
 fn x_3_an_authority_has_its_trust_domain_as_its_name_and_no_path() {
-    let bare = "its one URI name is not the bare trust domain (X509-SVID §3.2)";
+    let bare = "its URI name is not the bare trust domain (X509-SVID §3.2)";
     assert_eq!(rule(refused(|p| p.subject_alt_names = vec![uri("spiffe://east.example/ca")])), bare);
     assert_eq!(rule(refused(|p| p.subject_alt_names = vec![uri("spiffe://west.example")])), bare);
-    assert_eq!(rule(refused(|p| p.subject_alt_names.clear())), bare);
     assert_eq!(rule(refused(|p| p.subject_alt_names.push(uri("spiffe://west.example")))), bare);
+    assert_eq!(rule(refused(|p| p.subject_alt_names = vec![uri("https://ca.east.example")])), bare);
+}
+
+#[test]
+fn x_3_a_root_of_ones_own_house_may_have_no_uri_name() {
+    let mut params = root_params(&east());
+    params.subject_alt_names.clear();
+    let (nameless, _) = handmade(params.clone());
+    assert!(AuthorityCertificate::parse(&nameless, &east()).is_ok());
+    params.subject_alt_names = vec![rcgen::SanType::DnsName("ca.east.example".try_into().unwrap())];
+    assert!(AuthorityCertificate::parse(&handmade(params).0, &east()).is_ok());
 }
 
 #[test]
@@ -58,7 +69,7 @@ fn x_6_an_authority_has_a_critical_key_usage_with_key_cert_sign() {
 }
 
 #[test]
-fn an_authority_is_self_signed_with_a_p256_key() {
+fn an_authority_is_self_signed() {
     let authority = authority(&east());
     let cross_signed = spoiled(&authority, |p| {
         let root = root_params(&east());
@@ -75,15 +86,44 @@ fn an_authority_is_self_signed_with_a_p256_key() {
     let error = AuthorityCertificate::parse(forged.der(), &east()).unwrap_err();
     assert_eq!(rule(error), "it is not signed with its own key");
 
-    let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-    let other_curve = root_params(&east()).self_signed(&p384).unwrap();
-    let error = AuthorityCertificate::parse(other_curve.der(), &east()).unwrap_err();
-    assert_eq!(rule(error), "its key is not ECDSA P-256");
-
     assert_eq!(
         rule(refused(|p| p.distinguished_name = rcgen::DistinguishedName::new())),
         "its subject is empty"
     );
+}
+
+fn root_of(key: &KeyPair) -> Result<AuthorityCertificate, BundleError> {
+    AuthorityCertificate::parse(root_params(&east()).self_signed(key).unwrap().der(), &east())
+}
+
+#[test]
+fn an_authority_has_a_p256_p384_or_rsa_key() {
+    let on_curve = |curve| KeyPair::generate_for(curve).unwrap();
+    let rsa = |size| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size).unwrap();
+    assert!(root_of(&on_curve(&rcgen::PKCS_ECDSA_P256_SHA256)).is_ok());
+    assert!(root_of(&on_curve(&rcgen::PKCS_ECDSA_P384_SHA384)).is_ok());
+    assert!(root_of(&rsa(rcgen::RsaKeySize::_2048)).is_ok());
+    for other in [&rcgen::PKCS_ECDSA_P521_SHA512, &rcgen::PKCS_ED25519] {
+        let refused = rule(root_of(&on_curve(other)).unwrap_err());
+        assert_eq!(refused, "its key is not ECDSA P-256 or P-384 (named, uncompressed) nor RSA");
+    }
+}
+
+#[test]
+fn x_8_an_authority_is_as_rfc_5280_says() {
+    let strange = refused(|p| p.custom_extensions.push(extension(&[1, 2, 3, 4], true, &[5, 0])));
+    assert!(matches!(strange, BundleError::Certificate(_)), "{strange:?}");
+    let shrugged = refused(|p| {
+        p.is_ca = IsCa::NoCa;
+        p.custom_extensions.push(extension(&[2, 5, 29, 19], false, &[0x30, 3, 1, 1, 0xff]));
+    });
+    assert_eq!(rule(shrugged), "its basic constraints are not critical (RFC 5280 §4.2.1.9)");
+    let zero = refused(|p| p.serial_number = Some(vec![0u8].into()));
+    assert_eq!(rule(zero), "its serial number is not 1 to 20 bytes and positive");
+    let policies = refused(|p| {
+        p.custom_extensions.push(extension(&[2, 5, 29, 36], false, &[0x30, 3, 0x80, 1, 0]));
+    });
+    assert_eq!(rule(policies), "it constrains certificate policies, and nothing here processes them");
 }
 
 #[test]
@@ -155,6 +195,26 @@ fn x_10_a_bundle_document_has_one_certificate_per_key() {
     let certificate = x509::parse(&der).unwrap();
     let point = x509::p256_point(certificate.public_key()).unwrap();
     assert_eq!([coordinate("x"), coordinate("y")].concat(), point[1..]);
+}
+
+#[test]
+fn x_10_keys_of_every_kind_are_written() {
+    let kinds = [
+        (KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(), "EC", ["crv", "x", "y"]),
+        (
+            KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap(),
+            "RSA",
+            ["n", "e", "kty"],
+        ),
+    ];
+    for (key, kind, members) in kinds {
+        let authorities = vec![root_of(&key).unwrap()];
+        let bundle = Bundle { trust_domain: east(), sequence: 1, authorities };
+        let jwks: serde_json::Value = serde_json::from_str(&bundle.to_jwks(60)).unwrap();
+        let jwk = &jwks["keys"][0];
+        assert_eq!((&jwk["kty"], &jwk["use"]), (&kind.into(), &"x509-svid".into()));
+        assert!(members.iter().all(|member| jwk[*member].is_string()), "{jwk}");
+    }
 }
 
 #[test]

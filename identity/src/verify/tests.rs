@@ -36,7 +36,7 @@ fn a_good_svid_is_believed() {
     let caller = check(&trust(&[&authority]), &[&svid.chain[0]]).unwrap();
     assert_eq!(caller.id(), &id(REVIEWS));
     assert_eq!(caller.facts(), &svid.facts);
-    assert_eq!(caller.authority(), authority.certificate().key_id);
+    assert_eq!(caller.authorities(), [authority.certificate().key_id]);
 }
 
 #[test]
@@ -201,24 +201,63 @@ fn x_8_an_intermediate_is_believed_where_the_root_allows_it() {
     let mut narrow = root_params(&east());
     narrow.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     let refused = with_intermediate(narrow, |_| {});
-    assert_eq!(refused, Err(VerifyError::Path("the authority allows no authority below it".to_owned())));
+    assert_eq!(refused, Err(VerifyError::Path("an authority allows fewer authorities below it".to_owned())));
 }
 
 #[test]
 fn x_6_an_intermediate_may_sign_certificates() {
     let refused = with_intermediate(root_params(&east()), |p| p.key_usages = vec![KeyUsagePurpose::CrlSign]);
-    assert_eq!(refused, Err(VerifyError::Path("an intermediate's key usage lacks keyCertSign".to_owned())));
+    assert_eq!(
+        refused,
+        Err(VerifyError::Path(
+            "an intermediate: its key usage lacks keyCertSign (X509-SVID §4.3)".to_owned()
+        ))
+    );
     let refused = with_intermediate(root_params(&east()), |p| p.key_usages.clear());
     assert!(matches!(refused, Err(VerifyError::Path(_))), "{refused:?}");
 }
 
 #[test]
-fn x_3_an_intermediate_has_its_trust_domain_as_its_name_or_none() {
+fn x_3_an_intermediate_that_signs_leaves_has_its_trust_domain_as_its_name() {
     let other =
         with_intermediate(root_params(&east()), |p| p.subject_alt_names = vec![uri("spiffe://west.example")]);
-    let rule = "an intermediate has another name than its trust domain's";
+    let rule = "an intermediate: its URI name is not the bare trust domain (X509-SVID §3.2)";
     assert_eq!(other, Err(VerifyError::Path(rule.to_owned())));
-    assert!(with_intermediate(root_params(&east()), |p| p.subject_alt_names.clear()).is_ok());
+    let nameless = with_intermediate(root_params(&east()), |p| p.subject_alt_names.clear());
+    let rule =
+        "an intermediate: it signed the leaf but does not have its trust domain's name (X509-SVID §3.2)";
+    assert_eq!(nameless, Err(VerifyError::Path(rule.to_owned())));
+}
+
+/// A user's own root (RSA, P-384 or P-256, no URI name), a node's intermediate below it, and its leaf.
+#[test]
+fn x_3_a_root_of_ones_own_house_vouches_through_a_named_intermediate() {
+    let roots = [
+        KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap(),
+        KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap(),
+        key(),
+    ];
+    for root_key in roots {
+        let mut root = root_params(&east());
+        root.subject_alt_names.clear();
+        let root_der = root.self_signed(&root_key).unwrap().der().to_vec();
+        let root_id = handmade_bundle(&east(), &[&root_der]).authorities[0].key_id;
+        let root = Issuer::new(root, root_key);
+        let mut node = root_params(&east());
+        node.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        node.distinguished_name.push(DnType::CommonName, "node-1");
+        node.use_authority_key_identifier_extension = true;
+        let node_key = key();
+        let node_id = x509::key_id(&rcgen::PublicKeyData::subject_public_key_info(&node_key));
+        let between = node.signed_by(&node_key, &root).unwrap();
+        let leaf = sign(&leaf_params(&[REVIEWS]), &Issuer::new(node, node_key));
+        let trust = Trust::new([&handmade_bundle(&east(), &[&root_der])], Revocations::default());
+        let caller = check(&trust, &[&leaf, between.der()]).unwrap();
+        assert_eq!(caller.authorities(), [node_id, root_id]);
+        assert!(check(&trust, &[&leaf, between.der(), &root_der]).is_ok(), "the root sent along");
+        assert!(check(&trust, &[&leaf, &root_der, between.der()]).is_ok(), "in another order");
+        assert_eq!(check(&trust, &[&leaf]), Err(VerifyError::UnknownAuthority(east())));
+    }
 }
 
 #[test]
@@ -229,7 +268,7 @@ fn x_8_an_unknown_critical_extension_is_refused() {
     };
     assert!(check(&trust(&[&authority]), &[&strange(false)]).is_ok());
     let refused = check(&trust(&[&authority]), &[&strange(true)]);
-    assert!(matches!(refused, Err(VerifyError::Path(_))), "{refused:?}");
+    assert!(matches!(refused, Err(VerifyError::NotAnSvid(SvidError::Malformed(_)))), "{refused:?}");
 }
 
 #[test]
@@ -274,7 +313,7 @@ fn a_root_at_the_end_of_the_chain_is_ignored() {
     let svid = svid(&ours, REVIEWS, 2);
     for root in [&ours, &stranger] {
         let caller = check(&trust(&[&ours]), &[&svid.chain[0], &root.certificate().der]).unwrap();
-        assert_eq!(caller.authority(), ours.certificate().key_id);
+        assert_eq!(caller.authorities(), [ours.certificate().key_id]);
     }
 }
 
