@@ -8,6 +8,7 @@ pub mod driver;
 pub mod http;
 pub mod issue;
 pub mod joiner;
+pub mod key_store;
 pub mod keys;
 pub mod node_link;
 pub mod peer_link;

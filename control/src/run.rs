@@ -17,6 +17,7 @@ use crate::io::census::Census;
 use crate::io::context::{Context, OwnIdentity, StateTrust, now, stopped};
 use crate::io::driver::{self, Ended, Options, Running};
 use crate::io::http::{self, Metrics};
+use crate::io::key_store::{KeyFlags, KeyStore};
 use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
 use crate::io::{peer_link, server, watch as watching};
@@ -49,6 +50,8 @@ pub struct Config {
     /// Lifetime of the SVIDs of this node and of agents, such as 24h or 90s.
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = lifetime)]
     pub svid_lifetime: Duration,
+    #[command(flatten)]
+    pub keys: KeyFlags,
 }
 
 /// `24h`, `30m`, `90s`: between the shortest and the longest lifetime that is granted.
@@ -85,14 +88,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let admin = TcpListener::bind(config.admin)
             .await
             .with_context(|| format!("cannot listen on {}", config.admin))?;
-        let (file, authority) = keys::load(&config.data_dir)?;
+        let file = keys::load_node(&config.data_dir)?;
+        let store = config.keys.open(&config.data_dir, &file.trust_domain)?;
+        let authority = keys::first_authority(&file, store.as_ref())?;
         let initial_nodes = match &config.initial_nodes {
             Some(path) => keys::load_nodes(path)?,
             None => Vec::new(),
         };
         let mut options = Options::new(config.data_dir.clone(), file, initial_nodes);
         options.snapshot_every = config.snapshot_every;
-        let mut node = start(options, authority, config.svid_lifetime, listener, admin)?;
+        let mut node = start(options, NodeKeys { store, authority }, config.svid_lifetime, listener, admin)?;
         let asked = tokio::select! {
             asked = stop_asked() => asked,
             ended = node.running.ended() => Err(anyhow::anyhow!("the node's loop has ended: {ended}")),
@@ -132,10 +137,17 @@ pub struct Started {
     stop: watch::Sender<bool>,
 }
 
+/// What a node signs with.
+pub struct NodeKeys {
+    pub store: Arc<dyn KeyStore>,
+    /// The authority that it was made with.
+    pub authority: Authority,
+}
+
 /// Opens the node's store and starts its services on this runtime.
 pub fn start(
     options: Options,
-    authority: Authority,
+    keys: NodeKeys,
     member_lifetime: Duration,
     listener: TcpListener,
     admin: TcpListener,
@@ -148,7 +160,7 @@ pub fn start(
     let links = NodeLinks::new(file.record.raft_id, &state, opened.inbox());
     let (handle, running) = opened.start(links.clone())?;
     let (stop, stopped) = watch::channel(false);
-    let context = Arc::new(context(&file, authority, member_lifetime, handle, trust, own, links, stopped));
+    let context = Arc::new(context(&file, keys, member_lifetime, handle, trust, own, links, stopped));
     // Without an SVID of its own the node can neither be dialled nor dial: no use in going on.
     let due =
         context.renew_own().map_err(|why| anyhow::anyhow!("the node cannot sign its own SVID: {why}"))?;
@@ -165,7 +177,7 @@ pub fn start(
 #[allow(clippy::too_many_arguments)]
 fn context(
     file: &NodeFile,
-    authority: Authority,
+    keys: NodeKeys,
     member_lifetime: Duration,
     handle: driver::Handle,
     trust: Arc<StateTrust>,
@@ -179,7 +191,8 @@ fn context(
         cluster: file.cluster.clone(),
         trust_domain: file.trust_domain.clone(),
         handle,
-        authority: Arc::new(authority),
+        authority: Arc::new(keys.authority),
+        key_store: keys.store,
         trust,
         own,
         census: Census::new(file.record.name.clone()),

@@ -3,18 +3,19 @@
 //! An `Authority` holds a private key and therefore never leaves the node that made it; what travels is its
 //! `AuthorityCertificate`. States: prepared → active → tainted → retired.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, SanType,
+    SerialNumber,
 };
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, Zeroizing};
 
 use crate::bundle::{AuthorityCertificate, KeyId};
 use crate::name::{NodeName, TrustDomain};
+use crate::private_key::{PrivateKey, PrivateKeyError};
 use crate::svid::Serial;
 use crate::time::Timestamp;
 use crate::x509;
@@ -39,33 +40,35 @@ pub enum AuthorityState {
 /// One CA key pair with its self-signed certificate.
 pub struct Authority {
     pub(crate) trust_domain: TrustDomain,
-    pub(crate) issuer: Issuer<'static, AuthorityKey>,
+    pub(crate) issuer: Issuer<'static, PrivateKey>,
     pub(crate) certificate: AuthorityCertificate,
 }
 
-/// The private key; its bytes are wiped when it is dropped.
-pub(crate) struct AuthorityKey(KeyPair);
-
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthorityError {
-    #[error("the authority's key cannot be read: {0}")]
-    Key(String),
+    #[error("the authority's key cannot be used: {0}")]
+    Key(#[from] PrivateKeyError),
+    #[error("the authority's key does not belong to its certificate")]
+    KeyMismatch,
     #[error("the authority's certificate cannot be made or read: {0}")]
     Certificate(String),
 }
 
 impl Authority {
-    /// Makes a self-signed authority from a fresh P-256 `key` (the caller generates it, on its own node).
+    /// Makes a self-signed authority from a fresh P-256 `key` (the caller has it made, on its own node).
     /// The subject is unique: trust domain, node and key id. `not_before` is `now` minus five minutes.
-    pub fn create(
+    pub fn create<K: TryInto<PrivateKey>>(
         trust_domain: &TrustDomain,
         node: &NodeName,
-        key: KeyPair,
+        key: K,
         serial: Serial,
         now: Timestamp,
         lifetime: Duration,
-    ) -> Result<Self, AuthorityError> {
-        let key = AuthorityKey::new(key)?;
+    ) -> Result<Self, AuthorityError>
+    where
+        AuthorityError: From<K::Error>,
+    {
+        let key = key.try_into()?;
         let bad = |e: rcgen::Error| AuthorityError::Certificate(e.to_string());
         let time = |at| {
             let late = || AuthorityError::Certificate("its validity ends too late".to_owned());
@@ -84,34 +87,29 @@ impl Authority {
         Self::assemble(trust_domain, key, certificate.der())
     }
 
-    /// From what `to_pkcs8` and the certificate's DER gave; the key must belong to the certificate.
+    /// From a key and the certificate that was made for it; the key must belong to the certificate.
     pub fn restore(
         trust_domain: &TrustDomain,
-        key_pkcs8: &[u8],
+        key: PrivateKey,
         certificate_der: &[u8],
     ) -> Result<Self, AuthorityError> {
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(
-            &PrivatePkcs8KeyDer::from(key_pkcs8),
-            &PKCS_ECDSA_P256_SHA256,
-        )
-        .map_err(|e| AuthorityError::Key(e.to_string()))?;
-        Self::assemble(trust_domain, AuthorityKey::new(key)?, certificate_der)
+        Self::assemble(trust_domain, key, certificate_der)
     }
 
-    fn assemble(trust_domain: &TrustDomain, key: AuthorityKey, der: &[u8]) -> Result<Self, AuthorityError> {
+    fn assemble(trust_domain: &TrustDomain, key: PrivateKey, der: &[u8]) -> Result<Self, AuthorityError> {
         let certificate = AuthorityCertificate::parse(der, trust_domain)
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         if certificate.key_id != key.id() {
-            return Err(AuthorityError::Key("it does not belong to the certificate".to_owned()));
+            return Err(AuthorityError::KeyMismatch);
         }
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(der), key)
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         Ok(Self { trust_domain: trust_domain.clone(), issuer, certificate })
     }
 
-    /// The private key, PKCS#8 DER, for the node's own 0600 file and nothing else.
-    pub fn to_pkcs8(&self) -> Zeroizing<Vec<u8>> {
-        Zeroizing::new(self.issuer.key().0.serialize_der())
+    /// The key that signs.
+    pub fn key(&self) -> &PrivateKey {
+        self.issuer.key()
     }
 
     /// Moves it to another state of its life; only an active authority signs.
@@ -128,38 +126,10 @@ impl Authority {
     }
 }
 
-impl AuthorityKey {
-    fn new(key: KeyPair) -> Result<Self, AuthorityError> {
-        if !key.is_compatible(&PKCS_ECDSA_P256_SHA256) {
-            return Err(AuthorityError::Key("it is not ECDSA P-256".to_owned()));
-        }
-        Ok(Self(key))
-    }
-
-    fn id(&self) -> KeyId {
-        x509::key_id(&self.0.subject_public_key_info())
-    }
-}
-
-impl Drop for AuthorityKey {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl PublicKeyData for AuthorityKey {
-    fn der_bytes(&self) -> &[u8] {
-        self.0.der_bytes()
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        self.0.algorithm()
-    }
-}
-
-impl SigningKey for AuthorityKey {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.0.sign(message)
+/// A `PrivateKey` is one already.
+impl From<Infallible> for AuthorityError {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 

@@ -17,6 +17,7 @@ use super::census::Census;
 use super::dial::ALPN_H2;
 use super::driver::Handle;
 use super::http::Metrics;
+use super::key_store::KeyStore;
 use super::keys;
 use super::node_link::NodeLinks;
 use super::peer_link::PeerLinks;
@@ -37,6 +38,8 @@ pub struct Context {
     pub trust_domain: TrustDomain,
     pub handle: Handle,
     pub authority: Arc<Authority>,
+    /// Where further keys of this node are made and kept.
+    pub key_store: Arc<dyn KeyStore>,
     pub trust: Arc<StateTrust>,
     pub own: Arc<OwnIdentity>,
     pub census: Census,

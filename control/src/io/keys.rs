@@ -1,8 +1,7 @@
-//! Keys and identity files of a control node: the one place where its private keys are born, kept and read.
+//! Identity files of a control node, and what it signs for itself.
 //!
-//! Owns the layout of the data directory's identity part (`authority.key`, `authority.crt`, `node.json`), the
-//! node's own SVID, and the credential file of the command line. Randomness is drawn here; `identity` gets it as
-//! an argument.
+//! Owns `node.json` in the data directory, the node's own SVID, and the credential file of the command line; private
+//! keys are in a `KeyStore` (`key_store`). Randomness is drawn here; `identity` gets it as an argument.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -24,6 +23,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::key_store::{KeyPurpose, KeyStore, KeyStoreError, files};
 use crate::state::NodeRecord;
 
 /// How long a node's authority certificate is valid.
@@ -33,10 +33,6 @@ pub const NODE_SVID_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// How long the credential of an administrator is valid.
 pub const CREDENTIAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// The authority's private key, PKCS#8 DER, 0600.
-pub const AUTHORITY_KEY_FILE: &str = "authority.key";
-/// The authority's certificate, DER.
-pub const AUTHORITY_CERTIFICATE_FILE: &str = "authority.crt";
 /// The public part, as `--initial-nodes` wants it.
 pub const NODE_FILE: &str = "node.json";
 
@@ -97,6 +93,8 @@ pub enum KeyFileError {
     Json { path: PathBuf, why: serde_json::Error },
     #[error("{0}")]
     Authority(#[from] AuthorityError),
+    #[error("{0}")]
+    Store(#[from] KeyStoreError),
     #[error("{what} {given:?} is not HOST:PORT")]
     Address { what: &'static str, given: String },
     #[error("a Raft id is at least 1")]
@@ -120,9 +118,14 @@ pub enum SignError {
     ForeignNode(NodeName),
 }
 
-/// Makes a node's identity: directory 0700, authority key (born here) 0600, certificate, `node.json`. Refuses to
-/// overwrite. Everything is synced before it returns; `node.json` is last, so that it is there only if all is.
-pub fn init(dir: &Path, new: NewNode, now: Timestamp) -> Result<NodeFile, KeyFileError> {
+/// Makes a node's identity: directory 0700, authority key (born in `store`), `node.json` with its certificate. Refuses
+/// to overwrite. Everything is synced before it returns; `node.json` is last, so that it is there only if all is.
+pub fn init(
+    dir: &Path,
+    new: NewNode,
+    store: &dyn KeyStore,
+    now: Timestamp,
+) -> Result<NodeFile, KeyFileError> {
     if new.raft_id == 0 {
         return Err(KeyFileError::RaftId);
     }
@@ -130,13 +133,14 @@ pub fn init(dir: &Path, new: NewNode, now: Timestamp) -> Result<NodeFile, KeyFil
     check_address("the peer address", &new.peer_address)?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|why| io_error(dir, why))?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(|why| io_error(dir, why))?;
-    for file in [NODE_FILE, AUTHORITY_KEY_FILE] {
-        let path = dir.join(file);
-        if path.exists() {
-            return Err(KeyFileError::Exists(path));
-        }
+    let node_path = dir.join(NODE_FILE);
+    if node_path.exists() {
+        return Err(KeyFileError::Exists(node_path));
     }
-    let key = new_key_pair().map_err(|e| AuthorityError::Key(e.to_string()))?;
+    if files::has_keys(dir) {
+        return Err(KeyFileError::Exists(dir.join(files::KEYS_FOLDER)));
+    }
+    let key = store.create(KeyPurpose::Authority)?;
     let authority =
         Authority::create(&new.trust_domain, &new.name, key, random_serial(), now, AUTHORITY_LIFETIME)?;
     let file = NodeFile {
@@ -152,22 +156,20 @@ pub fn init(dir: &Path, new: NewNode, now: Timestamp) -> Result<NodeFile, KeyFil
             authority: authority.certificate().clone(),
         },
     };
-    write_new(&dir.join(AUTHORITY_KEY_FILE), &authority.to_pkcs8(), 0o600)?;
-    replace(&dir.join(AUTHORITY_CERTIFICATE_FILE), &authority.certificate().der, 0o644)?;
-    replace(&dir.join(NODE_FILE), &pretty(&file), 0o644)?;
+    replace(&node_path, &pretty(&file), 0o644)?;
     Ok(file)
 }
 
-/// Reads what `init` made.
-pub fn load(dir: &Path) -> Result<(NodeFile, Authority), KeyFileError> {
-    let node_path = dir.join(NODE_FILE);
-    let file = read_json::<NodeFile>(&node_path)?;
-    let key_path = dir.join(AUTHORITY_KEY_FILE);
-    let key = Zeroizing::new(read_private(&key_path)?);
-    let certificate_path = dir.join(AUTHORITY_CERTIFICATE_FILE);
-    let certificate = read(&certificate_path)?;
-    let authority = Authority::restore(&file.trust_domain, &key, &certificate)?;
-    Ok((file, authority))
+/// Reads who the node is: what `init` gave.
+pub fn load_node(dir: &Path) -> Result<NodeFile, KeyFileError> {
+    read_json(&dir.join(NODE_FILE))
+}
+
+/// The authority that the node was made with, its key opened in `store`.
+pub fn first_authority(file: &NodeFile, store: &dyn KeyStore) -> Result<Authority, KeyFileError> {
+    let certificate = &file.record.authority;
+    let key = store.open(KeyPurpose::Authority, &certificate.key_id)?;
+    Ok(Authority::restore(&file.trust_domain, key, &certificate.der)?)
 }
 
 /// Reads a file of `--initial-nodes`: a JSON array of what `node init` printed, or one of them alone.
@@ -326,7 +328,7 @@ fn read(path: &Path) -> Result<Vec<u8>, KeyFileError> {
     fs::read(path).map_err(|why| io_error(path, why))
 }
 
-fn read_private(path: &Path) -> Result<Vec<u8>, KeyFileError> {
+pub(super) fn read_private(path: &Path) -> Result<Vec<u8>, KeyFileError> {
     let mode = fs::metadata(path).map_err(|why| io_error(path, why))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(KeyFileError::Exposed { path: path.to_owned(), mode });
@@ -339,7 +341,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, KeyFileEr
 }
 
 /// Makes a file that was not there, synced.
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), KeyFileError> {
+pub(super) fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), KeyFileError> {
     let open = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     let mut file = open.map_err(|why| io_error(path, why))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|why| io_error(path, why))?;
@@ -360,7 +362,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), KeyFileError>
     written.and_then(|()| sync_parent(path))
 }
 
-fn sync_parent(path: &Path) -> Result<(), KeyFileError> {
+pub(super) fn sync_parent(path: &Path) -> Result<(), KeyFileError> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -33,6 +33,7 @@ use super::*;
 use crate::admin::*;
 use crate::client::{Client, ClientErrorKind, Credential};
 use crate::io::dial::{self, ALPN_H2, FixedIdentity, FixedTrust, Link as Dialled};
+use crate::io::key_store::{FileKeyStore, KeyStore};
 use crate::io::keys::{NewNode, new_key_pair};
 
 mod fixture;

@@ -108,6 +108,26 @@ pub enum NodeCommand {
     Init(NodeInit),
     /// Make a credential for this command line, signed by this node's authority
     Credential(NodeCredential),
+    /// Make a key to encrypt the private keys of nodes under: 32 random bytes in a new file, 0600
+    #[command(
+        after_help = "Example:\n  hanse node encryption-key --out /etc/hanse/keys.key\n  hanse node init … --key-encryption-file /etc/hanse/keys.key"
+    )]
+    EncryptionKey {
+        /// File to write; it must not exist
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Encrypt the private keys of a node that are still plain; the node must not be running
+    #[command(
+        after_help = "Example:\n  hanse node encrypt-keys --data-dir /var/lib/hanse --key-encryption-file /etc/hanse/keys.key"
+    )]
+    EncryptKeys {
+        /// Data directory of the node
+        #[arg(long)]
+        data_dir: PathBuf,
+        #[command(flatten)]
+        keys: hanse_control::io::key_store::KeyFlags,
+    },
     /// List the control nodes of the cluster
     List,
 }
@@ -141,6 +161,8 @@ pub struct NodeInit {
     /// Zone of the node
     #[arg(long, default_value = "")]
     pub zone: String,
+    #[command(flatten)]
+    pub keys: hanse_control::io::key_store::KeyFlags,
 }
 
 #[derive(Debug, Args)]
@@ -160,6 +182,8 @@ pub struct NodeCredential {
     /// How long it is valid, at most 24h
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     pub ttl: Duration,
+    #[command(flatten)]
+    pub keys: hanse_control::io::key_store::KeyFlags,
 }
 
 #[derive(Debug, Subcommand)]

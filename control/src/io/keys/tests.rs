@@ -15,27 +15,43 @@ fn new_node(name: &str) -> NewNode {
     }
 }
 
+/// The plain store of the same directory.
+fn store(dir: &Path) -> files::FileKeyStore {
+    files::FileKeyStore::new(dir, "east.example".parse().unwrap(), None)
+}
+
+fn load(dir: &Path) -> Result<(NodeFile, Authority), KeyFileError> {
+    let file = load_node(dir)?;
+    let authority = first_authority(&file, &store(dir))?;
+    Ok((file, authority))
+}
+
+fn key_file(dir: &Path, node: &NodeFile) -> PathBuf {
+    dir.join(format!("keys/authority-{}.key", node.record.authority.key_id))
+}
+
 #[test]
 fn an_identity_is_made_once_and_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("node");
-    let made = init(&data, new_node("east-1"), now()).unwrap();
+    let made = init(&data, new_node("east-1"), &store(&data), now()).unwrap();
     let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&data), 0o700);
-    assert_eq!(mode(&data.join(AUTHORITY_KEY_FILE)), 0o600);
+    assert_eq!(mode(&data.join("keys")), 0o700);
+    assert_eq!(mode(&key_file(&data, &made)), 0o600);
     let (read, authority) = load(&data).unwrap();
     assert_eq!(read, made);
     assert_eq!(authority.certificate().key_id, made.record.authority.key_id);
-    assert!(matches!(init(&data, new_node("east-1"), now()), Err(KeyFileError::Exists(_))));
+    assert!(matches!(init(&data, new_node("east-1"), &store(&data), now()), Err(KeyFileError::Exists(_))));
 }
 
 #[test]
 fn a_key_that_others_may_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    init(dir.path(), new_node("east-1"), now()).unwrap();
-    let key = dir.path().join(AUTHORITY_KEY_FILE);
+    let made = init(dir.path(), new_node("east-1"), &store(dir.path()), now()).unwrap();
+    let key = key_file(dir.path(), &made);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(matches!(load(dir.path()), Err(KeyFileError::Exposed { mode: 0o640, .. })));
+    assert!(matches!(load(dir.path()), Err(KeyFileError::Store(KeyStoreError::Exposed { mode: 0o640, .. }))));
 }
 
 #[test]
@@ -44,17 +60,17 @@ fn addresses_and_raft_ids_are_checked() {
     let data = dir.path().join("node");
     let mut new = new_node("east-1");
     new.address = "127.0.0.1".into();
-    assert!(matches!(init(&data, new, now()), Err(KeyFileError::Address { .. })));
+    assert!(matches!(init(&data, new, &store(&data), now()), Err(KeyFileError::Address { .. })));
     let mut new = new_node("east-1");
     new.raft_id = 0;
-    assert!(matches!(init(&data, new, now()), Err(KeyFileError::RaftId)));
-    assert!(!data.join(AUTHORITY_KEY_FILE).exists());
+    assert!(matches!(init(&data, new, &store(&data), now()), Err(KeyFileError::RaftId)));
+    assert!(!files::has_keys(&data));
 }
 
 #[test]
 fn a_node_signs_for_itself_with_its_root_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
-    let file = init(dir.path(), new_node("east-1"), now()).unwrap();
+    let file = init(dir.path(), new_node("east-1"), &store(dir.path()), now()).unwrap();
     let (_, authority) = load(dir.path()).unwrap();
     let svid =
         node_svid(&authority, &file.record.name, &Revocations::default(), NODE_SVID_LIFETIME, now()).unwrap();
@@ -65,7 +81,7 @@ fn a_node_signs_for_itself_with_its_root_at_the_end() {
 #[test]
 fn a_credential_is_private_and_round_trips() {
     let dir = tempfile::tempdir().unwrap();
-    let file = init(dir.path(), new_node("east-1"), now()).unwrap();
+    let file = init(dir.path(), new_node("east-1"), &store(dir.path()), now()).unwrap();
     let (_, authority) = load(dir.path()).unwrap();
     let user = "operator".parse().unwrap();
     let made =

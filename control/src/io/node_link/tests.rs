@@ -19,6 +19,7 @@ use super::*;
 use crate::command::{Answer, Command};
 use crate::consensus::MemoryDisk;
 use crate::io::driver::{self, Handle, Options, Running};
+use crate::io::key_store::FileKeyStore;
 use crate::io::keys::{self, NewNode, NodeFile};
 use crate::io::server::ConnInfo;
 use crate::wire::control::node_server::NodeServer;
@@ -143,8 +144,9 @@ impl Cluster {
                 region: String::new(),
                 zone: String::new(),
             };
-            keys::init(&place, new, keys::now()).unwrap();
-            let (file, authority) = keys::load(&place).unwrap();
+            let store = FileKeyStore::new(&place, new.trust_domain.clone(), None);
+            let file = keys::init(&place, new, &store, keys::now()).unwrap();
+            let authority = keys::first_authority(&file, &store).unwrap();
             cluster.places.push(Place { file, authority, disk: MemoryDisk::new() });
             listeners.push(listener);
         }

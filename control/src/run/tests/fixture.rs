@@ -24,17 +24,18 @@ pub(super) async fn found(cluster: &str, size: usize) -> Cluster {
         .enumerate()
         .map(|(n, (directory, listener))| init(directory.path(), cluster, n, listener))
         .collect();
-    let (_, authority) = keys::load(directories[0].path()).unwrap();
+    let (_, authority, _) = load(directories[0].path());
     let user = "ann".parse().unwrap();
     let credential =
         keys::mint_credential(&authority, &files, &user, keys::CREDENTIAL_LIFETIME, now()).unwrap();
     let mut nodes = Vec::new();
     for (directory, listener) in directories.iter().zip(listeners) {
-        let (file, authority) = keys::load(directory.path()).unwrap();
+        let (file, authority, store) = load(directory.path());
+        let keys = NodeKeys { store, authority };
         let options = Options::new(directory.path().to_owned(), file, files.clone());
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let lifetime = Duration::from_secs(3600);
-        nodes.push(Some(start(options, authority, lifetime, listener, admin).unwrap()));
+        nodes.push(Some(start(options, keys, lifetime, listener, admin).unwrap()));
     }
     let cluster = Cluster { nodes, credential, directories };
     cluster.until("a leader", |c| c.context.handle.status().leader.is_some()).await;
@@ -53,7 +54,15 @@ pub(super) fn init(directory: &Path, cluster: &str, number: usize, listener: &Tc
         region: String::new(),
         zone: String::new(),
     };
-    keys::init(directory, new, now()).unwrap()
+    let store = FileKeyStore::new(directory, new.trust_domain.clone(), None);
+    keys::init(directory, new, &store, now()).unwrap()
+}
+
+pub(super) fn load(directory: &Path) -> (NodeFile, Authority, Arc<dyn KeyStore>) {
+    let file = keys::load_node(directory).unwrap();
+    let store = FileKeyStore::new(directory, file.trust_domain.clone(), None);
+    let authority = keys::first_authority(&file, &store).unwrap();
+    (file, authority, Arc::new(store))
 }
 
 impl Cluster {
@@ -91,11 +100,12 @@ impl Cluster {
         let listener = TcpListener::bind(address).await.unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let directory = self.directories[number].path();
-        let (file, authority) = keys::load(directory).unwrap();
+        let (file, authority, store) = load(directory);
+        let keys = NodeKeys { store, authority };
         // The initial nodes matter on the first start only.
         let options = Options::new(directory.to_owned(), file, Vec::new());
         let lifetime = Duration::from_secs(3600);
-        self.nodes[number] = Some(start(options, authority, lifetime, listener, admin).unwrap());
+        self.nodes[number] = Some(start(options, keys, lifetime, listener, admin).unwrap());
         self.until("a leader", |n| n.context.handle.status().leader.is_some()).await;
     }
 

@@ -1,6 +1,9 @@
 //! `hanse node`: identities and list of a cluster's control nodes.
 
+use std::path::Path;
+
 use hanse_control::admin::{NodeListRequest, NodeState};
+use hanse_control::io::key_store::{KeyFlags, KeyStoreError, secret};
 use hanse_control::io::keys::{self, KeyFileError, NewNode};
 use serde_json::json;
 
@@ -14,6 +17,8 @@ pub async fn run(global: &Global, command: &NodeCommand) -> Outcome {
     match command {
         NodeCommand::Init(init) => make(global, init),
         NodeCommand::Credential(credential) => mint(global, credential),
+        NodeCommand::EncryptionKey { out } => make_encryption_key(global, out),
+        NodeCommand::EncryptKeys { data_dir, keys } => encrypt_keys(global, data_dir, keys),
         NodeCommand::List => list(global).await,
     }
 }
@@ -29,13 +34,18 @@ fn make(global: &Global, init: &NodeInit) -> Outcome {
         region: init.region.clone(),
         zone: init.zone.clone(),
     };
-    let file = keys::init(&init.data_dir, new, crate::now()).map_err(|e| key_file(&e))?;
+    let store = init.keys.files(&init.data_dir, &new.trust_domain).map_err(|e| key_file(&e.into()))?;
+    let file = keys::init(&init.data_dir, new, &store, crate::now()).map_err(|e| key_file(&e))?;
     let text = format!("{}\n", file.record.authority.key_id);
     output::print(global.output, "NodeFile", &file, &text);
     let directory = init.data_dir.display();
+    let form = if store.encrypts() { "encrypted" } else { "NOT ENCRYPTED, see --key-encryption-file" };
     talk(
         global,
-        &format!("made   {directory}: authority key (0600, stays here), {directory}/{}", keys::NODE_FILE),
+        &format!(
+            "made   {directory}: authority key (0600, {form}, stays here), {directory}/{}",
+            keys::NODE_FILE
+        ),
     );
     talk(global, &format!("root   sha256:{}", file.record.authority.key_id));
     talk(
@@ -49,7 +59,9 @@ fn make(global: &Global, init: &NodeInit) -> Outcome {
 }
 
 fn mint(global: &Global, wanted: &NodeCredential) -> Outcome {
-    let (_, authority) = keys::load(&wanted.data_dir).map_err(|e| key_file(&e))?;
+    let file = keys::load_node(&wanted.data_dir).map_err(|e| key_file(&e))?;
+    let store = wanted.keys.open(&wanted.data_dir, &file.trust_domain).map_err(|e| key_file(&e.into()))?;
+    let authority = keys::first_authority(&file, store.as_ref()).map_err(|e| key_file(&e))?;
     let nodes = keys::load_nodes(&wanted.initial_nodes).map_err(|e| key_file(&e))?;
     let lifetime = wanted.ttl.min(keys::CREDENTIAL_LIFETIME);
     let credential = keys::mint_credential(&authority, &nodes, &wanted.user, lifetime, crate::now())
@@ -68,6 +80,37 @@ fn mint(global: &Global, wanted: &NodeCredential) -> Outcome {
             credential.cluster,
             wanted.out.display()
         ),
+    );
+    Ok(Exit::Done)
+}
+
+fn make_encryption_key(global: &Global, out: &Path) -> Outcome {
+    secret::make_key_file(out).map_err(|e| key_file(&e))?;
+    let body = json!({ "file": out, "bytes": secret::KEY_BYTES });
+    output::print(global.output, "EncryptionKey", &body, &format!("{}\n", out.display()));
+    talk(
+        global,
+        &format!(
+            "next   keep a copy where no copy of the data directory is: without it the node's keys are lost\n       hanse node init … --key-encryption-file {0}\n       systemd-creds encrypt {0} /etc/credstore.encrypted/hanse-keys",
+            out.display()
+        ),
+    );
+    Ok(Exit::Done)
+}
+
+fn encrypt_keys(global: &Global, data_dir: &Path, flags: &KeyFlags) -> Outcome {
+    let file = keys::load_node(data_dir).map_err(|e| key_file(&e))?;
+    let store = flags.files(data_dir, &file.trust_domain).map_err(|e| key_file(&e.into()))?;
+    let written = store.encrypt_all().map_err(|e| key_file(&e.into()))?;
+    let text: String = written.iter().map(|path| format!("{}\n", path.display())).collect();
+    output::print(global.output, "EncryptedKeys", &json!({ "files": written }), &text);
+    talk(
+        global,
+        if written.is_empty() {
+            "note   there was no plain key"
+        } else {
+            "note   the plain bytes were overwritten and unlinked; flash, copy-on-write file systems, snapshots and backups may still hold them: rotate the authority if that matters"
+        },
     );
     Ok(Exit::Done)
 }
@@ -125,6 +168,11 @@ fn key_file(error: &KeyFileError) -> Failure {
         KeyFileError::Missing(_) => Exit::NotFound,
         KeyFileError::Exposed { .. } => Exit::NotAllowed,
         KeyFileError::Address { .. } | KeyFileError::RaftId => Exit::Usage,
+        KeyFileError::Store(KeyStoreError::Missing { .. }) => Exit::NotFound,
+        KeyFileError::Store(KeyStoreError::Exposed { .. } | KeyStoreError::WrongSecret(_)) => {
+            Exit::NotAllowed
+        }
+        KeyFileError::Store(KeyStoreError::SecretWanted(_)) => Exit::Usage,
         _ => Exit::Unreadable,
     };
     Failure::new(exit, "E2011", error.to_string())

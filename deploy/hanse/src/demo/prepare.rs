@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use hanse_control::io::key_store::{KeyFlags, secret};
 use hanse_control::io::keys::{self, Credential, NewNode, NodeFile};
 
 use super::spec::{ClusterPlan, Plan};
@@ -76,6 +77,8 @@ fn executables(plan: &Plan, executable: &Path) -> anyhow::Result<()> {
 /// Every control node's identity, the list of them, and a credential for the command line.
 fn identities(cluster: &ClusterPlan) -> anyhow::Result<()> {
     let now = keys::now();
+    secret::make_key_file(&cluster.encryption_key)?;
+    let flags = KeyFlags { key_encryption_file: Some(cluster.encryption_key.clone()), ..KeyFlags::default() };
     let mut nodes = Vec::<NodeFile>::new();
     for node in &cluster.nodes {
         let new = NewNode {
@@ -88,11 +91,14 @@ fn identities(cluster: &ClusterPlan) -> anyhow::Result<()> {
             region: String::new(),
             zone: String::new(),
         };
-        nodes.push(keys::init(&node.data, new, now)?);
+        let store = flags.open(&node.data, &new.trust_domain)?;
+        nodes.push(keys::init(&node.data, new, store.as_ref(), now)?);
     }
     fs::write(&cluster.initial_nodes, serde_json::to_vec_pretty(&nodes)?)?;
     let first = cluster.nodes.first().context("a cluster has a node")?;
-    let (_, authority) = keys::load(&first.data)?;
+    let own = nodes.first().context("a cluster has a node")?;
+    let store = flags.open(&first.data, &own.trust_domain)?;
+    let authority = keys::first_authority(own, store.as_ref())?;
     let user = "demo".parse()?;
     let credential: Credential =
         keys::mint_credential(&authority, &nodes, &user, keys::CREDENTIAL_LIFETIME, now)?;

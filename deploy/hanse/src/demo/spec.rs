@@ -135,6 +135,8 @@ pub struct ClusterPlan {
     pub agent_token: PathBuf,
     pub initial_nodes: PathBuf,
     pub credential: PathBuf,
+    /// What the nodes' private keys are encrypted under.
+    pub encryption_key: PathBuf,
     pub registrations: Vec<RegistrationPlan>,
     pub processes: Vec<ProcessPlan>,
 }
@@ -272,6 +274,7 @@ impl Planner<'_> {
             agent_token: directory.join("agent-1.token"),
             initial_nodes: directory.join("initial-nodes.json"),
             credential: self.directory.join("credentials").join(format!("{cluster}.json")),
+            encryption_key: self.directory.join("credentials").join(format!("{cluster}-keys.key")),
             directory,
             nodes: Vec::new(),
             registrations: Vec::new(),
@@ -301,6 +304,7 @@ impl Planner<'_> {
             "control".into(),
             format!("--data-dir={}", data.display()),
             format!("--initial-nodes={}", plan.initial_nodes.display()),
+            format!("--key-encryption-file={}", plan.encryption_key.display()),
             format!("--listen={address}"),
             format!("--admin={admin}"),
         ];

@@ -7,7 +7,7 @@ mod link;
 use std::path::{Path, PathBuf};
 
 use hanse_identity::svid::Svid;
-use hanse_identity::{Authority, Registration, Selector};
+use hanse_identity::{Authority, PrivateKey, Registration, Selector};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
@@ -50,7 +50,8 @@ impl Bench {
         let (stop, shutdown) = watch::channel(false);
         let (view_sender, view) = watch::channel(View::default());
         let east_1 = authority(&east());
-        let signer = Authority::restore(&east(), &east_1.to_pkcs8(), &east_1.certificate().der).unwrap();
+        let key = PrivateKey::from_pkcs8(&east_1.key().to_pkcs8().unwrap()).unwrap();
+        let signer = Authority::restore(&east(), key, &east_1.certificate().der).unwrap();
         let issuer = TestIssuer::new(signer, view.clone());
         let metrics = Arc::new(Metrics::default());
         let svids = Svids::new(
