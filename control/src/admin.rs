@@ -14,13 +14,17 @@ use hanse_identity::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+mod audit;
 mod cluster;
 mod receipt;
 mod revoke;
+mod role;
 
+pub use audit::*;
 pub use cluster::*;
 pub use receipt::{Behind, ReachState, Receipt, ReceiptPart, Tally, merged, part_of};
 pub use revoke::*;
+pub use role::*;
 
 /// A question of the Admin service, and the type of its answer.
 pub trait AdminCall: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -63,6 +67,10 @@ calls! {
     WorkloadListRequest => Listing<WorkloadItem>, "WorkloadList";
     WorkloadDeleteRequest => Written, "WorkloadDelete";
     ProxyListRequest => Listing<ProxyItem>, "ProxyList";
+    AuditListRequest => AuditList, "AuditList";
+    RoleListRequest => Listing<RoleItem>, "RoleList";
+    RoleBindRequest => Written, "RoleBind";
+    RoleUnbindRequest => Written, "RoleUnbind";
 }
 
 /// Where and when an answer was read.

@@ -225,7 +225,7 @@ fn is_gone(status: &Status) -> bool {
 }
 
 /// Questions that change nothing, and so may be asked twice.
-fn is_read(rpc: &str) -> bool {
+pub(crate) fn is_read(rpc: &str) -> bool {
     rpc.ends_with("List")
         || matches!(
             rpc,

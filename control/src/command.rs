@@ -1,5 +1,7 @@
 //! Commands: intents that enter the Raft log, and what applying one answers.
 
+use std::collections::BTreeSet;
+
 use hanse_federation::Peer;
 use hanse_federation::catalog::{Announcement, Export, Session};
 use hanse_federation::change::PeerFact;
@@ -8,9 +10,11 @@ use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::token::Invite;
 use hanse_identity::{
     AuthorityCertificate, ClusterName, NodeName, Reason, Registration, RevocationId, RevocationTarget,
-    ServiceName, SpiffeId, Timestamp,
+    Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::role::Role;
 
 /// What is written to the log: one Command with who asked, when, and an id by which a retry is recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +26,18 @@ pub struct Proposal {
     pub now: Timestamp,
     /// SPIFFE ID of who asked; empty for the mesh itself.
     pub actor: String,
+    /// Serial number of the certificate that the actor showed; none for the mesh itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Serial>,
     pub command: Command,
+}
+
+/// Who asks for a Command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actor {
+    /// SPIFFE ID; empty for the mesh itself.
+    pub id: String,
+    pub certificate: Option<Serial>,
 }
 
 /// An intent.
@@ -111,6 +126,48 @@ pub enum Command {
         node: NodeName,
         certificate: AuthorityCertificate,
     },
+    /// Gives an identity roles beside those that it was given before. An administrator that nobody has named had every
+    /// role until now, and has exactly these from now on.
+    RoleBind {
+        id: SpiffeId,
+        roles: BTreeSet<Role>,
+    },
+    /// Takes roles away from an identity.
+    RoleUnbind {
+        id: SpiffeId,
+        roles: BTreeSet<Role>,
+    },
+}
+
+impl Actor {
+    /// The mesh itself.
+    pub fn mesh() -> Self {
+        Self::default()
+    }
+}
+
+impl From<&VerifiedCaller> for Actor {
+    fn from(caller: &VerifiedCaller) -> Self {
+        Self { id: caller.id().to_string(), certificate: Some(caller.facts().serial.clone()) }
+    }
+}
+
+impl From<&str> for Actor {
+    fn from(id: &str) -> Self {
+        Self { id: id.to_owned(), certificate: None }
+    }
+}
+
+impl From<&String> for Actor {
+    fn from(id: &String) -> Self {
+        id.as_str().into()
+    }
+}
+
+impl From<&Actor> for Actor {
+    fn from(actor: &Actor) -> Self {
+        actor.clone()
+    }
 }
 
 /// How far a joined cluster has told us, as our log has it.

@@ -9,6 +9,7 @@ pub mod command;
 pub mod consensus;
 pub mod io;
 pub mod node;
+pub mod role;
 pub mod run;
 pub mod state;
 pub mod wire;

@@ -2,7 +2,8 @@
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports, registrations), `peers` (invites,
-//! agents, joined clusters), `rules` (policies, revocations, authorities), `snapshot` (how a State is written).
+//! agents, joined clusters), `rules` (policies, revocations, authorities), `roles` (who may do what), `audit` (who did
+//! what), `snapshot` (how a State is written).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Outcome, Proposal, Refusal};
 
 mod addressed;
+pub mod audit;
 mod catalog;
 mod peers;
+pub mod roles;
 mod rules;
 pub mod snapshot;
 
@@ -74,6 +77,12 @@ pub struct Private {
     pub registrations: BTreeMap<String, Registration>,
     /// (proposal id, its outcome), oldest first, at most `REMEMBERED_PROPOSALS`.
     pub remembered: VecDeque<(u64, Outcome)>,
+    /// Who was given which roles.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub roles: roles::Bindings,
+    /// Who did what.
+    #[serde(default)]
+    pub audit: audit::AuditTrail,
 }
 
 /// A control node as its cluster knows it (public part of `node init`).
@@ -143,6 +152,7 @@ impl State {
             Err(refusal) => (Err(refusal), Vec::new()),
         };
         self.view.advance(Revision(index), &changes);
+        self.private.audit.record(index, proposal, &result, !changes.is_empty());
         let outcome = Outcome { revision: index, result };
         if self.private.remembered.len() >= REMEMBERED_PROPOSALS {
             self.private.remembered.pop_front();
@@ -172,9 +182,15 @@ impl State {
             }
             Command::Lift { id } => self.lift(id),
             Command::Lapse { ids } => self.lapse(ids, now),
-            Command::InviteCreate { invite } => self.invite_create(invite, now),
+            Command::InviteCreate { invite } => {
+                self.may_admit(&proposal.actor, &invite.admits)?;
+                self.invite_create(invite, now)
+            }
             Command::AgentJoin { invite, request_hash } => self.agent_join(invite, request_hash, now),
-            Command::WorkloadRegister { registration } => self.workload_register(registration),
+            Command::WorkloadRegister { registration } => {
+                self.may_register(&proposal.actor, &registration.id)?;
+                self.workload_register(registration)
+            }
             Command::WorkloadDelete { id, agent } => self.workload_delete(id, agent),
             Command::PeerAccept { invite, request_hash, offer } => {
                 self.peer_accept(invite, request_hash, offer, now)
@@ -183,6 +199,8 @@ impl State {
             Command::PeerRemove { cluster, only_invite } => self.peer_remove(cluster, only_invite.as_deref()),
             Command::PeerFacts { cluster, facts, follows } => self.peer_facts(cluster, facts, *follows),
             Command::AuthorityPublish { node, certificate } => self.authority_publish(node, certificate),
+            Command::RoleBind { id, roles } => self.role_bind(id, roles),
+            Command::RoleUnbind { id, roles } => self.role_unbind(id, roles),
         }
     }
 

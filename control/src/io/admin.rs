@@ -19,23 +19,27 @@ use super::joiner;
 use super::roles::caller_of;
 use super::status::{answered, document, no_outcome, read};
 use crate::admin::{
-    AdminCall, AgentListRequest, AgentTokenCreateRequest, ClusterCheckRequest, ClusterJoinRequest,
-    ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest, Meta, NodeListRequest,
-    PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest, ProxyListRequest,
-    RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest,
-    ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning,
-    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
+    AdminCall, AgentListRequest, AgentTokenCreateRequest, AuditListRequest, ClusterCheckRequest,
+    ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest, Meta,
+    NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest,
+    ProxyListRequest, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest,
+    RevokeStatusRequest, RoleBindRequest, RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest,
+    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadDeleteRequest,
+    WorkloadListRequest, WorkloadRegisterRequest, Written,
 };
-use crate::command::{Answer, Command};
+use crate::command::{Actor, Answer, Command};
 use crate::state::State;
+use crate::state::audit::{self as trail, Subject};
 use crate::wire::control::Document;
 use crate::wire::control::admin_server::Admin;
 
+pub mod audit;
 pub mod cluster;
 pub mod identity;
 pub mod node;
 pub mod policy;
 pub mod revoke;
+pub mod role;
 pub mod service;
 pub mod token;
 
@@ -53,8 +57,7 @@ pub struct AdminService {
 #[derive(Clone)]
 pub struct Call {
     pub context: Arc<Context>,
-    /// SPIFFE ID of the caller.
-    pub actor: String,
+    pub actor: Actor,
 }
 
 /// A State to answer from, and what is to be said of it.
@@ -79,7 +82,7 @@ impl AdminService {
         F: FnOnce(Call, C) -> A,
         A: Future<Output = Result<C::Reply, Status>>,
     {
-        let actor = caller_of(&request)?.id().to_string();
+        let actor = Actor::from(caller_of(&request)?);
         let asked: C = read(C::RPC, request.get_ref())?;
         let answered = handler(Call { context: self.context.clone(), actor }, asked).await?;
         Ok(Response::new(document(&answered)))
@@ -96,7 +99,7 @@ macro_rules! admin_service {
                 &self,
                 request: Request<Document>,
             ) -> Result<Response<Self::ClusterJoinStream>, Status> {
-                let actor = caller_of(&request)?.id().to_string();
+                let actor = Actor::from(caller_of(&request)?);
                 let asked: ClusterJoinRequest = read("ClusterJoin", request.get_ref())?;
                 let (lines, stream) = mpsc::channel(JOIN_QUEUE);
                 tokio::spawn(joiner::run(self.context.clone(), actor, asked, lines));
@@ -135,6 +138,10 @@ admin_service! {
     workload_register(WorkloadRegisterRequest) => identity::register;
     workload_list(WorkloadListRequest) => identity::workloads;
     workload_delete(WorkloadDeleteRequest) => identity::delete;
+    audit_list(AuditListRequest) => audit::list;
+    role_list(RoleListRequest) => role::list;
+    role_bind(RoleBindRequest) => role::bind;
+    role_unbind(RoleUnbindRequest) => role::unbind;
 }
 
 impl Call {
@@ -167,13 +174,14 @@ impl Call {
 
     /// Commits a Command in the caller's name.
     pub async fn write(&self, command: Command) -> Result<(u64, Answer), Status> {
-        let what = summary(&command);
+        let Subject { kind, target, .. } = trail::subject(&command).unwrap_or_default();
+        let actor = &self.actor.id;
         let outcome = self.context.handle.propose(&self.actor, command).await.map_err(|e| no_outcome(&e))?;
         let revision = outcome.revision;
         let answer = answered(outcome);
         match &answer {
-            Ok(_) => tracing::info!(actor = self.actor, what, revision, "write"),
-            Err(status) => tracing::info!(actor = self.actor, what, why = status.message(), "write refused"),
+            Ok(_) => tracing::info!(actor, kind, target, revision, "write"),
+            Err(status) => tracing::info!(actor, kind, target, why = status.message(), "write refused"),
         }
         answer
     }
@@ -196,24 +204,5 @@ impl Reading {
     pub fn partial(&mut self, code: &str, message: String) {
         self.meta.partial = true;
         self.warnings.push(Warning { code: code.to_owned(), message });
-    }
-}
-
-/// A Command in a few words, for the log; never a secret.
-fn summary(command: &Command) -> String {
-    match command {
-        Command::Export { service, .. } => format!("export {service}"),
-        Command::Unexport { service } => format!("unexport {service}"),
-        Command::PolicyApply { documents } => format!("apply {} policies", documents.len()),
-        Command::PolicyDelete { keys } => format!("delete {} policies", keys.len()),
-        Command::Revoke { target, reason, .. } => format!("revoke {target} ({reason:?})"),
-        Command::Lift { id } => format!("lift {id}"),
-        Command::InviteCreate { invite } => format!("invite {} for {:?}", invite.id, invite.admits),
-        Command::WorkloadRegister { registration } => {
-            format!("register {} on {}", registration.id, registration.agent)
-        }
-        Command::WorkloadDelete { id, agent } => format!("delete registration {id} on {agent}"),
-        Command::PeerRemove { cluster, .. } => format!("remove peer {cluster}"),
-        _ => "internal".to_owned(),
     }
 }

@@ -16,7 +16,7 @@ use hanse_identity::Timestamp;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::command::{Command, Outcome, Proposal};
+use crate::command::{Actor, Command, Outcome, Proposal};
 use crate::consensus::{Disk, DiskError, MemoryDisk, Outgoing, ProposeRefusal, Timing};
 use crate::io::keys::{self, NodeFile};
 use crate::io::store::Store;
@@ -345,9 +345,9 @@ impl Opened {
 impl Handle {
     /// Has a Command committed and applied, on whichever node leads; retries over leader changes (up to 5 s).
     /// When it returns an outcome, this node's `state()` has it too (unless this node lags by more than a second).
-    pub async fn propose(&self, actor: &str, command: Command) -> Result<Outcome, ProposeError> {
-        let proposal =
-            Proposal { id: keys::random_u64(), now: keys::now(), actor: actor.to_owned(), command };
+    pub async fn propose(&self, actor: impl Into<Actor>, command: Command) -> Result<Outcome, ProposeError> {
+        let Actor { id: actor, certificate } = actor.into();
+        let proposal = Proposal { id: keys::random_u64(), now: keys::now(), actor, certificate, command };
         self.propose_until(Arc::new(proposal), PROPOSE_DEADLINE).await
     }
 

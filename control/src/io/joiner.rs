@@ -26,7 +26,7 @@ use super::peer_serve::offer;
 use super::reach;
 use super::status::{document, no_outcome};
 use crate::admin::{ClusterJoinRequest, JoinEvent};
-use crate::command::Command;
+use crate::command::{Actor, Command};
 use crate::state::State;
 use crate::wire::control::Document;
 use crate::wire::control::peer_client::PeerClient;
@@ -56,7 +56,7 @@ struct Join<'j> {
 }
 
 /// Joins, and reports how it ended as the last document.
-pub async fn run(context: Arc<Context>, actor: String, request: ClusterJoinRequest, lines: Lines) {
+pub async fn run(context: Arc<Context>, actor: Actor, request: ClusterJoinRequest, lines: Lines) {
     let began = Instant::now();
     let token = match request.token.trim().parse::<JoinToken>() {
         Ok(token) => token,
@@ -78,7 +78,7 @@ pub async fn run(context: Arc<Context>, actor: String, request: ClusterJoinReque
 
 async fn join(
     context: &Context,
-    actor: &str,
+    actor: &Actor,
     token: &JoinToken,
     dry_run: bool,
     lines: &Lines,
@@ -122,7 +122,7 @@ enum Performed {
 }
 
 impl Join<'_> {
-    async fn perform(&mut self, actor: &str, output: JoinerOutput) -> Performed {
+    async fn perform(&mut self, actor: &Actor, output: JoinerOutput) -> Performed {
         match output {
             JoinerOutput::Line(check) => {
                 line(self.lines, check).await;
@@ -183,7 +183,7 @@ impl Join<'_> {
 /// is proposed again, for as long as the node runs. `None`: it is stopping.
 async fn commit(
     context: &Context,
-    actor: &str,
+    actor: &Actor,
     token: &JoinToken,
     offer: Box<Offer>,
 ) -> Option<Result<u64, String>> {

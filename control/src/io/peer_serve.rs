@@ -26,7 +26,7 @@ use super::reach;
 use super::roles::{caller_of, connection_of};
 use super::status::{answered, document, no_outcome, read};
 use crate::admin::{PeerQuestion, Written};
-use crate::command::{Answer, Command};
+use crate::command::{Actor, Answer, Command};
 use crate::state::State;
 use crate::wire::control::Document;
 use crate::wire::control::peer_server::Peer;
@@ -154,9 +154,9 @@ impl Peer for PeerService {
 
     async fn leave(&self, request: Request<Document>) -> Result<Response<Document>, Status> {
         let (cluster, _) = peer_of(&self.context, &request)?;
-        let actor = caller_of(&request)?.id().to_string();
+        let actor = Actor::from(caller_of(&request)?);
         let command = Command::PeerRemove { cluster: cluster.clone(), only_invite: None };
-        let outcome = self.context.handle.propose(&actor, command).await.map_err(|e| no_outcome(&e))?;
+        let outcome = self.context.handle.propose(actor, command).await.map_err(|e| no_outcome(&e))?;
         let (revision, answer) = answered(outcome)?;
         tracing::info!(peer = %cluster, revision, "the peer has left");
         Ok(Response::new(document(&Written { revision, changed: answer != Answer::Already })))

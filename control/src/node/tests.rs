@@ -391,7 +391,8 @@ impl World {
                 }
             }
         };
-        let proposal = Arc::new(Proposal { id, now: self.now, actor: "test".into(), command });
+        let proposal =
+            Arc::new(Proposal { id, now: self.now, actor: "test".into(), certificate: None, command });
         self.writes.insert(id, Write { proposal, acknowledged: None });
     }
 
@@ -641,7 +642,13 @@ fn a_group_of_one_commits_at_once_and_remembers() {
         }
     }
     let documents = Vec::new();
-    let proposal = Proposal { id: 9, now, actor: "a".into(), command: Command::PolicyApply { documents } };
+    let proposal = Proposal {
+        id: 9,
+        now,
+        actor: "a".into(),
+        certificate: None,
+        command: Command::PolicyApply { documents },
+    };
     let outputs = node.handle(now, Input::Propose(Arc::new(proposal.clone())));
     let replies: Vec<&Outcome> = outputs
         .iter()

@@ -36,6 +36,7 @@ use crate::io::dial::{self, ALPN_H2, FixedIdentity, FixedTrust, Link as Dialled}
 use crate::io::key_store::{FileKeyStore, KeyStore};
 use crate::io::keys::{NewNode, new_key_pair};
 
+mod duties;
 mod fixture;
 
 use fixture::*;
@@ -299,6 +300,7 @@ async fn clusters_join_tell_revoke_and_leave() {
 
     let left = at_west.call(&ClusterLeaveRequest { cluster: "east".parse().unwrap() }).await.unwrap();
     assert!(left.other_side_told, "{left:?}");
+    duties::joining_and_leaving_left_rows(&at_east, &at_west).await;
     for cluster in [&east, &west] {
         cluster.until("no peer", |n| n.context.handle.state().view.peers.is_empty()).await;
         cluster.until("one bundle", |n| n.context.handle.state().view.bundles.len() == 1).await;

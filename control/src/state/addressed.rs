@@ -103,7 +103,13 @@ mod tests {
         fn apply(&mut self, command: Command) -> Result<Answer, Refusal> {
             self.index += 1;
             let mut elsewhere: View = self.state.view.clone();
-            let proposal = Proposal { id: self.index, actor: String::new(), now: Timestamp(1_000), command };
+            let proposal = Proposal {
+                id: self.index,
+                actor: String::new(),
+                now: Timestamp(1_000),
+                certificate: None,
+                command,
+            };
             let (outcome, changes) = self.state.apply(self.index, &proposal);
             elsewhere.advance(hanse_federation::Revision(self.index), &changes);
             assert_eq!(elsewhere, self.state.view);

@@ -19,6 +19,8 @@ use hanse_identity::{
 use super::*;
 use crate::command::Told;
 
+mod duties;
+
 const NOW: Timestamp = Timestamp(1_000_000);
 
 /// A State and its log: every Command gets the next index and an id of its own.
@@ -37,10 +39,20 @@ impl Log {
     fn run(&mut self, command: Command) -> (Result<Answer, Refusal>, Vec<Change>) {
         self.index += 1;
         let id = 1_000 + self.index;
-        let proposal =
-            Proposal { id, now: self.now, actor: "spiffe://east.example/hanse/admin/a".into(), command };
+        let proposal = Proposal {
+            id,
+            now: self.now,
+            actor: "spiffe://east.example/hanse/admin/a".into(),
+            certificate: None,
+            command,
+        };
         let before = self.state.clone();
+        let kept = audit::subject(&proposal.command).is_some();
         let (outcome, changes) = self.state.apply(self.index, &proposal);
+        // Whatever is tried here leaves its row, or is one of the few kinds that leave none.
+        let row = self.state.private.audit.newest().next().filter(|row| row.revision == self.index);
+        assert_eq!(row.is_some(), kept, "{:?}", proposal.command);
+        assert!(row.is_none_or(|row| row.actor == proposal.actor && row.at == self.now));
         assert_eq!(outcome.revision, self.index);
         assert_eq!(self.state.view.revision, Revision(self.index));
         // The View is the fold of the Changes, and a refusal changes nothing but the revision.
@@ -49,7 +61,11 @@ impl Log {
         assert_eq!(folded, self.state.view);
         if outcome.result.is_err() || outcome.result == Ok(Answer::Already) {
             assert!(changes.is_empty());
-            let without = |s: &State| Private { remembered: VecDeque::new(), ..s.private.clone() };
+            let without = |s: &State| Private {
+                remembered: VecDeque::new(),
+                audit: audit::AuditTrail::default(),
+                ..s.private.clone()
+            };
             assert_eq!(without(&before), without(&self.state));
         }
         (outcome.result, changes)
@@ -282,7 +298,7 @@ fn a_founded_cluster_has_its_nodes_and_their_authorities() {
 fn a_proposal_is_applied_once() {
     let mut log = Log::new();
     let command = revoke_identity(REVIEWS, Reason::KeyCompromise);
-    let proposal = Proposal { id: 7, now: NOW, actor: String::new(), command };
+    let proposal = Proposal { id: 7, now: NOW, actor: String::new(), certificate: None, command };
     let (first, changes) = log.state.apply(2, &proposal);
     assert_eq!(changes.len(), 1);
     let (again, changes) = log.state.apply(3, &proposal);

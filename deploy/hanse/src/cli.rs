@@ -77,6 +77,12 @@ pub enum Command {
     /// Which executables get which identity
     #[command(subcommand)]
     Workload(WorkloadCommand),
+    /// Who did what, when, as whom, and what came of it
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Who may ask what of the control nodes
+    #[command(subcommand)]
+    Role(RoleCommand),
     /// Clusters that this command line can talk to
     #[command(subcommand)]
     Context(ContextCommand),
@@ -383,6 +389,61 @@ pub enum WorkloadCommand {
         #[arg(long)]
         agent: hanse_identity::NodeName,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// List what was asked of the cluster, newest first: what was done, what was so already, what was refused
+    #[command(
+        after_help = "Examples:\n  hanse audit list --since 24h --kind revoke\n  hanse audit list --actor admin/ann -o json"
+    )]
+    List {
+        /// Only what is not older than this, such as 30m, 24h
+        #[arg(long, value_parser = parse_duration)]
+        since: Option<Duration>,
+        /// Only what this actor asked: a SPIFFE ID or a part of one
+        #[arg(long)]
+        actor: Option<String>,
+        /// Only this kind, such as revoke, workload-register, or the beginning of one: workload
+        #[arg(long)]
+        kind: Option<String>,
+        /// At most this many rows
+        #[arg(long, default_value_t = 50, value_parser = rows)]
+        limit: usize,
+    },
+}
+
+/// At least one, and no more than the trail can have.
+fn rows(text: &str) -> Result<usize, String> {
+    const MOST: usize = 12_000;
+    let rows = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (1..=MOST).contains(&rows) { Ok(rows) } else { Err(format!("between 1 and {MOST} rows can be shown")) }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RoleCommand {
+    /// Give an identity roles; an administrator that is named for the first time then has these and no others
+    #[command(
+        after_help = "Roles:\n  viewer            lists, shows, checks (whoever has another role may read too)\n  operator          services, policies, workloads, agents\n  ca-admin          revocations, trust, roles\n  federation-admin  other clusters, foreign trust domains\n\nExamples:\n  hanse role bind spiffe://east.example/hanse/admin/ann operator federation-admin\n  hanse role bind spiffe://east.example/ns/ops/sa/deployer operator"
+    )]
+    Bind {
+        /// SPIFFE ID of an administrator or a workload of this cluster
+        id: hanse_identity::SpiffeId,
+        /// viewer, operator, ca-admin, federation-admin
+        #[arg(required = true)]
+        roles: Vec<hanse_control::role::Role>,
+    },
+    /// Take roles away; an administrator that was never named keeps every other
+    #[command(after_help = "Example:\n  hanse role unbind spiffe://east.example/hanse/admin/ann ca-admin")]
+    Unbind {
+        /// SPIFFE ID
+        id: hanse_identity::SpiffeId,
+        /// viewer, operator, ca-admin, federation-admin
+        #[arg(required = true)]
+        roles: Vec<hanse_control::role::Role>,
+    },
+    /// List who was given which roles
+    List,
 }
 
 #[derive(Debug, Subcommand)]

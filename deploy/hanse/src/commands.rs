@@ -1,11 +1,13 @@
 //! What the verbs do: one file per noun. They ask control nodes through `Connection` and print what they say.
 
 pub mod agent;
+pub mod audit;
 pub mod cluster;
 pub mod context;
 pub mod node;
 pub mod policy;
 pub mod revoke;
+pub mod role;
 pub mod service;
 pub mod workload;
 

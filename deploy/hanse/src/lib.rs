@@ -67,6 +67,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Policy(command) => block_on(commands::policy::run(&global, &command)),
         Command::Revoke(command) => block_on(commands::revoke::run(&global, &command)),
         Command::Workload(command) => block_on(commands::workload::run(&global, &command)),
+        Command::Audit(command) => block_on(commands::audit::run(&global, &command)),
+        Command::Role(command) => block_on(commands::role::run(&global, &command)),
         Command::Context(command) => commands::context::run(&global, &command),
         Command::Version => {
             let version = serde_json::json!({ "version": env!("CARGO_PKG_VERSION") });

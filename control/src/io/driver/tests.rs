@@ -249,7 +249,8 @@ async fn without_a_quorum_nothing_is_promised() {
     for other in (1..=3).filter(|id| *id != leader) {
         cluster.kill(other).await;
     }
-    let proposal = Proposal { id: 77, now: keys::now(), actor: "me".into(), command: apply(2) };
+    let proposal =
+        Proposal { id: 77, now: keys::now(), actor: "me".into(), certificate: None, command: apply(2) };
     let answer = handle.propose_until(Arc::new(proposal), Duration::from_millis(700)).await;
     assert!(matches!(answer, Err(ProposeError::Timeout(_) | ProposeError::NoLeader)), "{answer:?}");
     // Check-quorum: it does not believe to lead for long.

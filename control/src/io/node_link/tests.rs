@@ -311,7 +311,13 @@ async fn only_nodes_of_the_cluster_are_heard() {
         for node in &nodes {
             let link = dial::connect(&node.record.address, config(svid)).await.unwrap();
             let mut client = NodeClient::new(link.channel);
-            let proposal = Proposal { id: 1, now: keys::now(), actor: "mallory".into(), command: apply(1) };
+            let proposal = Proposal {
+                id: 1,
+                now: keys::now(),
+                actor: "mallory".into(),
+                certificate: None,
+                command: apply(1),
+            };
             let json = serde_json::to_vec(&proposal).unwrap();
             let refused = client.forward(Document { json }).await.unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied);
