@@ -9,7 +9,7 @@ use hanse_federation::join::Offer;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::token::Invite;
 use hanse_identity::{
-    AuthorityCertificate, ClusterName, NodeName, Reason, Registration, RevocationId, RevocationTarget,
+    AuthorityCertificate, ClusterName, Crl, NodeName, Reason, Registration, RevocationId, RevocationTarget,
     Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
 };
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,10 @@ pub enum Command {
     AuthorityPublish {
         node: NodeName,
         certificate: AuthorityCertificate,
+    },
+    /// The node that owns an authority publishes its newest revocation list. The list's signature is the proof.
+    CrlPublish {
+        crl: Crl,
     },
     /// Gives an identity roles beside those that it was given before. An administrator that nobody has named had every
     /// role until now, and has exactly these from now on.

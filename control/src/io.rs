@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod census;
 pub mod context;
+pub mod crl;
 pub mod dial;
 pub mod driver;
 pub mod http;

@@ -20,7 +20,7 @@ use crate::io::http::{self, Metrics};
 use crate::io::key_store::{KeyFlags, KeyStore};
 use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
-use crate::io::{peer_link, server, watch as watching};
+use crate::io::{crl, peer_link, server, watch as watching};
 
 /// How long requests under way may take to end once the node is to stop, while it may still lead.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -212,6 +212,7 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
     tokio::spawn(watching::sweep_own(context.clone()));
     tokio::spawn(watching::sweep_silent_nodes(context.clone()));
     tokio::spawn(keep_lapsing(context.clone()));
+    tokio::spawn(crl::keep_publishing(context.clone()));
     tokio::spawn(http::serve(context.clone(), admin));
 }
 

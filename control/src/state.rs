@@ -199,6 +199,7 @@ impl State {
             Command::PeerRemove { cluster, only_invite } => self.peer_remove(cluster, only_invite.as_deref()),
             Command::PeerFacts { cluster, facts, follows } => self.peer_facts(cluster, facts, *follows),
             Command::AuthorityPublish { node, certificate } => self.authority_publish(node, certificate),
+            Command::CrlPublish { crl } => self.crl_publish(crl),
             Command::RoleBind { id, roles } => self.role_bind(id, roles),
             Command::RoleUnbind { id, roles } => self.role_unbind(id, roles),
         }

@@ -1,6 +1,8 @@
 //! Changes: facts. What applying a Command yields, what a View is folded from, what a watcher receives.
 
-use hanse_identity::{Bundle, ClusterName, NodeName, Revocation, RevocationId, ServiceName, TrustDomain};
+use hanse_identity::{
+    Bundle, ClusterName, Crl, NodeName, Revocation, RevocationId, ServiceName, TrustDomain,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Endpoint, EndpointId, Gateway, GatewaySummary, Service, ServiceSummary};
@@ -25,11 +27,20 @@ pub enum Change {
     PeerFact(ClusterName, PeerFact),
     BundlePut(Bundle),
     BundleGone(TrustDomain),
+    /// An authority's newest revocation list; it goes with its authority.
+    CrlPut(TrustDomain, Crl),
     PolicyPut(Box<PolicyDocument>),
     PolicyGone(PolicyKey),
     Revoked(Revocation),
     /// Lifted, or lapsed because nothing it could match is still valid.
     Unrevoked(RevocationId),
+}
+
+impl Change {
+    /// Whether proxies and gateways are told: they enforce revocations themselves and have no use for lists.
+    pub fn is_for_the_data_plane(&self) -> bool {
+        !matches!(self, Self::CrlPut(..) | Self::PeerFact(_, PeerFact::Crl(_)))
+    }
 }
 
 /// The part of a peer that our own cluster decides.
@@ -54,6 +65,8 @@ pub enum PeerFact {
     Gateways(Vec<GatewaySummary>),
     Endpoints(Vec<String>),
     Bundle(Bundle),
+    /// The newest revocation list of an authority in its bundle.
+    Crl(Crl),
     Revoked(Revocation),
     Unrevoked(RevocationId),
     /// All facts up to the peer's revision have been told; what was not named since `Begin` is gone.

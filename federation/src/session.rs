@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_identity::name::MemberRole;
-use hanse_identity::{ClusterName, RevocationId, ServiceName, SpiffeId, TrustDomain};
+use hanse_identity::{ClusterName, Crl, KeyId, RevocationId, ServiceName, SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Endpoint, EndpointId, Gateway, GatewaySummary, ServiceSummary};
@@ -44,6 +44,8 @@ pub enum ImportRefusal {
     ForeignTrustDomain(TrustDomain),
     #[error("bundle: {0}")]
     Bundle(String),
+    #[error("revocation list: {0}")]
+    Crl(String),
     #[error("more than {0} services")]
     TooManyServices(usize),
     #[error("more than {0} revocations")]
@@ -64,6 +66,8 @@ pub const MAX_IMPORTED_SERVICES: usize = 20_000;
 pub const MAX_IMPORTED_REVOCATIONS: usize = 20_000;
 /// Most bytes of names (identities, localities) that the services of one peer may have us remember.
 pub const MAX_IMPORTED_BYTES: usize = 32 << 20;
+/// Most bytes of revocation lists that one peer may have us remember.
+pub const MAX_IMPORTED_CRL_BYTES: usize = 16 << 20;
 /// Most identities of one imported service.
 pub const MAX_IDENTITIES: usize = 64;
 /// Most localities of one imported service.
@@ -89,6 +93,7 @@ pub fn resume(view: &View, exporter: &ClusterName) -> Up {
 pub fn tell_all(view: &View, peer: &ClusterName) -> Vec<PeerFact> {
     let mut facts = vec![PeerFact::Begin];
     facts.extend(view.bundles.get(&view.trust_domain).cloned().map(PeerFact::Bundle));
+    facts.extend(own_crls(view).map(|crl| PeerFact::Crl(crl.clone())));
     facts.push(PeerFact::Gateways(gateways(view)));
     facts.extend(own_revocations(view).map(PeerFact::Revoked));
     facts.extend(summaries(view, None, peer).into_values().map(PeerFact::Service));
@@ -107,6 +112,8 @@ pub fn tell(before: &View, view: &View, changes: &[Change], peer: &ClusterName) 
     {
         facts.push(PeerFact::Bundle(bundle.clone()));
     }
+    let newer = own_crls(view).filter(|crl| touched.crls.contains(&crl.authority));
+    facts.extend(newer.map(|crl| PeerFact::Crl(crl.clone())));
     // Before the services, that nobody is sent to what is revoked.
     facts.extend(touched.revocations.iter().map(|id| match view.revocations.get(id) {
         Some(revocation) => PeerFact::Revoked(revocation.clone()),
@@ -128,6 +135,7 @@ struct Touched {
     services: BTreeSet<ServiceName>,
     gateways: bool,
     bundle: bool,
+    crls: BTreeSet<KeyId>,
     revocations: BTreeSet<RevocationId>,
 }
 
@@ -148,13 +156,17 @@ impl Touched {
                 Change::GatewayPut(_) | Change::GatewayGone(_) => touched.gateways = true,
                 Change::BundlePut(bundle) => touched.bundle |= bundle.trust_domain == *own,
                 Change::BundleGone(trust_domain) => touched.bundle |= trust_domain == own,
+                Change::CrlPut(trust_domain, crl) if trust_domain == own => {
+                    touched.crls.insert(crl.authority);
+                }
                 Change::Revoked(revocation) if is_own(own, &revocation.id, revocation.trust_domain()) => {
                     touched.revocations.insert(revocation.id.clone());
                 }
                 Change::Unrevoked(id) if id.origin == *own => {
                     touched.revocations.insert(id.clone());
                 }
-                Change::Revoked(_)
+                Change::CrlPut(..)
+                | Change::Revoked(_)
                 | Change::Unrevoked(_)
                 | Change::PeerPut(_)
                 | Change::PeerGone(_)
@@ -250,6 +262,10 @@ pub fn gateways(view: &View) -> Vec<GatewaySummary> {
     view.gateways.values().map(summary).collect()
 }
 
+fn own_crls(view: &View) -> impl Iterator<Item = &Crl> {
+    view.crls.get(&view.trust_domain).into_iter().flat_map(BTreeMap::values)
+}
+
 fn own_revocations(view: &View) -> impl Iterator<Item = hanse_identity::Revocation> {
     let own = |r: &&hanse_identity::Revocation| is_own(&view.trust_domain, &r.id, r.trust_domain());
     view.revocations.iter().filter(own).cloned()
@@ -286,6 +302,14 @@ pub fn admit(view: &View, peer: &ClusterName, facts: Vec<PeerFact>) -> (Vec<Peer
             None => theirs.cloned().collect(),
         },
         bundle: view.bundles.get(trust_domain).cloned(),
+        crls: match (&known.retelling, view.crls.get(trust_domain)) {
+            (_, None) => BTreeMap::new(),
+            (None, Some(crls)) => crls.clone(),
+            (Some(retelling), Some(crls)) => {
+                let named = crls.iter().filter(|(key, _)| retelling.crls.contains(key));
+                named.map(|(key, crl)| (*key, crl.clone())).collect()
+            }
+        },
         synced: known.synced,
         retelling: known.retelling.is_some(),
         refusals: Vec::new(),
@@ -311,6 +335,8 @@ struct Filter<'v> {
     /// Those that count: in a retelling only what it names will be left.
     revocations: BTreeSet<RevocationId>,
     bundle: Option<hanse_identity::Bundle>,
+    /// Those that count: in a retelling only what it names will be left.
+    crls: BTreeMap<KeyId, Crl>,
     synced: u64,
     retelling: bool,
     refusals: Vec<ImportRefusal>,
@@ -333,6 +359,7 @@ impl Filter<'_> {
                 self.retelling = true;
                 self.remembered = Remembered::Named(BTreeSet::new());
                 self.revocations.clear();
+                self.crls.clear();
                 self.bytes = 0;
             }
             PeerFact::Service(summary) => self.service(summary)?,
@@ -340,6 +367,7 @@ impl Filter<'_> {
             PeerFact::Gateways(_) => return Ok(self.gateways(fact)),
             PeerFact::Endpoints(endpoints) => endpoints_fit(endpoints)?,
             PeerFact::Bundle(bundle) => self.bundle(bundle)?,
+            PeerFact::Crl(crl) => self.crl(crl)?,
             PeerFact::Revoked(revocation) => {
                 self.own(&revocation.id.origin)?;
                 self.own(revocation.trust_domain())?;
@@ -430,7 +458,32 @@ impl Filter<'_> {
                 return Err(ImportRefusal::Bundle(message));
             }
         }
+        self.crls.retain(|key, _| bundle.authorities.iter().any(|a| a.key_id == *key));
         self.bundle = Some(bundle.clone());
+        Ok(())
+    }
+
+    /// Signed by an authority of the peer's own bundle, and not older than the one that is known.
+    fn crl(&mut self, crl: &Crl) -> Result<(), ImportRefusal> {
+        let refused = |why: String| ImportRefusal::Crl(why);
+        let authorities = self.bundle.iter().flat_map(|bundle| &bundle.authorities);
+        let authority = authorities.into_iter().find(|a| a.key_id == crl.authority);
+        let authority = authority
+            .ok_or_else(|| refused(format!("no authority of its bundle has key {}", crl.authority)))?;
+        let others = self.crls.values().filter(|known| known.authority != crl.authority);
+        if others.map(|known| known.der.len()).sum::<usize>() + crl.der.len() > MAX_IMPORTED_CRL_BYTES {
+            return Err(ImportRefusal::TooMany("bytes of revocation lists"));
+        }
+        if let Some(known) = self.crls.get(&crl.authority) {
+            if crl.number < known.number {
+                return Err(refused(format!("goes back from number {} to {}", known.number, crl.number)));
+            }
+            if crl.number == known.number && crl != known {
+                return Err(refused(format!("has two contents with number {}", known.number)));
+            }
+        }
+        crl.check(authority).map_err(|e| refused(e.to_string()))?;
+        self.crls.insert(crl.authority, crl.clone());
         Ok(())
     }
 }

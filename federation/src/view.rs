@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_identity::{
-    Bundle, ClusterName, NodeName, RevocationId, Revocations, ServiceName, SpiffeId, TrustDomain,
+    Bundle, ClusterName, Crl, KeyId, NodeName, RevocationId, Revocations, ServiceName, SpiffeId, TrustDomain,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,10 @@ pub struct View {
     pub peers: BTreeMap<ClusterName, Peer>,
     /// Own and peers', never merged.
     pub bundles: BTreeMap<TrustDomain, Bundle>,
+    /// The newest revocation list of each authority in `bundles`. Proxies and gateways are sent none: they have the
+    /// revocations themselves.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub crls: BTreeMap<TrustDomain, BTreeMap<KeyId, Crl>>,
     /// Written as a list: a document names itself.
     #[serde(with = "policies_as_list")]
     pub policies: BTreeMap<PolicyKey, PolicyDocument>,
@@ -58,6 +62,8 @@ pub struct Peer {
 pub struct Retelling {
     pub services: BTreeSet<ServiceName>,
     pub revocations: BTreeSet<RevocationId>,
+    #[serde(default)]
+    pub crls: BTreeSet<KeyId>,
 }
 
 /// Whether a peer has ever been heard.
@@ -82,6 +88,7 @@ impl View {
             gateways: BTreeMap::new(),
             peers: BTreeMap::new(),
             bundles: BTreeMap::new(),
+            crls: BTreeMap::new(),
             policies: BTreeMap::new(),
             revocations: Revocations::default(),
         }
@@ -126,12 +133,9 @@ impl View {
             },
             Change::PeerGone(cluster) => self.forget_peer(cluster),
             Change::PeerFact(cluster, fact) => self.apply_peer_fact(cluster, fact),
-            Change::BundlePut(bundle) => {
-                self.bundles.insert(bundle.trust_domain.clone(), bundle.clone());
-            }
-            Change::BundleGone(trust_domain) => {
-                self.bundles.remove(trust_domain);
-            }
+            Change::BundlePut(bundle) => self.put_bundle(bundle),
+            Change::BundleGone(trust_domain) => self.forget_bundle(trust_domain),
+            Change::CrlPut(trust_domain, crl) => self.put_crl(trust_domain, crl),
             Change::PolicyPut(document) => {
                 self.policies.insert(document.key(), (**document).clone());
             }
@@ -145,10 +149,40 @@ impl View {
         }
     }
 
+    /// A bundle, and with an authority that is no longer in it goes its revocation list.
+    fn put_bundle(&mut self, bundle: &Bundle) {
+        self.bundles.insert(bundle.trust_domain.clone(), bundle.clone());
+        let lasting = |key: &KeyId| bundle.authorities.iter().any(|a| a.key_id == *key);
+        self.retain_crls(&bundle.trust_domain, lasting);
+    }
+
+    fn forget_bundle(&mut self, trust_domain: &TrustDomain) {
+        self.bundles.remove(trust_domain);
+        self.crls.remove(trust_domain);
+    }
+
+    /// Only of an authority in the bundle: nothing else would ever take it away again.
+    fn put_crl(&mut self, trust_domain: &TrustDomain, crl: &Crl) {
+        let of_bundle = |b: &Bundle| b.authorities.iter().any(|a| a.key_id == crl.authority);
+        if !self.bundles.get(trust_domain).is_some_and(of_bundle) {
+            return;
+        }
+        self.crls.entry(trust_domain.clone()).or_default().insert(crl.authority, crl.clone());
+    }
+
+    fn retain_crls(&mut self, trust_domain: &TrustDomain, lasting: impl Fn(&KeyId) -> bool) {
+        if let Some(crls) = self.crls.get_mut(trust_domain) {
+            crls.retain(|key, _| lasting(key));
+            if crls.is_empty() {
+                self.crls.remove(trust_domain);
+            }
+        }
+    }
+
     fn forget_peer(&mut self, cluster: &ClusterName) {
         let Some(peer) = self.peers.remove(cluster) else { return };
         let trust_domain = peer.record.trust_domain;
-        self.bundles.remove(&trust_domain);
+        self.forget_bundle(&trust_domain);
         let theirs: Vec<_> =
             self.revocations.iter().filter(|r| r.id.origin == trust_domain).map(|r| r.id.clone()).collect();
         for id in theirs {
@@ -171,7 +205,14 @@ impl View {
             PeerFact::Gateways(gateways) => peer.gateways.clone_from(gateways),
             PeerFact::Endpoints(endpoints) => peer.record.endpoints.clone_from(endpoints),
             PeerFact::Bundle(bundle) if bundle.trust_domain == peer.record.trust_domain => {
-                self.bundles.insert(bundle.trust_domain.clone(), bundle.clone());
+                self.put_bundle(bundle);
+            }
+            PeerFact::Crl(crl) => {
+                if let Some(named) = &mut peer.retelling {
+                    named.crls.insert(crl.authority);
+                }
+                let trust_domain = peer.record.trust_domain.clone();
+                self.put_crl(&trust_domain, crl);
             }
             PeerFact::Revoked(revocation)
                 if revocation.id.origin == peer.record.trust_domain
@@ -198,6 +239,10 @@ impl View {
                     for id in lifted.cloned().collect::<Vec<_>>() {
                         self.revocations.remove(&id);
                     }
+                    let origin = origin.clone();
+                    (peer.synced, peer.state) = (*revision, PeerState::Joined);
+                    self.retain_crls(&origin, |key| named.crls.contains(key));
+                    return;
                 }
                 peer.synced = *revision;
                 peer.state = PeerState::Joined;

@@ -8,6 +8,7 @@
 
 pub mod authority;
 pub mod bundle;
+pub mod crl;
 pub mod grant;
 pub mod issue;
 pub mod name;
@@ -27,6 +28,7 @@ mod fixture;
 
 pub use authority::{Authority, AuthorityState};
 pub use bundle::{AuthorityCertificate, Bundle, KeyId};
+pub use crl::{Crl, CrlError};
 pub use grant::{Evidence, Refusal, Registration, Selector, Ticket, grant};
 pub use issue::{IssueError, issue};
 pub use name::{ClusterName, NameError, NodeName, ServiceName, SpiffeId, TrustDomain};

@@ -2,6 +2,12 @@
 //!
 //! prost types stop here. The `.proto` is `identity/proto/issue.proto`; the generated code is in the tree.
 
+use std::collections::BTreeMap;
+
+use crate::bundle::KeyId;
+use crate::crl::Crl;
+use crate::name::TrustDomain;
+
 /// Generated from `identity/proto/issue.proto`: messages only; the service's stubs are made where they are used.
 #[allow(clippy::all, missing_docs)]
 pub mod issue {
@@ -75,6 +81,9 @@ pub struct AgentState {
     pub registrations: Vec<crate::grant::Registration>,
     /// Own trust domain's and every peer's.
     pub bundles: Vec<crate::bundle::Bundle>,
+    /// The newest revocation list of each authority in `bundles`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub crls: BTreeMap<TrustDomain, BTreeMap<KeyId, Crl>>,
     pub revocations: crate::revocation::Revocations,
     /// `host:port` of the cluster's control nodes, so that an agent can fail over between them.
     pub endpoints: Vec<String>,

@@ -273,6 +273,7 @@ fn agent_state(state: &State, agent: &NodeName) -> AgentState {
         revision: state.view.revision.0,
         registrations: state.private.registrations.values().filter(|r| r.agent == *agent).cloned().collect(),
         bundles: state.view.bundles.values().cloned().collect(),
+        crls: state.view.crls.clone(),
         revocations: state.view.revocations.clone(),
         endpoints: state.private.nodes.values().map(|n| n.address.clone()).collect(),
     }
@@ -282,6 +283,7 @@ fn agent_state(state: &State, agent: &NodeName) -> AgentState {
 fn differs(old: &AgentState, new: &AgentState) -> bool {
     old.registrations != new.registrations
         || old.bundles != new.bundles
+        || old.crls != new.crls
         || old.revocations != new.revocations
         || old.endpoints != new.endpoints
 }

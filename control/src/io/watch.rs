@@ -3,11 +3,12 @@
 //! One task per stream; what goes down is bounded, and who does not keep up is cut (it comes back and resumes).
 //! When a stream ends, its announcement is withdrawn after a lease, unless the same name has announced anew.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hanse_federation::View;
 use hanse_federation::catalog::{Announcement, Serves, Session};
 use hanse_federation::wire::watch::watch_down::Message as Down;
 use hanse_federation::wire::watch::watch_up::Message as Up;
@@ -328,8 +329,8 @@ impl Encoded {
         if let Some(known) = kept.iter().rev().find(|c| c.revision == applied.revision) {
             return known.clone();
         }
-        let changes =
-            Changes { revision: applied.revision, change: applied.changes.iter().map(encode).collect() };
+        let told = applied.changes.iter().filter(|change| change.is_for_the_data_plane());
+        let changes = Changes { revision: applied.revision, change: told.map(encode).collect() };
         kept.push_back(changes.clone());
         if kept.len() > ENCODED_REVISIONS {
             kept.pop_front();
@@ -342,7 +343,13 @@ impl Encoded {
         let mut kept = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         match &*kept {
             Some(known) if known.revision == revision => known.clone(),
-            _ => kept.insert(Snapshot { revision, view: encode(&state.view) }).clone(),
+            _ => {
+                let view = match state.view.crls.is_empty() {
+                    true => encode(&state.view),
+                    false => encode(&View { crls: BTreeMap::new(), ..state.view.clone() }),
+                };
+                kept.insert(Snapshot { revision, view }).clone()
+            }
         }
     }
 }

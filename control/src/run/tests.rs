@@ -38,6 +38,7 @@ use crate::io::keys::{NewNode, new_key_pair};
 
 mod duties;
 mod fixture;
+mod lists;
 
 use fixture::*;
 
@@ -294,6 +295,10 @@ async fn clusters_join_tell_revoke_and_leave() {
         .collect();
     for wanted in ["token", "reach", "pin", "clocks", "names", "gateways", "agree", "sync"] {
         assert!(names.contains(&wanted), "no line {wanted}: {names:?}");
+    }
+    for (cluster, other) in [(&east, "west.example"), (&west, "east.example")] {
+        let other = other.parse().unwrap();
+        cluster.until("the other side's revocation list", |n| lists::lists(n, &other).len() == 1).await;
     }
     told_across(&east, &west, &at_east, &at_west, &east_agent).await;
     revoked_across(&at_east, &mut east_gateway, &mut west_gateway).await;

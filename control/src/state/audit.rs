@@ -146,6 +146,8 @@ impl AuditTrail {
 pub fn subject(command: &Command) -> Option<Subject> {
     let (kind, target) = match command {
         Command::Announce { .. } | Command::Withdraw { .. } | Command::PeerFacts { .. } => return None,
+        // It follows from revocations, which are here.
+        Command::CrlPublish { .. } => return None,
         Command::Export { service, to } => ("service-export", format!("{service} to {}", receivers(to))),
         Command::Unexport { service } => ("service-unexport", service.to_string()),
         Command::PolicyApply { documents } => {

@@ -7,6 +7,7 @@ use hanse_federation::join::{self, Offer};
 use hanse_federation::session::{MAX_IMPORTED_REVOCATIONS, MAX_IMPORTED_SERVICES};
 use hanse_federation::view::PeerState;
 use hanse_federation::{Change, PeerFact};
+use hanse_identity::crl::MAX_CRL_BYTES;
 use hanse_identity::name::MemberRole;
 use hanse_identity::token::{Admits, Invite};
 use hanse_identity::{ClusterName, RevocationTarget, SpiffeId, Timestamp};
@@ -236,6 +237,8 @@ fn speaks_of_itself(peer: &PeerRecord, fact: &PeerFact) -> bool {
             revocation.id.origin == *own && names_own
         }
         PeerFact::Unrevoked(id) => id.origin == *own,
+        // A View takes it in only for an authority of the peer's own bundle.
+        PeerFact::Crl(crl) => crl.der.len() <= MAX_CRL_BYTES,
         PeerFact::ServiceGone(_) | PeerFact::Endpoints(_) | PeerFact::Synced(_) | PeerFact::Begin => true,
     }
 }

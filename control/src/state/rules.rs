@@ -3,7 +3,8 @@
 use hanse_federation::Change;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::{
-    AuthorityCertificate, Bundle, NodeName, Reason, Revocation, RevocationId, RevocationTarget, Timestamp,
+    AuthorityCertificate, Bundle, Crl, NodeName, Reason, Revocation, RevocationId, RevocationTarget,
+    Timestamp,
 };
 
 use super::{
@@ -174,5 +175,27 @@ impl State {
         }
         let sequence = before.map_or(0, |b| b.sequence) + 1;
         done(vec![Change::BundlePut(Bundle { trust_domain: own.clone(), sequence, authorities })])
+    }
+
+    /// Of an authority in the own bundle, signed by it, and newer than the one before.
+    pub(super) fn crl_publish(&self, crl: &Crl) -> Decision {
+        let own = &self.view.trust_domain;
+        let authorities = self.view.bundles.get(own).map(|b| b.authorities.as_slice()).unwrap_or_default();
+        let Some(authority) = authorities.iter().find(|a| a.key_id == crl.authority) else {
+            return Err(Refusal::NotFound { what: format!("an authority with key {}", crl.authority) });
+        };
+        if let Some(known) = self.view.crls.get(own).and_then(|crls| crls.get(&crl.authority)) {
+            if known == crl {
+                return already();
+            }
+            if crl.number <= known.number {
+                let (number, known) = (crl.number, known.number);
+                return Err(Refusal::Precondition(format!(
+                    "revocation list {number} is not newer than {known}, which is published"
+                )));
+            }
+        }
+        crl.check(authority).map_err(|e| Refusal::Invalid(format!("revocation list: {e}")))?;
+        done(vec![Change::CrlPut(own.clone(), crl.clone())])
     }
 }

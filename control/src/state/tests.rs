@@ -779,6 +779,42 @@ fn authorities_of_nodes_are_published() {
 }
 
 #[test]
+fn lists_are_published_by_whoever_holds_the_authoritys_key_and_never_go_back() {
+    let mut log = Log::new();
+    let make = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let lifetime = Duration::from_secs(3600);
+        let serial = Serial::from_random([9; 16]);
+        hanse_identity::Authority::create(&td("east.example"), &name("east-1"), key, serial, NOW, lifetime)
+            .unwrap()
+    };
+    let (own, other) = (make(), make());
+    let list = |authority: &hanse_identity::Authority, number| {
+        hanse_identity::Crl::sign(authority, number, &BTreeMap::new(), NOW).unwrap()
+    };
+    let publish = |crl: &hanse_identity::Crl| Command::CrlPublish { crl: crl.clone() };
+    log.not_found(publish(&list(&own, 5)));
+    let certificate = own.certificate().clone();
+    log.done(Command::AuthorityPublish { node: name("east-1"), certificate: certificate.clone() });
+    let (old, new) = (list(&own, 5), list(&own, 6));
+    assert_eq!(log.done(publish(&new)), [Change::CrlPut(td("east.example"), new.clone())]);
+    log.already(publish(&new));
+    log.precondition(publish(&old));
+    let foreign = hanse_identity::Crl { authority: certificate.key_id, ..list(&other, 7) };
+    assert!(matches!(log.run(publish(&foreign)).0, Err(Refusal::Invalid(_))));
+    let claimed = hanse_identity::Crl { number: 8, ..new.clone() };
+    assert!(matches!(log.run(publish(&claimed)).0, Err(Refusal::Invalid(_))));
+    assert_eq!(log.state.view.crls[&td("east.example")], BTreeMap::from([(certificate.key_id, new)]));
+
+    // It goes with its authority.
+    let mut bundle = log.state.view.bundles[&td("east.example")].clone();
+    bundle.authorities.retain(|a| a.key_id != certificate.key_id);
+    let mut view = log.state.view.clone();
+    view.apply(&Change::BundlePut(bundle));
+    assert!(view.crls.is_empty());
+}
+
+#[test]
 fn a_state_is_read_back_and_damage_is_seen() {
     let mut log = Log::new();
     log.done(register(REVIEWS, "host-1", &["shop/reviews"]));

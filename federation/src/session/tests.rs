@@ -448,3 +448,74 @@ fn a_peer_cannot_fill_us_with_revocations_or_long_names() {
     assert!(!fold(&mut west, vec![wide(fit + 9)]).is_empty(), "what is held counts in the next batch too");
     assert_eq!(fold(&mut west, vec![wide(0)]), [], "told again is not more");
 }
+
+/// east's authority.
+fn east_authority() -> hanse_identity::Authority {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let now = Timestamp::from_seconds(1_800_000_000);
+    let node: NodeName = "east-1".parse().unwrap();
+    let (serial, life) = (Serial::from_random([7; 16]), Duration::from_secs(3600));
+    hanse_identity::Authority::create(&domain("east"), &node, key, serial, now, life).unwrap()
+}
+
+/// Its empty list with that number.
+fn list(authority: &hanse_identity::Authority, number: u64) -> Crl {
+    Crl::sign(authority, number, &BTreeMap::new(), Timestamp::from_seconds(1_800_000_000)).unwrap()
+}
+
+#[test]
+fn revocation_lists_are_told_and_only_those_of_the_peers_own_authorities_are_taken() {
+    let authority = east_authority();
+    let list = |number| list(&authority, number);
+    let certificate = authority.certificate().clone();
+    let with = |authorities| Bundle { trust_domain: domain("east"), sequence: 3, authorities };
+    let mut east = view("east");
+    east.advance(Revision(5), &[Change::BundlePut(with(vec![certificate.clone()]))]);
+    let before = east.clone();
+    let put = [Change::CrlPut(domain("east"), list(5))];
+    east.advance(Revision(6), &put);
+    let told = tell(&before, &east, &put, &cluster("west"));
+    assert_eq!(told, [PeerFact::Crl(list_of(&east)), PeerFact::Synced(6)]);
+
+    let mut west = importer();
+    let unknown = fold(&mut west, vec![PeerFact::Crl(list(5))]);
+    assert!(matches!(&unknown[..], [ImportRefusal::Crl(why)] if why.contains("no authority")), "{unknown:?}");
+    assert_eq!(fold(&mut west, tell_all(&east, &cluster("west"))), []);
+    assert_eq!(west.crls, east.crls);
+    assert_eq!(fold(&mut west, vec![PeerFact::Crl(list(9))]), []);
+    for bad in [list(8), Crl { number: 10, ..list(9) }, Crl { der: list(9).der[1..].into(), ..list(10) }] {
+        let refused = fold(&mut west, vec![PeerFact::Crl(bad)]);
+        assert!(matches!(&refused[..], [ImportRefusal::Crl(_)]), "{refused:?}");
+    }
+    assert_eq!(list_of(&west).number, 9);
+}
+
+#[test]
+fn a_retelling_clears_lists_that_it_does_not_name_and_may_start_anew() {
+    let authority = east_authority();
+    let list = |number| list(&authority, number);
+    let bundle = Bundle {
+        trust_domain: domain("east"),
+        sequence: 3,
+        authorities: vec![authority.certificate().clone()],
+    };
+    let mut west = importer();
+    assert_eq!(fold(&mut west, vec![PeerFact::Bundle(bundle.clone()), PeerFact::Crl(list(9))]), []);
+    // As after a restored backup.
+    let anew = vec![PeerFact::Begin, PeerFact::Bundle(bundle), PeerFact::Crl(list(4)), PeerFact::Synced(4)];
+    assert_eq!(fold(&mut west, anew), []);
+    assert_eq!(list_of(&west).number, 4);
+    assert_eq!(fold(&mut west, vec![PeerFact::Begin, PeerFact::Synced(5)]), []);
+    assert!(west.crls.is_empty());
+    west.apply(&Change::PeerFact(cluster("east"), PeerFact::Crl(list(6))));
+    assert_eq!(list_of(&west).number, 6);
+    west.apply(&Change::PeerGone(cluster("east")));
+    assert!(west.crls.is_empty(), "it goes with the peer");
+}
+
+/// The one list of east that a View has.
+fn list_of(view: &View) -> Crl {
+    let lists = &view.crls[&domain("east")];
+    assert_eq!(lists.len(), 1);
+    lists.values().next().unwrap().clone()
+}

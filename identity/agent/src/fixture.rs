@@ -72,7 +72,14 @@ pub fn registration(name: &str, selectors: impl IntoIterator<Item = Selector>) -
 
 pub fn state(registrations: Vec<Registration>, bundles: Vec<Bundle>) -> AgentState {
     let endpoints = vec!["127.0.0.1:1".to_owned()];
-    AgentState { revision: 1, registrations, bundles, revocations: Revocations::default(), endpoints }
+    AgentState {
+        revision: 1,
+        registrations,
+        bundles,
+        crls: BTreeMap::new(),
+        revocations: Revocations::default(),
+        endpoints,
+    }
 }
 
 pub fn revocation(number: u64, target: RevocationTarget) -> Revocation {

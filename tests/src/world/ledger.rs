@@ -338,6 +338,8 @@ impl Book {
             PeerFact::Bundle(bundle) => bundle.trust_domain == *own,
             PeerFact::Revoked(revocation) => revocation.id.origin == *own && revocation.trust_domain() == own,
             PeerFact::Unrevoked(id) => id.origin == *own,
+            // It names a key, and a View takes it in only for an authority of the peer's own bundle.
+            PeerFact::Crl(_) => true,
             PeerFact::ServiceGone(_) | PeerFact::Endpoints(_) | PeerFact::Synced(_) | PeerFact::Begin => true,
         }
     }
@@ -356,6 +358,9 @@ fn meddled(before: &View, after: &View, cluster: &ClusterName) -> Option<String>
     let others = |view: &View| {
         view.bundles.iter().filter(|(d, _)| **d != own).map(|(_, b)| b.clone()).collect::<Vec<_>>()
     };
+    let crls = |view: &View| {
+        view.crls.iter().filter(|(d, _)| **d != own).map(|(_, c)| c.clone()).collect::<Vec<_>>()
+    };
     let revoked = |view: &View| {
         let foreign = |r: &&hanse_identity::Revocation| r.id.origin != own || *r.trust_domain() != own;
         view.revocations.iter().filter(foreign).cloned().collect::<Vec<_>>()
@@ -370,6 +375,7 @@ fn meddled(before: &View, after: &View, cluster: &ClusterName) -> Option<String>
         && before.policies == after.policies
         && peers(before) == peers(after)
         && others(before) == others(after)
+        && crls(before) == crls(after)
         && revoked(before) == revoked(after);
     (!same).then(|| format!("what {cluster} told has changed names outside {own}"))
 }

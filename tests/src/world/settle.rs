@@ -183,6 +183,10 @@ impl World {
                 }
                 PeerFact::Gateways(gateways) => gateways == peer.gateways,
                 PeerFact::Bundle(bundle) => importer.bundles.get(&bundle.trust_domain) == Some(&bundle),
+                PeerFact::Crl(crl) => {
+                    let imported = importer.crls.get(&exporter.trust_domain);
+                    imported.and_then(|crls| crls.get(&crl.authority)) == Some(&crl)
+                }
                 _ => true,
             };
             if !same {
