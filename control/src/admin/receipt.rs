@@ -175,6 +175,7 @@ mod tests {
             seen: Timestamp(1),
             version: String::new(),
             refused: None,
+            sds: Default::default(),
         }
     }
 

@@ -55,6 +55,22 @@ pub struct Subscriber {
     /// Why its announcement is not accepted.
     #[serde(default)]
     pub refused: Option<String>,
+    /// Of an agent: its SDS clients.
+    #[serde(default)]
+    pub sds: SdsReport,
+}
+
+/// How the SDS clients of an agent stand to the newest state that it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SdsReport {
+    /// Revision of that state.
+    pub known: u64,
+    pub subscribers: u32,
+    /// Of these: who has said that all of it is in force.
+    pub acknowledged: u32,
+    /// Of these: who has refused what it was sent last.
+    pub rejected: u32,
 }
 
 /// What a node may be asked.
@@ -197,6 +213,7 @@ impl Census {
             seen: now,
             version,
             refused: None,
+            sds: SdsReport::default(),
         };
         table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions) });
         Ok(StreamKey { kind, name, stream })
@@ -213,6 +230,11 @@ impl Census {
             }
             subscriber.seen = now;
         });
+    }
+
+    /// How an agent's SDS clients stand.
+    pub fn sds(&self, key: &StreamKey, report: SdsReport) {
+        self.update(key, |subscriber| subscriber.sds = report);
     }
 
     /// Whether its announcement stands.

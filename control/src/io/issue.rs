@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::census::StreamKey;
+use super::census::{SdsReport, StreamKey};
 use super::context::{Context, now, stopped};
 use super::keys::random_serial;
 use super::roles::{caller_of, connection_of};
@@ -251,7 +251,15 @@ impl AgentStream<'_> {
                     }
                 }
                 up = self.up.next() => match up {
-                    Some(Ok(up)) => self.context.census.applied(self.key, up.applied_revision, vec![], now()),
+                    Some(Ok(up)) => {
+                        self.context.census.sds(self.key, SdsReport {
+                            known: up.known_revision,
+                            subscribers: up.sds_subscribers,
+                            acknowledged: up.sds_acknowledged,
+                            rejected: up.sds_rejected,
+                        });
+                        self.context.census.applied(self.key, up.applied_revision, vec![], now());
+                    }
                     _ => return,
                 },
                 _ = taken_over.recv() => return,

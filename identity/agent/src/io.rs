@@ -7,6 +7,7 @@ pub mod sds;
 pub mod session;
 pub mod socket;
 pub mod store;
+pub mod streams;
 pub mod svids;
 pub mod telemetry;
 pub mod workload_api;
@@ -14,15 +15,14 @@ pub mod workload_api;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hanse_identity::wire::AgentState;
 use hanse_identity::{NodeName, Timestamp, TrustDomain};
 use tokio::sync::watch;
 
+pub use streams::{StreamTicket, Streams};
 use svids::Svids;
 use telemetry::Metrics;
 
@@ -43,93 +43,6 @@ pub struct Shared {
     pub streams: Streams,
     pub metrics: Arc<Metrics>,
     pub shutdown: watch::Receiver<bool>,
-}
-
-/// The streams that are open, and how far each has followed the state: so that the agent can say honestly
-/// which revision is in force on its host.
-#[derive(Clone)]
-pub struct Streams {
-    open: Arc<Mutex<BTreeMap<u64, OpenStream>>>,
-    next: Arc<AtomicU64>,
-    progress: Arc<watch::Sender<u64>>,
-}
-
-#[derive(Clone)]
-struct OpenStream {
-    kind: &'static str,
-    caller: String,
-    handled: Arc<AtomicU64>,
-}
-
-/// One open stream; it is closed when this is dropped.
-pub struct StreamTicket {
-    streams: Streams,
-    number: u64,
-    handled: Arc<AtomicU64>,
-}
-
-impl Default for Streams {
-    fn default() -> Self {
-        Self { open: Arc::default(), next: Arc::default(), progress: Arc::new(watch::Sender::new(0)) }
-    }
-}
-
-impl Streams {
-    /// Registers a stream that has followed the state up to `revision`.
-    pub fn open(&self, kind: &'static str, caller: String, revision: u64) -> StreamTicket {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let handled = Arc::new(AtomicU64::new(revision));
-        let stream = OpenStream { kind, caller, handled: Arc::clone(&handled) };
-        self.lock().insert(number, stream);
-        self.progress.send_modify(|n| *n += 1);
-        StreamTicket { streams: self.clone(), number, handled }
-    }
-
-    /// The revision that every stream has followed, and how many streams there are.
-    pub fn applied(&self, revision: u64) -> (u64, u32) {
-        let open = self.lock();
-        let slowest = open.values().map(|s| s.handled.load(Ordering::Acquire)).min();
-        (slowest.unwrap_or(revision).min(revision), u32::try_from(open.len()).unwrap_or(u32::MAX))
-    }
-
-    /// Changes whenever `applied` may have.
-    pub fn progress(&self) -> watch::Receiver<u64> {
-        self.progress.subscribe()
-    }
-
-    /// (kind, caller, revision) of every stream, for people.
-    pub fn list(&self) -> Vec<(&'static str, String, u64)> {
-        let row = |s: &OpenStream| (s.kind, s.caller.clone(), s.handled.load(Ordering::Acquire));
-        self.lock().values().map(row).collect()
-    }
-
-    pub fn count(&self, kind: &str) -> usize {
-        self.lock().values().filter(|s| s.kind == kind).count()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, OpenStream>> {
-        self.open.lock().expect("no holder of this lock panics")
-    }
-}
-
-impl StreamTicket {
-    /// Whatever `revision` changed for this stream has been handed to its client.
-    pub fn handled(&self, revision: u64) {
-        if self.handled.swap(revision, Ordering::AcqRel) != revision {
-            self.streams.progress.send_modify(|n| *n += 1);
-        }
-    }
-
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-}
-
-impl Drop for StreamTicket {
-    fn drop(&mut self) {
-        self.streams.lock().remove(&self.number);
-        self.streams.progress.send_modify(|n| *n += 1);
-    }
 }
 
 /// Returns at shutdown.

@@ -11,8 +11,9 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     spiffe_cert_validator_config,
 };
 use envoy_types::pb::google::protobuf::Any;
+use hanse_identity::crl::with_crls;
 use hanse_identity::svid::Svid;
-use hanse_identity::wire::AgentState;
+use hanse_identity::wire::{AgentState, to_pem};
 use hanse_identity::{
     AuthorityState, Bundle, Evidence, Registration, Selector, SpiffeId, TrustDomain, grant,
 };
@@ -56,6 +57,8 @@ pub enum Wanted {
     Bundle(TrustDomain),
     /// Every trust domain's bundle.
     AllBundles,
+    /// What takes the place of a bundle that is no more: a client keeps what it has until something replaces it.
+    NoBundle(TrustDomain),
 }
 
 impl Wanted {
@@ -63,7 +66,7 @@ impl Wanted {
     pub fn identity(&self) -> Option<&SpiffeId> {
         match self {
             Self::Certificate(id) => Some(id),
-            Self::Bundle(_) | Self::AllBundles => None,
+            Self::Bundle(_) | Self::AllBundles | Self::NoBundle(_) => None,
         }
     }
 }
@@ -150,7 +153,7 @@ impl<'s> Standing<'s> {
         match &wanted {
             Wanted::Certificate(id) => self.may_have(id)?,
             Wanted::Bundle(trust_domain) => self.bundle_pem(trust_domain).map(drop)?,
-            Wanted::AllBundles => {}
+            Wanted::AllBundles | Wanted::NoBundle(_) => {}
         }
         Ok(wanted)
     }
@@ -165,11 +168,16 @@ impl<'s> Standing<'s> {
                     certificate(svid)
                 }
             },
-            Wanted::Bundle(trust_domain) => secret::Type::ValidationContext(CertificateValidationContext {
-                trusted_ca: Some(inline(self.bundle_pem(trust_domain)?)),
-                ..Default::default()
-            }),
+            Wanted::Bundle(trust_domain) => {
+                let BundlePem { authorities, crls } = self.bundle_pem(trust_domain)?;
+                secret::Type::ValidationContext(CertificateValidationContext {
+                    trusted_ca: Some(inline(authorities)),
+                    crl: (!crls.is_empty()).then(|| inline(crls)),
+                    ..Default::default()
+                })
+            }
             Wanted::AllBundles => secret::Type::ValidationContext(self.spiffe_validator()),
+            Wanted::NoBundle(_) => secret::Type::ValidationContext(self.nobody()?),
         };
         let secret = Secret { name: name.to_owned(), r#type: Some(content) };
         Ok(Some(Any { type_url: Secret::type_url(), value: secret.encode_to_vec() }))
@@ -200,21 +208,24 @@ impl<'s> Standing<'s> {
         let mut federated = self.bundles_response().bundles;
         federated.remove(&self.own.id().to_string());
         let federated_bundles = federated.into_iter().collect();
-        Ok(workload::X509svidResponse { svids, crl: Vec::new(), federated_bundles })
+        Ok(workload::X509svidResponse { svids, crl: self.crls_der(), federated_bundles })
     }
 
     /// The Workload API's bundles: the own trust domain's and every peer's, by their SPIFFE IDs.
     pub fn bundles_response(&self) -> workload::X509BundlesResponse {
         let domains = self.state.bundles.iter().map(|bundle| &bundle.trust_domain);
         let bundles = domains.filter_map(|td| Some((td.id().to_string(), self.bundle_der(td)?))).collect();
-        workload::X509BundlesResponse { crl: Vec::new(), bundles }
+        workload::X509BundlesResponse { crl: self.crls_der(), bundles }
     }
 
     /// Trust domains without an authority are left out: Envoy rejects the whole message for one empty bundle.
     fn spiffe_validator(&self) -> CertificateValidationContext {
         let domains: BTreeSet<&TrustDomain> = self.state.bundles.iter().map(|b| &b.trust_domain).collect();
         let trust_domains = domains.into_iter().filter_map(|trust_domain| {
-            let trust_bundle = Some(inline(self.bundle_pem(trust_domain).ok()?));
+            // Envoy's SPIFFE validator reads lists here, and nowhere else.
+            let BundlePem { mut authorities, crls } = self.bundle_pem(trust_domain).ok()?;
+            authorities.extend(crls);
+            let trust_bundle = Some(inline(authorities));
             let name = trust_domain.to_string();
             Some(spiffe_cert_validator_config::TrustDomain { name, trust_bundle, ..Default::default() })
         });
@@ -226,16 +237,48 @@ impl<'s> Standing<'s> {
         CertificateValidationContext { custom_validator_config: Some(validator), ..Default::default() }
     }
 
-    fn bundle_pem(&self, trust_domain: &TrustDomain) -> Result<Vec<u8>, Denial> {
+    /// A context that no certificate passes. An empty one would be refused, and what was before would stay in force;
+    /// so the own authorities, and the hash of a certificate that nobody can make.
+    fn nobody(&self) -> Result<CertificateValidationContext, Denial> {
+        Ok(CertificateValidationContext {
+            trusted_ca: Some(inline(self.bundle_pem(self.own)?.authorities)),
+            verify_certificate_hash: vec!["0".repeat(64)],
+            ..Default::default()
+        })
+    }
+
+    fn bundle_pem(&self, trust_domain: &TrustDomain) -> Result<BundlePem, Denial> {
         let bundle = trusted(self.state, trust_domain);
         let bundle = bundle.ok_or_else(|| Denial::UnknownTrustDomain(trust_domain.clone()))?;
-        Ok(bundle.to_pem().into_bytes())
+        let trusted = with_crls(&bundle, self.state.crls.get(trust_domain));
+        let authorities = trusted.authorities.iter().map(|a| to_pem("CERTIFICATE", &a.der));
+        Ok(BundlePem {
+            authorities: authorities.flat_map(|pem| pem.as_bytes().to_vec()).collect(),
+            crls: trusted.crls.iter().flat_map(|crl| crl.to_pem().as_bytes().to_vec()).collect(),
+        })
+    }
+
+    /// The revocation lists of every trust domain that has all of its own.
+    fn crls_der(&self) -> Vec<Vec<u8>> {
+        let domains: BTreeSet<&TrustDomain> = self.state.bundles.iter().map(|b| &b.trust_domain).collect();
+        let bundles = domains.into_iter().filter_map(|td| trusted(self.state, td));
+        let lists = bundles.flat_map(|bundle| {
+            let known = self.state.crls.get(&bundle.trust_domain);
+            with_crls(&bundle, known).crls.into_iter().map(|crl| crl.der.to_vec()).collect::<Vec<_>>()
+        });
+        lists.collect()
     }
 
     fn bundle_der(&self, trust_domain: &TrustDomain) -> Option<Vec<u8>> {
         let bundle = trusted(self.state, trust_domain)?;
         Some(bundle.authorities.iter().flat_map(|a| &a.der).copied().collect())
     }
+}
+
+/// One trust domain's authorities and their revocation lists, each as concatenated PEM.
+struct BundlePem {
+    authorities: Vec<u8>,
+    crls: Vec<u8>,
 }
 
 /// The SVIDs that are ready, by identity.

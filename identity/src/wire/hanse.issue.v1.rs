@@ -51,6 +51,17 @@ pub struct AgentUp {
     /// SDS and Workload API streams open now.
     #[prost(uint32, tag = "2")]
     pub subscribers: u32,
+    /// Revision of the state that this agent has; `applied_revision` is behind it while a client has not answered yet.
+    #[prost(uint64, tag = "4")]
+    pub known_revision: u64,
+    /// SDS streams open now; of these, those whose client has said that all of `known_revision` is in force there, and
+    /// those whose client has refused what it was sent last.
+    #[prost(uint32, tag = "5")]
+    pub sds_subscribers: u32,
+    #[prost(uint32, tag = "6")]
+    pub sds_acknowledged: u32,
+    #[prost(uint32, tag = "7")]
+    pub sds_rejected: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentDown {

@@ -1,10 +1,13 @@
 //! The agent's admin HTTP: health, metrics, and what is held. Loopback only, never a key.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hanse_identity::crl::with_crls;
+use hanse_identity::{KeyId, TrustDomain};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -17,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::control_link::ControlLink;
 use super::svids::Holding;
-use super::{Shared, now, sds, stopped, workload_api};
+use super::{Shared, View, now, sds, stopped, workload_api};
 
 /// Admin connections at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -108,6 +111,10 @@ impl Admin {
         metrics.min_not_after.set(ends.min().map_or(0, |end| i64::try_from(end).unwrap_or(i64::MAX)));
         metrics.svids_held.set(count(held.len()));
         metrics.sds_streams.set(count(self.shared.streams.count(sds::KIND)));
+        let revision = self.shared.view.borrow().state.as_ref().map_or(0, |s| s.revision);
+        let sds = self.shared.streams.sds(revision);
+        metrics.sds_behind.set(i64::from(sds.subscribers - sds.acknowledged));
+        metrics.sds_rejecting.set(i64::from(sds.rejected));
         metrics.workload_api_streams.set(count(self.shared.streams.count(workload_api::KIND)));
         metrics.own_not_after.set(i64::try_from(self.link.own_not_after().seconds()).unwrap_or(i64::MAX));
         metrics.to_text()
@@ -128,14 +135,24 @@ impl Admin {
                 "serial": serial, "notAfter": not_after, "problem": problem,
             })
         });
-        let subscribers =
-            self.shared.streams.list().into_iter().map(
-                |(kind, caller, revision)| json!({ "kind": kind, "caller": caller, "revision": revision }),
-            );
+        let subscribers = self.shared.streams.list().into_iter().map(|row| {
+            let rejected =
+                row.rejection.map(|r| json!({ "names": r.names, "version": r.version, "why": r.detail }));
+            json!({
+                "kind": row.kind, "caller": format!("pid {} uid {}", row.process.pid, row.uid),
+                "revision": row.revision, "rejected": rejected,
+            })
+        });
+        let revision = view.state.as_ref().map(|s| s.revision);
+        let sds = self.shared.streams.sds(revision.unwrap_or(0));
         json!({
             "agent": self.shared.name,
             "trustDomain": view.trust_domain,
-            "revision": view.state.as_ref().map(|s| s.revision),
+            "revision": revision,
+            "sds": {
+                "subscribers": sds.subscribers, "acknowledged": sds.acknowledged, "rejected": sds.rejected,
+            },
+            "crlsWithheld": withheld(&view),
             "connected": self.link.connected(),
             "ownNotAfter": self.link.own_not_after().to_string(),
             "registrations": view.state.as_ref().map(|s| s.registrations.clone()).unwrap_or_default(),
@@ -143,6 +160,16 @@ impl Admin {
             "subscribers": subscribers.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Trust domains whose revocation lists go to nobody, and the authorities whose missing list is the reason.
+fn withheld(view: &View) -> BTreeMap<&TrustDomain, Vec<KeyId>> {
+    let Some(state) = &view.state else { return BTreeMap::new() };
+    let missing = state.bundles.iter().map(|bundle| {
+        let trust_domain = &bundle.trust_domain;
+        (trust_domain, with_crls(bundle, state.crls.get(trust_domain)).missing)
+    });
+    missing.filter(|(_, keys)| !keys.is_empty()).collect()
 }
 
 fn page(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {

@@ -333,7 +333,15 @@ impl ControlLink {
 
     fn report(&self, revision: u64) -> AgentUp {
         let (applied_revision, subscribers) = self.streams.applied(revision);
-        AgentUp { applied_revision, subscribers }
+        let sds = self.streams.sds(revision);
+        AgentUp {
+            applied_revision,
+            subscribers,
+            known_revision: revision,
+            sds_subscribers: sds.subscribers,
+            sds_acknowledged: sds.acknowledged,
+            sds_rejected: sds.rejected,
+        }
     }
 
     /// Puts a state in force: trust first, then what is stored, then the streams.

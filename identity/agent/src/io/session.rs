@@ -17,6 +17,7 @@ use super::svids::{Holding, IssuerError, Lease, MakeError};
 use super::{Shared, StreamTicket, View, stopped};
 use crate::attest::Caller;
 use crate::secrets::{Denial, Standing};
+use crate::subscription::Rejection;
 
 /// Messages that wait for a client that does not read; after that it has `SEND_TIMEOUT`.
 pub const MAX_UNSENT: usize = 2;
@@ -80,8 +81,8 @@ impl Session {
             Ok(Ok(view)) => view.state.as_ref().map_or(0, |s| s.revision),
             _ => return Err(Status::unavailable("no control node has been reached yet")),
         };
-        let who = format!("pid {} uid {}", caller.process.pid, caller.uid);
-        let ticket = shared.streams.open(kind, who, revision);
+        let ticket = shared.streams.open(kind, caller.process, caller.uid, revision);
+        let ticket = ticket.map_err(|full| Status::resource_exhausted(full.to_string()))?;
         let (shared, shutdown) = (Arc::clone(shared), shared.shutdown.clone());
         Ok(Self { shared, caller, evidence, view, shutdown, leases: BTreeMap::new(), ticket })
     }
@@ -162,9 +163,14 @@ impl Session {
         }
     }
 
-    /// Everything that this revision means for the caller has been handed to it.
+    /// Everything that this revision means for the caller is in force there, as far as its protocol tells.
     pub fn handled(&self, revision: u64) {
         self.ticket.handled(revision);
+    }
+
+    /// What the client refused last, if it has accepted nothing newer since.
+    pub fn rejected(&self, rejection: Option<&Rejection>) {
+        self.ticket.rejected(rejection);
     }
 
     pub fn stream_number(&self) -> u64 {

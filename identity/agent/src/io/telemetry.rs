@@ -15,6 +15,8 @@ pub struct Metrics {
     pub renew_failures: Counter,
     pub nacks: Counter,
     pub acks: Counter,
+    pub stale: Counter,
+    pub unanswered: Counter,
     pub attestation_failures: Counter,
     pub connections_refused: Counter,
     pub denials: Counter,
@@ -22,6 +24,8 @@ pub struct Metrics {
     pub control_connections: Counter,
     pub control_failures: Counter,
     pub sds_streams: Gauge,
+    pub sds_behind: Gauge,
+    pub sds_rejecting: Gauge,
     pub workload_api_streams: Gauge,
     pub svids_held: Gauge,
     pub min_not_after: Gauge<i64, AtomicI64>,
@@ -41,6 +45,9 @@ impl Default for Metrics {
         let renew_failures = counter("renew_failures", "Failed attempts to get or renew an SVID");
         let nacks = counter("sds_nacks", "SDS responses that a client rejected");
         let acks = counter("sds_acks", "SDS responses that a client put in force");
+        let stale = counter("sds_stale", "SDS requests that answered no response that waited for one");
+        let unanswered =
+            counter("sds_unanswered", "SDS streams closed because a response was left unanswered");
         let attestation_failures =
             counter("attestation_failures", "Local connections that were not attested");
         let connections_refused = counter("connections_refused", "Local connections over the limit");
@@ -56,6 +63,10 @@ impl Default for Metrics {
             gauge
         };
         let sds_streams = gauge("sds_streams", "SDS streams open now");
+        let sds_behind =
+            gauge("sds_behind", "SDS streams whose client has not put in force what it should have");
+        let sds_rejecting =
+            gauge("sds_rejecting", "SDS streams whose client has refused what it was sent last");
         let workload_api_streams = gauge("workload_api_streams", "Workload API streams open now");
         let svids_held = gauge("svids_held", "SVIDs held for local workloads");
         let min_not_after =
@@ -69,6 +80,8 @@ impl Default for Metrics {
             renew_failures,
             nacks,
             acks,
+            stale,
+            unanswered,
             attestation_failures,
             connections_refused,
             denials,
@@ -76,6 +89,8 @@ impl Default for Metrics {
             control_connections,
             control_failures,
             sds_streams,
+            sds_behind,
+            sds_rejecting,
             workload_api_streams,
             svids_held,
             min_not_after,

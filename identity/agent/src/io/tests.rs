@@ -3,8 +3,11 @@
 mod callers;
 mod held;
 mod link;
+mod sds;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hanse_identity::svid::Svid;
 use hanse_identity::{Authority, PrivateKey, Registration, Selector};

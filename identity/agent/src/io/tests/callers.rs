@@ -13,18 +13,19 @@ use tonic::{Code, Request, Status, Streaming};
 use super::*;
 use crate::fixture::{RATINGS, REVIEWS, id, revocation};
 use crate::io::socket::BindError;
+use crate::io::streams::SdsCount;
 use crate::wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use crate::wire::workload::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
 
 /// An SDS client's stream.
-struct SdsStream {
-    requests: mpsc::Sender<DiscoveryRequest>,
-    responses: Streaming<DiscoveryResponse>,
-    names: Vec<String>,
+pub(super) struct SdsStream {
+    pub(super) requests: mpsc::Sender<DiscoveryRequest>,
+    pub(super) responses: Streaming<DiscoveryResponse>,
+    pub(super) names: Vec<String>,
 }
 
 impl SdsStream {
-    async fn open(channel: Channel, names: &[&str]) -> Result<Self, Status> {
+    pub(super) async fn open(channel: Channel, names: &[&str]) -> Result<Self, Status> {
         let (requests, outgoing) = mpsc::channel(8);
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         let first = DiscoveryRequest {
@@ -38,11 +39,11 @@ impl SdsStream {
         Ok(Self { requests, responses, names })
     }
 
-    async fn next(&mut self) -> Result<DiscoveryResponse, Status> {
+    pub(super) async fn next(&mut self) -> Result<DiscoveryResponse, Status> {
         soon(self.responses.message()).await.map(|response| response.expect("the stream goes on"))
     }
 
-    async fn answer(&self, response: &DiscoveryResponse, error: Option<&str>) {
+    pub(super) async fn answer(&self, response: &DiscoveryResponse, error: Option<&str>) {
         let error_detail =
             error.map(|text| rpc::Status { code: 13, message: text.into(), ..Default::default() });
         let request = DiscoveryRequest {
@@ -56,7 +57,7 @@ impl SdsStream {
     }
 }
 
-fn secrets(response: &DiscoveryResponse) -> Vec<Secret> {
+pub(super) fn secrets(response: &DiscoveryResponse) -> Vec<Secret> {
     response.resources.iter().map(|any| Secret::decode(&any.value[..]).unwrap()).collect()
 }
 
@@ -130,7 +131,14 @@ async fn a_bundle_change_is_pushed_and_a_rejected_one_is_counted_and_not_repeate
     let third = stream.next().await.unwrap();
     assert_eq!(third.version_info, "3");
     assert_ne!(third.resources, second.resources);
+    let rejection = bench.shared.streams.list()[0].rejection.clone().expect("it is kept");
+    assert_eq!((rejection.version, rejection.detail.as_str()), (2, "no such thing"));
+    // In force at the client is only what it has accepted.
+    assert_eq!(bench.shared.streams.applied(4), (1, 1));
+    assert_eq!(bench.shared.streams.sds(4), SdsCount { subscribers: 1, acknowledged: 0, rejected: 1 });
+    stream.answer(&third, None).await;
     until(|| bench.shared.streams.applied(4) == (4, 1)).await;
+    assert_eq!(bench.shared.streams.sds(4), SdsCount { subscribers: 1, acknowledged: 1, rejected: 0 });
 }
 
 #[tokio::test]
@@ -200,16 +208,6 @@ async fn names_that_are_no_secret_are_refused() {
         let mut stream = SdsStream::open(channel.clone(), &[name]).await.unwrap();
         assert_eq!(stream.next().await.unwrap_err().code(), code, "{name}");
     }
-}
-
-#[tokio::test]
-async fn other_kinds_of_discovery_are_unimplemented() {
-    let bench = Bench::with(&[REVIEWS]);
-    let mut client = SecretDiscoveryServiceClient::new(bench.connect().await);
-    let fetched = client.fetch_secrets(DiscoveryRequest::default()).await.unwrap_err();
-    assert_eq!(fetched.code(), Code::Unimplemented);
-    let delta = client.delta_secrets(tokio_stream::empty()).await.unwrap_err();
-    assert_eq!(delta.code(), Code::Unimplemented);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use hanse_identity::AuthorityState;
 use super::*;
 use crate::attest::{Caller, Process};
 use crate::fixture::{REVIEWS, caller, id};
+use crate::io::streams::{MAX_STREAMS_PER_PROCESS, SdsCount};
 use crate::io::svids::{HeldKey, Holding, IDLE_GRACE, Lease};
 
 fn me(pid: u32) -> Arc<Caller> {
@@ -112,9 +113,12 @@ async fn what_does_not_verify_is_not_handed_out() {
 async fn applied_is_what_the_slowest_stream_has_followed() {
     let streams = Streams::default();
     assert_eq!(streams.applied(7), (7, 0));
-    let (slow, fast) = (streams.open("sds", String::new(), 5), streams.open("sds", String::new(), 5));
+    let process = crate::fixture::caller().process;
+    let open = || streams.open("sds", process, 1000, 5).unwrap();
+    let (slow, fast) = (open(), open());
     fast.handled(7);
     assert_eq!(streams.applied(7), (5, 2));
+    assert_eq!(streams.sds(7), SdsCount { subscribers: 2, acknowledged: 1, rejected: 0 });
     let mut progress = streams.progress();
     slow.handled(6);
     assert!(progress.has_changed().unwrap());
@@ -123,4 +127,17 @@ async fn applied_is_what_the_slowest_stream_has_followed() {
     drop(slow);
     assert!(progress.has_changed().unwrap());
     assert_eq!(streams.applied(7), (7, 1));
+}
+
+#[tokio::test]
+async fn one_process_does_not_open_streams_without_end() {
+    let streams = Streams::default();
+    let process = crate::fixture::caller().process;
+    let held: Vec<_> = (0..MAX_STREAMS_PER_PROCESS).map(|_| streams.open("sds", process, 1000, 1)).collect();
+    assert!(held.iter().all(Result::is_ok));
+    assert!(streams.open("sds", process, 1000, 1).is_err());
+    let other = crate::attest::Process { started: process.started + 1, ..process };
+    assert!(streams.open("sds", other, 1000, 1).is_ok(), "a pid that is used again is another process");
+    drop(held);
+    assert!(streams.open("sds", process, 1000, 1).is_ok());
 }
