@@ -248,7 +248,7 @@ fn bundle_from_pem(pem: &str, trust_domain: &TrustDomain) -> Result<Bundle, Clie
     if authorities.is_empty() {
         return Err(ClientError::credential("its bundle is empty".to_owned()));
     }
-    Ok(Bundle { trust_domain: trust_domain.clone(), sequence: 0, authorities })
+    Ok(Bundle::new(trust_domain.clone(), 0, authorities))
 }
 
 impl ClientError {

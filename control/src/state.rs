@@ -130,11 +130,8 @@ impl State {
     /// The State of a newly founded cluster: its nodes and the bundle of their authorities.
     pub fn founded(cluster: ClusterName, trust_domain: TrustDomain, nodes: Vec<NodeRecord>) -> Self {
         let nodes: BTreeMap<u64, NodeRecord> = nodes.into_iter().map(|n| (n.raft_id, n)).collect();
-        let bundle = Bundle {
-            trust_domain: trust_domain.clone(),
-            sequence: 1,
-            authorities: nodes.values().map(|n| n.authority.clone()).collect(),
-        };
+        let bundle =
+            Bundle::new(trust_domain.clone(), 1, nodes.values().map(|n| n.authority.clone()).collect());
         let mut view = View::new(cluster, trust_domain);
         view.advance(Revision(FOUNDING_INDEX), &[Change::BundlePut(bundle)]);
         Self { view, private: Private { nodes, ..Private::default() } }

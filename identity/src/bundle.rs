@@ -4,20 +4,28 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::authority::AuthorityState;
+use crate::jwt::{JwtAuthority, JwtAuthorityError};
 use crate::name::TrustDomain;
 use crate::time::Timestamp;
 use crate::wire::to_pem;
 use crate::x509;
 use crate::x509::authority::{AuthorityFacts, bears_name_of};
-use crate::x509::key::PublicKey;
+
+mod document;
+mod jwk;
+
+pub use document::{
+    BundleDocument, MAX_DOCUMENT_BYTES, MAX_DOCUMENT_KEYS, MAX_MAP_DOMAINS, bundle_map, parse_bundle_map,
+};
+pub(crate) use jwk::{KeyKind, is_sound as is_sound_key, key_kind};
 
 /// Most authorities that a bundle may have: several per control node, and then some.
 pub const MAX_AUTHORITIES: usize = 64;
+/// Most JWT authorities that a bundle may have.
+pub const MAX_JWT_AUTHORITIES: usize = 64;
 
 /// SHA-256 of a public key's SubjectPublicKeyInfo (DER); written as 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,7 +51,11 @@ pub struct Bundle {
     pub trust_domain: TrustDomain,
     /// `spiffe_sequence`: grows with every change of content.
     pub sequence: u64,
+    /// Who signs X509-SVIDs.
     pub authorities: Vec<AuthorityCertificate>,
+    /// Who signs JWT-SVIDs; never the same keys (SPIFFE Trust Domain and Bundle §2: no multi-protocol keys).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jwt_authorities: Vec<JwtAuthority>,
 }
 
 /// Why bytes are not a bundle, or not an authority's certificate.
@@ -59,6 +71,14 @@ pub enum BundleError {
     SubjectShared(String),
     #[error("the bundle has {0} authorities, at most {max} are read", max = MAX_AUTHORITIES)]
     TooMany(usize),
+    #[error("the bundle has {0} JWT authorities, at most {max} are read", max = MAX_JWT_AUTHORITIES)]
+    TooManyJwt(usize),
+    #[error("JWT authority {key_id:?}: {why}")]
+    Jwt { key_id: String, why: JwtAuthorityError },
+    #[error("two JWT authorities have the key id {0:?}")]
+    KeyIdShared(String),
+    #[error("the bundle document cannot be read: {0}")]
+    Document(String),
 }
 
 impl AuthorityCertificate {
@@ -87,23 +107,48 @@ impl AuthorityCertificate {
 }
 
 impl Bundle {
-    /// Checks every authority again, as read from a peer or a file.
+    /// A bundle of X.509 authorities alone.
+    pub fn new(trust_domain: TrustDomain, sequence: u64, authorities: Vec<AuthorityCertificate>) -> Self {
+        Self { trust_domain, sequence, authorities, jwt_authorities: Vec::new() }
+    }
+
+    /// Checks every authority again, as read from a joined cluster or a file. A cluster of ours always has an X.509
+    /// authority; see `check_foreign` for trust domains that are not run by Hanse.
     pub fn check(&self) -> Result<(), BundleError> {
         if self.authorities.is_empty() {
             return Err(BundleError::Empty);
         }
+        self.check_foreign()?;
+        let mut subjects = BTreeSet::new();
+        match self.authorities.iter().find(|authority| !subjects.insert(&authority.subject)) {
+            Some(twice) => Err(BundleError::SubjectShared(twice.subject.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// As `check`, of a trust domain that is not run by Hanse. It may have no authority at all: nothing of it is
+    /// believed then, which is how its owner says that every key is revoked (SPIFFE Trust Domain and Bundle §4.1.3).
+    /// Its authorities may share a subject: only revocation lists need to tell them apart by it.
+    pub fn check_foreign(&self) -> Result<(), BundleError> {
         if self.authorities.len() > MAX_AUTHORITIES {
             return Err(BundleError::TooMany(self.authorities.len()));
         }
-        let mut subjects = BTreeSet::new();
+        if self.jwt_authorities.len() > MAX_JWT_AUTHORITIES {
+            return Err(BundleError::TooManyJwt(self.jwt_authorities.len()));
+        }
         for authority in &self.authorities {
             let read = AuthorityCertificate::parse(&authority.der, &self.trust_domain)?;
             if read != (AuthorityCertificate { state: read.state, ..authority.clone() }) {
                 let rule = "what the bundle says about it is not what it says itself";
                 return Err(BundleError::NotAnAuthority(self.trust_domain.clone(), rule));
             }
-            if !subjects.insert(&authority.subject) {
-                return Err(BundleError::SubjectShared(authority.subject.clone()));
+        }
+        let mut key_ids = BTreeSet::new();
+        for authority in &self.jwt_authorities {
+            let key_id = || authority.key_id.chars().take(64).collect();
+            authority.check().map_err(|why| BundleError::Jwt { key_id: key_id(), why })?;
+            if !key_ids.insert(&authority.key_id) {
+                return Err(BundleError::KeyIdShared(key_id()));
             }
         }
         Ok(())
@@ -119,31 +164,15 @@ impl Bundle {
         self.trusted().map(|a| to_pem("CERTIFICATE", &a.der).to_string()).collect()
     }
 
-    /// SPIFFE bundle document (RFC 7517 JWK set, `use` = `x509-svid`).
-    pub fn to_jwks(&self, refresh_hint_seconds: u64) -> String {
-        let keys: Vec<_> = self.trusted().filter_map(|a| jwk(&a.der)).collect();
-        serde_json::json!({
-            "keys": keys,
-            "spiffe_sequence": self.sequence,
-            "spiffe_refresh_hint": refresh_hint_seconds,
-        })
-        .to_string()
+    /// The JWT authorities that validators may believe: all but the retired.
+    pub fn trusted_jwt(&self) -> impl Iterator<Item = &JwtAuthority> {
+        self.jwt_authorities.iter().filter(|a| a.is_trusted())
     }
 
     /// The pins of all trusted authorities, for join tokens.
     pub fn pins(&self) -> Vec<KeyId> {
         self.trusted().map(|a| a.key_id).collect()
     }
-}
-
-/// One authority as a JWK: `x5c` has exactly the one certificate.
-fn jwk(der: &[u8]) -> Option<serde_json::Value> {
-    let certificate = x509::parse(der).ok()?;
-    let key = PublicKey::read(certificate.public_key()).ok()?;
-    let mut jwk = serde_json::json!({ "use": "x509-svid", "x5c": [STANDARD.encode(der)] });
-    let members = jwk.as_object_mut()?;
-    members.extend(key.jwk_members().into_iter().map(|(name, value)| (name.to_owned(), value.into())));
-    Some(jwk)
 }
 
 impl fmt::Display for KeyId {

@@ -12,6 +12,7 @@ use crate::authority::Authority;
 use crate::bundle::{AuthorityCertificate, Bundle};
 use crate::grant::{Evidence, Registration, Selector, grant, grant_member};
 use crate::issue::{certificate_request, issue};
+use crate::jwt::JwtKey;
 use crate::name::{SpiffeId, TrustDomain};
 use crate::revocation::Revocations;
 use crate::svid::{Serial, Svid};
@@ -52,7 +53,17 @@ pub(crate) fn authority(trust_domain: &TrustDomain) -> Authority {
 pub(crate) fn bundle(authorities: &[&Authority]) -> Bundle {
     let trust_domain = authorities[0].trust_domain().clone();
     let authorities = authorities.iter().map(|a| a.certificate().clone()).collect();
-    Bundle { trust_domain, sequence: 1, authorities }
+    Bundle::new(trust_domain, 1, authorities)
+}
+
+pub(crate) fn jwt_key(trust_domain: &TrustDomain) -> JwtKey {
+    JwtKey::restore(trust_domain, &key().serialize_der()).unwrap()
+}
+
+/// A bundle with one X.509 authority and these JWT keys, all of them published.
+pub(crate) fn jwt_bundle(keys: &[&JwtKey]) -> Bundle {
+    let jwt_authorities = keys.iter().map(|key| key.authority(NOW + 30 * DAY)).collect();
+    Bundle { jwt_authorities, ..bundle(&[&authority(keys[0].trust_domain())]) }
 }
 
 pub(crate) fn trust(authorities: &[&Authority]) -> Trust {
@@ -145,7 +156,7 @@ pub(crate) fn handmade(params: CertificateParams) -> (Vec<u8>, Issuer<'static, K
 
 pub(crate) fn handmade_bundle(trust_domain: &TrustDomain, roots: &[&[u8]]) -> Bundle {
     let parse = |der: &&[u8]| AuthorityCertificate::parse(der, trust_domain).unwrap();
-    Bundle { trust_domain: trust_domain.clone(), sequence: 1, authorities: roots.iter().map(parse).collect() }
+    Bundle::new(trust_domain.clone(), 1, roots.iter().map(parse).collect())
 }
 
 /// An extension by its OID and DER content.

@@ -4,13 +4,14 @@
 //! SVID (`grant` → `Ticket` → `issue`), the one place where a certificate is believed (`verify`), and
 //! revocations. Nothing here opens a socket, reads a clock or draws randomness of its own: time, keys and
 //! serials come in as arguments. (An ECDSA signature needs a nonce: the library draws it, inside `issue`,
-//! `Authority::create`, `certificate_request`, `JoinToken::prove` and the TLS handshakes.) Every other crate depends on this one; it depends on none of them.
+//! `JwtKey::issue`, `Authority::create`, `certificate_request`, `JoinToken::prove` and the TLS handshakes.) Every other crate depends on this one; it depends on none of them.
 
 pub mod authority;
 pub mod bundle;
 pub mod crl;
 pub mod grant;
 pub mod issue;
+pub mod jwt;
 pub mod name;
 pub mod private_key;
 pub mod renewal;
@@ -27,10 +28,11 @@ mod x509;
 mod fixture;
 
 pub use authority::{Authority, AuthorityState};
-pub use bundle::{AuthorityCertificate, Bundle, KeyId};
+pub use bundle::{AuthorityCertificate, Bundle, BundleDocument, KeyId};
 pub use crl::{Crl, CrlError};
 pub use grant::{Evidence, Refusal, Registration, Selector, Ticket, grant};
 pub use issue::{IssueError, issue};
+pub use jwt::{JwtAuthority, JwtKey};
 pub use name::{ClusterName, NameError, NodeName, ServiceName, SpiffeId, TrustDomain};
 pub use private_key::PrivateKey;
 pub use revocation::{Reason, Revocation, RevocationId, RevocationTarget, Revocations};

@@ -214,11 +214,11 @@ pub fn mint_credential(
     let id = SpiffeId::member(authority.trust_domain(), MemberRole::Admin, user);
     let (chain, key) = sign_member(authority, &id, &Revocations::default(), lifetime, now)?;
     let svid = Svid::new(chain, key)?;
-    let bundle = Bundle {
-        trust_domain: first.trust_domain.clone(),
-        sequence: 1,
-        authorities: nodes.iter().map(|n| n.record.authority.clone()).collect::<Vec<AuthorityCertificate>>(),
-    };
+    let bundle = Bundle::new(
+        first.trust_domain.clone(),
+        1,
+        nodes.iter().map(|n| n.record.authority.clone()).collect::<Vec<AuthorityCertificate>>(),
+    );
     Ok(Credential {
         cluster: first.cluster.clone(),
         trust_domain: first.trust_domain.clone(),

@@ -80,11 +80,8 @@ pub fn offer(state: &State) -> Offer {
 
 fn own_bundle(state: &State) -> hanse_identity::Bundle {
     let trust_domain = &state.view.trust_domain;
-    state.view.bundles.get(trust_domain).cloned().unwrap_or_else(|| hanse_identity::Bundle {
-        trust_domain: trust_domain.clone(),
-        sequence: 0,
-        authorities: Vec::new(),
-    })
+    let none = || hanse_identity::Bundle::new(trust_domain.clone(), 0, Vec::new());
+    state.view.bundles.get(trust_domain).cloned().unwrap_or_else(none)
 }
 
 fn peer_addresses(state: &State) -> Vec<String> {
@@ -466,7 +463,7 @@ mod tests {
             offer: Offer {
                 cluster: "west".parse().unwrap(),
                 trust_domain: trust_domain.clone(),
-                bundle: Bundle { trust_domain: trust_domain.clone(), sequence: 1, authorities: Vec::new() },
+                bundle: Bundle::new(trust_domain.clone(), 1, Vec::new()),
                 endpoints: Vec::new(),
                 gateways: Vec::new(),
                 clock: Timestamp(1),

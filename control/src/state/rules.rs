@@ -154,9 +154,8 @@ impl State {
         if !nodes.clone().any(|n| n == node) {
             return Err(not_found("node", node, &mut nodes));
         }
-        let own = &self.view.trust_domain;
-        let before = self.view.bundles.get(own);
-        let mut authorities = before.map(|b| b.authorities.clone()).unwrap_or_default();
+        let mut bundle = self.own_bundle();
+        let authorities = &mut bundle.authorities;
         if authorities.contains(certificate) {
             return already();
         }
@@ -173,8 +172,15 @@ impl State {
                 authorities.push(certificate.clone());
             }
         }
-        let sequence = before.map_or(0, |b| b.sequence) + 1;
-        done(vec![Change::BundlePut(Bundle { trust_domain: own.clone(), sequence, authorities })])
+        bundle.sequence += 1;
+        done(vec![Change::BundlePut(bundle)])
+    }
+
+    /// The cluster's own bundle as it stands.
+    fn own_bundle(&self) -> Bundle {
+        let own = &self.view.trust_domain;
+        let none = || Bundle::new(own.clone(), 0, Vec::new());
+        self.view.bundles.get(own).cloned().unwrap_or_else(none)
     }
 
     /// Of an authority in the own bundle, signed by it, and newer than the one before.

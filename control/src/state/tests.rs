@@ -240,7 +240,7 @@ fn offer_of(cluster: &str) -> Offer {
     let trust_domain = td(&format!("{cluster}.example"));
     Offer {
         cluster: cluster.parse().unwrap(),
-        bundle: Bundle { trust_domain: trust_domain.clone(), sequence: 4, authorities: vec![authority(40)] },
+        bundle: Bundle::new(trust_domain.clone(), 4, vec![authority(40)]),
         endpoints: vec!["127.0.0.1:8001".into()],
         gateways: vec![summary(cluster)],
         clock: NOW,
@@ -728,7 +728,7 @@ fn a_peer_speaks_only_of_itself() {
         localities: BTreeMap::new(),
     };
     let stolen = ServiceSummary { identities: BTreeSet::from([id(REVIEWS)]), ..own.clone() };
-    let bundle = Bundle { trust_domain: td("east.example"), sequence: 99, authorities: vec![authority(66)] };
+    let bundle = Bundle::new(td("east.example"), 99, vec![authority(66)]);
     let revocation = |origin: &str, target| Revocation {
         id: RevocationId { number: 5, origin: td(origin) },
         target,

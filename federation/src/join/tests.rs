@@ -53,7 +53,7 @@ fn offer(view: &View) -> Offer {
     Offer {
         cluster: view.cluster.clone(),
         trust_domain: view.trust_domain.clone(),
-        bundle: Bundle { trust_domain: view.trust_domain.clone(), sequence: 1, authorities },
+        bundle: Bundle::new(view.trust_domain.clone(), 1, authorities),
         endpoints: vec!["127.0.0.1:7443".to_owned()],
         gateways: crate::session::gateways(view),
         clock: NOW,

@@ -60,7 +60,7 @@ fn authority(trust_domain: &TrustDomain) -> AuthorityCertificate {
 }
 
 fn bundle(cluster: &str, sequence: u64) -> Bundle {
-    Bundle { trust_domain: domain(cluster), sequence, authorities: vec![authority(&domain(cluster))] }
+    Bundle::new(domain(cluster), sequence, vec![authority(&domain(cluster))])
 }
 
 fn revocation(origin: &str, number: u64, target: RevocationTarget) -> Revocation {
@@ -151,7 +151,7 @@ impl Random {
             10 => {
                 *sequence += 1;
                 let authorities = authorities[..1 + usize::try_from(self.below(2)).unwrap()].to_vec();
-                Change::BundlePut(Bundle { trust_domain: domain("east"), sequence: *sequence, authorities })
+                Change::BundlePut(Bundle::new(domain("east"), *sequence, authorities))
             }
             11 | 12 => {
                 let origin = if self.below(4) == 0 { "north" } else { "east" };

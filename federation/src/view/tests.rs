@@ -28,7 +28,7 @@ fn record() -> PeerRecord {
 }
 
 fn bundle(trust_domain: &str, sequence: u64) -> Bundle {
-    Bundle { trust_domain: trust_domain.parse().unwrap(), sequence, authorities: Vec::new() }
+    Bundle::new(trust_domain.parse().unwrap(), sequence, Vec::new())
 }
 
 fn summary(name: &str) -> ServiceSummary {

@@ -63,7 +63,7 @@ impl Domain {
 
     fn bundle(&self) -> Bundle {
         let authorities = vec![self.authority.certificate().clone()];
-        Bundle { trust_domain: self.trust_domain.clone(), sequence: 1, authorities }
+        Bundle::new(self.trust_domain.clone(), 1, authorities)
     }
 
     fn id(&self, account: &str) -> SpiffeId {

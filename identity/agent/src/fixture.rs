@@ -55,7 +55,7 @@ pub fn authority(trust_domain: &TrustDomain) -> Authority {
 pub fn bundle(authorities: &[&Authority]) -> Bundle {
     let trust_domain = authorities[0].trust_domain().clone();
     let authorities = authorities.iter().map(|a| a.certificate().clone()).collect();
-    Bundle { trust_domain, sequence: 1, authorities }
+    Bundle::new(trust_domain, 1, authorities)
 }
 
 pub fn registration(name: &str, selectors: impl IntoIterator<Item = Selector>) -> Registration {

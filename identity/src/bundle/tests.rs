@@ -1,6 +1,7 @@
 //! Tests of bundles: who is an authority, and the documents that others read.
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
 
 use super::*;
@@ -209,7 +210,7 @@ fn x_10_keys_of_every_kind_are_written() {
     ];
     for (key, kind, members) in kinds {
         let authorities = vec![root_of(&key).unwrap()];
-        let bundle = Bundle { trust_domain: east(), sequence: 1, authorities };
+        let bundle = Bundle::new(east(), 1, authorities);
         let jwks: serde_json::Value = serde_json::from_str(&bundle.to_jwks(60)).unwrap();
         let jwk = &jwks["keys"][0];
         assert_eq!((&jwk["kty"], &jwk["use"]), (&kind.into(), &"x509-svid".into()));

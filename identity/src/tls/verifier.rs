@@ -89,7 +89,7 @@ impl PinnedVerifier {
         if !self.pins.contains(&root.key_id) {
             return Err(unknown());
         }
-        let bundle = Bundle { trust_domain: self.trust_domain.clone(), sequence: 0, authorities: vec![root] };
+        let bundle = Bundle::new(self.trust_domain.clone(), 0, vec![root]);
         let caller = verify(&Trust::new([&bundle], Revocations::default()), chain, now, Usage::Server)?;
         if !caller.id().is_member(&self.trust_domain, MemberRole::Node) {
             return Err(VerifyError::Unexpected(caller.id().clone()));

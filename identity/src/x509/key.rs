@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use x509_parser::der_parser::oid::Oid;
 use x509_parser::oid_registry::{
-    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_PKCS1_RSAENCRYPTION,
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
 };
 use x509_parser::public_key::PublicKey as Parsed;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -15,6 +15,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 /// Bytes of a coordinate on each curve (SEC 1 §2.3.5).
 const P256_COORDINATE: usize = 32;
 const P384_COORDINATE: usize = 48;
+const P521_COORDINATE: usize = 66;
 /// Bits of an RSA modulus: fewer are weak (NIST SP 800-131A), more cost a verifier what they bring no one.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// RSA public exponents (FIPS 186-5 §5.1 has the lower end); the upper end bounds the cost of a signature check.
@@ -50,18 +51,26 @@ impl<'k> PublicKey<'k> {
     /// The members of its JWK that say what key it is (RFC 7518 §6.2.1, §6.3.1).
     pub(crate) fn jwk_members(&self) -> Vec<(&'static str, String)> {
         let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-        let on_curve = |name: &str, point: &[u8]| {
-            let (x, y) = point[1..].split_at((point.len() - 1) / 2);
-            vec![("kty", "EC".to_owned()), ("crv", name.to_owned()), ("x", text(x)), ("y", text(y))]
-        };
         match self {
-            Self::P256(point) => on_curve("P-256", point),
-            Self::P384(point) => on_curve("P-384", point),
+            Self::P256(point) => point_members("P-256", point),
+            Self::P384(point) => point_members("P-384", point),
             Self::Rsa { modulus, exponent } => {
                 vec![("kty", "RSA".to_owned()), ("n", text(modulus)), ("e", text(exponent))]
             }
         }
     }
+}
+
+/// The members of a JWK for an uncompressed point of the curve that JWKs call `name`.
+pub(crate) fn point_members(name: &str, point: &[u8]) -> Vec<(&'static str, String)> {
+    let (x, y) = point[1..].split_at((point.len() - 1) / 2);
+    let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    vec![("kty", "EC".to_owned()), ("crv", name.to_owned()), ("x", text(x)), ("y", text(y))]
+}
+
+/// The uncompressed point, if the key is ECDSA P-521: no certificate here has one, but tokens may be signed with it.
+pub(crate) fn p521_point<'k>(key: &'k SubjectPublicKeyInfo<'_>) -> Option<&'k [u8]> {
+    point(key, &OID_NIST_EC_P521, P521_COORDINATE)
 }
 
 /// The uncompressed point, if the key is ECDSA P-256: the one kind that Hanse itself issues for and signs with.

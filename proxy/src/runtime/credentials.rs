@@ -273,7 +273,7 @@ pub fn bundle_from_pem(trust_domain: TrustDomain, pem: &str) -> Result<Bundle, S
             AuthorityCertificate::parse(&der, &trust_domain).map_err(|e| refused(e.to_string()))?;
         authorities.push(authority);
     }
-    Ok(Bundle { trust_domain, sequence: 0, authorities })
+    Ok(Bundle::new(trust_domain, 0, authorities))
 }
 
 fn text<'s>(name: &str, source: Option<&'s DataSource>) -> Result<&'s str, SecretError> {

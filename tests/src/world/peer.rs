@@ -351,7 +351,7 @@ fn lies(own: &TrustDomain) -> Vec<PeerFact> {
         PeerFact::Revoked(revocation(&victim)),
         PeerFact::Revoked(revocation(own)),
         PeerFact::Unrevoked(RevocationId { number: 7, origin: victim.clone() }),
-        PeerFact::Bundle(Bundle { trust_domain: victim, sequence: 1_000_000, authorities: Vec::new() }),
+        PeerFact::Bundle(Bundle::new(victim, 1_000_000, Vec::new())),
         PeerFact::Service(summary),
     ]
 }

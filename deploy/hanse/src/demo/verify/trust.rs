@@ -139,11 +139,7 @@ fn certificates(pem: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 fn trust_of(bundle_pem: &str, domain: &TrustDomain) -> anyhow::Result<Trust> {
     let authorities = certificates(bundle_pem)?;
     let authorities = authorities.iter().map(|der| AuthorityCertificate::parse(der, domain));
-    let bundle = Bundle {
-        trust_domain: domain.clone(),
-        sequence: 1,
-        authorities: authorities.collect::<Result<_, _>>()?,
-    };
+    let bundle = Bundle::new(domain.clone(), 1, authorities.collect::<Result<_, _>>()?);
     Ok(Trust::new([&bundle], Revocations::default()))
 }
 
