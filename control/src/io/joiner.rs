@@ -133,7 +133,7 @@ impl Join<'_> {
                 if let Ok(JoinReply { offer: Some(offer), .. }) = &reply {
                     self.theirs = Some(offer.clone());
                 }
-                Performed::Input(Box::new(JoinerInput::Replied(reply)))
+                Performed::Input(Box::new(JoinerInput::Replied(reply.map(Box::new))))
             }
             JoinerOutput::Probe(gateways) => {
                 Performed::Input(Box::new(JoinerInput::Probed(self.probe(&gateways).await)))

@@ -53,7 +53,7 @@ enum State {
 pub enum JoinerInput {
     Start,
     /// The inviter's reply to the phase that was sent last, or why there was none.
-    Replied(Result<JoinReply, String>),
+    Replied(Result<Box<JoinReply>, String>),
     /// Our own dials to the inviter's gateways: (gateway, round trip or why not).
     Probed(Vec<(String, Result<Duration, String>)>),
     /// Our own commit of the peer. `Err` only if it is certain that it is not, and will not be, in our log.
@@ -97,7 +97,7 @@ impl Joiner {
                 self.state = State::Checking;
                 vec![Send(Phase::Preflight)]
             }
-            (State::Checking, JoinerInput::Replied(Ok(reply))) => self.checked(now, reply),
+            (State::Checking, JoinerInput::Replied(Ok(reply))) => self.checked(now, *reply),
             (State::Checking, JoinerInput::Replied(Err(why))) => {
                 // An earlier join with this invite may have broken off between the two commits: without an answer
                 // nobody knows, and it must not be said that all is as before.
@@ -109,7 +109,7 @@ impl Joiner {
             }
             (State::Probing(offer), JoinerInput::Probed(results)) => self.probed(offer, &results),
             (State::Agreeing { offer, sent }, JoinerInput::Replied(reply)) => {
-                self.agreed(now, offer, sent, reply)
+                self.agreed(now, offer, sent, reply.map(|reply| *reply))
             }
             (State::Committing { offer, theirs }, JoinerInput::Committed(Ok(ours))) => {
                 let (them, us) = (&offer.cluster, &self.view.cluster);
@@ -120,7 +120,9 @@ impl Joiner {
                 let detail = format!("{} could not commit: {why}", self.view.cluster);
                 self.give_up(vec![Line(Check::failed("agree", detail))])
             }
-            (State::Undoing { sent }, JoinerInput::Replied(reply)) => self.undone(sent, reply),
+            (State::Undoing { sent }, JoinerInput::Replied(reply)) => {
+                self.undone(sent, reply.map(|reply| *reply))
+            }
             (state, _) => {
                 self.state = state;
                 Vec::new()

@@ -287,7 +287,9 @@ impl World {
                 }
                 match output {
                     JoinerOutput::Line(check) => self.lines.push(check),
-                    JoinerOutput::Send(phase) => inputs.push(JoinerInput::Replied(self.send(phase))),
+                    JoinerOutput::Send(phase) => {
+                        inputs.push(JoinerInput::Replied(self.send(phase).map(Box::new)))
+                    }
                     JoinerOutput::Probe(gateways) => {
                         let result = if self.probes_fail {
                             Err("refused".to_owned())
@@ -383,7 +385,7 @@ fn one_gateway_that_answers_is_enough_and_the_others_are_named() {
     let mut joiner = Joiner::new(&west, "i-1", NOW, VERSION);
     joiner.handle(NOW, JoinerInput::Start);
     let reply = JoinReply { checks: vec![], offer: Some(offer(&view("east"))), committed: None };
-    joiner.handle(NOW, JoinerInput::Replied(Ok(reply)));
+    joiner.handle(NOW, JoinerInput::Replied(Ok(Box::new(reply))));
     let results =
         vec![("a".to_owned(), Err("refused".to_owned())), ("b".to_owned(), Ok(Duration::from_millis(5)))];
     let outputs = joiner.handle(NOW, JoinerInput::Probed(results));

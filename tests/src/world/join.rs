@@ -357,7 +357,7 @@ impl World {
             .enumerate()
             .find_map(|(task, join)| join.run.as_ref().filter(|r| asks(r)).map(|run| (task, run.id)));
         if let Some((task, run)) = found {
-            self.join_input(task, run, JoinerInput::Replied(reply));
+            self.join_input(task, run, JoinerInput::Replied(reply.map(Box::new)));
         }
     }
 
