@@ -138,7 +138,7 @@ pub(crate) enum Event {
     Deliver {
         from: Party,
         to: Party,
-        packet: Packet,
+        packet: Box<Packet>,
     },
     Tick {
         at: At,
@@ -266,7 +266,7 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Deliver { from, to, packet } => self.deliver(from, to, packet),
+            Event::Deliver { from, to, packet } => self.deliver(from, to, *packet),
             Event::Tick { at, life } => self.node_tick(at, life),
             Event::Stored { at, life } => self.node_stored(at, life),
             Event::SnapshotMade { at, life, job } => self.node_input(at, life, job.run()),

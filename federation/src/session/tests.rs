@@ -468,7 +468,7 @@ fn revocation_lists_are_told_and_only_those_of_the_peers_own_authorities_are_tak
     let authority = east_authority();
     let list = |number| list(&authority, number);
     let certificate = authority.certificate().clone();
-    let with = |authorities| Bundle { trust_domain: domain("east"), sequence: 3, authorities };
+    let with = |authorities| Bundle::new(domain("east"), 3, authorities);
     let mut east = view("east");
     east.advance(Revision(5), &[Change::BundlePut(with(vec![certificate.clone()]))]);
     let before = east.clone();
@@ -494,11 +494,7 @@ fn revocation_lists_are_told_and_only_those_of_the_peers_own_authorities_are_tak
 fn a_retelling_clears_lists_that_it_does_not_name_and_may_start_anew() {
     let authority = east_authority();
     let list = |number| list(&authority, number);
-    let bundle = Bundle {
-        trust_domain: domain("east"),
-        sequence: 3,
-        authorities: vec![authority.certificate().clone()],
-    };
+    let bundle = Bundle::new(domain("east"), 3, vec![authority.certificate().clone()]);
     let mut west = importer();
     assert_eq!(fold(&mut west, vec![PeerFact::Bundle(bundle.clone()), PeerFact::Crl(list(9))]), []);
     // As after a restored backup.

@@ -212,7 +212,7 @@ impl World {
             format!("{from:?} → {to:?}{}: {}", if lost { " LOST" } else { "" }, packet.words())
         });
         for at in arrivals {
-            self.at(at, Event::Deliver { from, to, packet: packet.clone() });
+            self.at(at, Event::Deliver { from, to, packet: Box::new(packet.clone()) });
         }
     }
 

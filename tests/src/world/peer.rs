@@ -111,7 +111,7 @@ impl World {
         for pending in dropped {
             let to = Party::Node(at.cluster, leader as usize - 1);
             let packet = Packet::Forward { proposal: pending.proposal };
-            self.after(on_its_way_ms, Event::Deliver { from: at.party(), to, packet });
+            self.after(on_its_way_ms, Event::Deliver { from: at.party(), to, packet: Box::new(packet) });
         }
     }
 
