@@ -69,6 +69,9 @@ pub struct UpArgs {
     /// Run the story, a line per step, and end; exit code 0 if every step holds, else 1
     #[arg(long, conflicts_with = "detach")]
     pub verify: bool,
+    /// With --verify: allow every figure this many times its target (a debug build, a machine with other work)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub slack: u32,
     /// Control nodes per cluster: 1, 3 or 5
     #[arg(long, default_value_t = 3)]
     pub nodes: usize,

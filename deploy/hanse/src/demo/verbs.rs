@@ -84,7 +84,7 @@ async fn start_in(global: &Global, up: &UpArgs, spec: Spec, directory: &Path) ->
     let mut keeper = Keeper::listen(&demo)?;
     if up.verify {
         let report = tokio::select! {
-            report = super::verify::run(global, &demo) => Some(report),
+            report = super::verify::run(global, &demo, up.slack) => Some(report),
             () = super::signals::terminated() => None,
         };
         keeper.close().await;

@@ -58,6 +58,15 @@ struct Story<'d> {
     demo: &'d Demo,
     home: String,
     away: String,
+    /// How many times its target a figure may be.
+    slack: u32,
+}
+
+impl Story<'_> {
+    /// The longest that is still good, for a figure with that target.
+    fn within(&self, target: Duration) -> Duration {
+        target * self.slack
+    }
 }
 
 impl Verdict {
@@ -67,8 +76,9 @@ impl Verdict {
 }
 
 /// Runs steps 1 to 13 on a demo that runs.
-pub async fn run(global: &Global, demo: &Arc<Demo>) -> Vec<Step> {
-    let story = Story { demo, home: demo.spec.clusters[0].clone(), away: demo.spec.clusters[1].clone() };
+pub async fn run(global: &Global, demo: &Arc<Demo>, slack: u32) -> Vec<Step> {
+    let (home, away) = (demo.spec.clusters[0].clone(), demo.spec.clusters[1].clone());
+    let story = Story { demo, home, away, slack };
     let mut steps = Vec::new();
     macro_rules! tell {
         ($($name:literal => $step:expr;)*) => {

@@ -69,7 +69,7 @@ impl Story<'_> {
         let missing = self.missing(connection, &writes).await?;
         self.forget(connection, &writes).await?;
         let failed = samples.iter().filter(|s| !s.ok).count();
-        let in_time = next.is_some_and(|gap| gap <= MAX_WRITE_GAP);
+        let in_time = next.is_some_and(|gap| gap <= self.within(MAX_WRITE_GAP));
         let ok = failed == 0 && in_time && missing == 0 && !writes.is_empty() && leader.is_some();
         let summary = format!(
             "{} killed, next write accepted after {}, {missing} of {} acknowledged writes missing, {failed} of {} requests failed",

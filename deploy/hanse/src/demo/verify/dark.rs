@@ -103,7 +103,7 @@ impl Story<'_> {
         let left = sent.iter().map(|s| s.start - dark).max().unwrap_or_default();
         let all: Vec<Sample> = samples.iter().filter(in_the_dark).cloned().collect();
         let failed = all.iter().filter(|s| !s.ok).count();
-        let ok = left <= MAX_LEAVING && returned.is_some() && !all.is_empty();
+        let ok = left <= self.within(MAX_LEAVING) && returned.is_some() && !all.is_empty();
         let back = returned.map_or("not back".to_owned(), |took| format!("back after {} ms", ms(took)));
         let summary = format!(
             "left after {} ms, {failed} of {} failed, slowest {} ms, {back}",

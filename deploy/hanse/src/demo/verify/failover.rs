@@ -44,9 +44,11 @@ impl Story<'_> {
         let gap = longest_gap(&samples);
         let first_away = samples.iter().filter(|s| s.ok && s.cluster == self.away).map(|s| s.end).min();
         let away = samples.iter().filter(|s| s.ok && s.cluster == self.away).count();
-        let late_home =
-            samples.iter().filter(|s| s.start > killed + MAX_GAP && s.cluster == self.home).count();
-        let ok = failed == 0 && gap <= MAX_GAP && away > 0 && late_home == 0;
+        let late_home = samples
+            .iter()
+            .filter(|s| s.start > killed + self.within(MAX_GAP) && s.cluster == self.home)
+            .count();
+        let ok = failed == 0 && gap <= self.within(MAX_GAP) && away > 0 && late_home == 0;
         let summary = format!(
             "{} requests, {failed} failed, gap {} ms, slowest {} ms, {away} answered by {}",
             samples.len(),

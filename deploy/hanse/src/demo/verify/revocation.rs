@@ -59,12 +59,12 @@ impl Story<'_> {
         let mut evidence = serde_json::Map::new();
         let mut lines = vec![receipt_line(&receipt, complete_after)];
         for side in sides {
-            let (holds, line, figures) = side.judge(asked).await;
+            let (holds, line, figures) = side.judge(asked, self.within(MAX_ENFORCEMENT)).await;
             ok &= holds;
             lines.push(line.clone());
             evidence.insert(figures.0, figures.1);
         }
-        let (refused, line, figures) = thief.judge(asked_at, MAX_ENFORCEMENT)?;
+        let (refused, line, figures) = thief.judge(asked_at, self.within(MAX_ENFORCEMENT))?;
         ok &= refused;
         lines.push(line);
         evidence.insert("thief".to_owned(), figures);
@@ -132,7 +132,7 @@ struct Side {
 }
 
 impl Side {
-    async fn judge(self, asked: Instant) -> (bool, String, (String, Value)) {
+    async fn judge(self, asked: Instant, limit: Duration) -> (bool, String, (String, Value)) {
         let samples = self.probes.finish().await;
         let streams: Vec<Stream> = self.streams.iter().map(|s| *lock(s)).collect();
         let cut: Vec<Duration> =
@@ -144,8 +144,8 @@ impl Side {
         let before = samples.iter().filter(|s| s.ok && s.end <= asked).count();
         let longest_cut = cut.iter().max().copied().unwrap_or_default();
         let ok = cut.len() == streams.len()
-            && longest_cut <= MAX_ENFORCEMENT
-            && last_served <= MAX_ENFORCEMENT
+            && longest_cut <= limit
+            && last_served <= limit
             && !refused.is_empty()
             && before > 0;
         let line = format!(
