@@ -9,7 +9,8 @@ use std::net::SocketAddr;
 use hanse_federation::catalog::Export;
 use hanse_federation::policy::{Diagnostic, PolicyKey, PolicyKind};
 use hanse_identity::{
-    ClusterName, NodeName, Registration, RevocationId, Selector, ServiceName, SpiffeId, Timestamp,
+    AgentScope, ClusterName, NodeName, Registration, RevocationId, Selector, ServiceName, SpiffeId,
+    Timestamp, TrustDomain,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,7 @@ calls! {
     AgentTokenCreateRequest => TokenReply, "AgentTokenCreate";
     AgentListRequest => Listing<AgentItem>, "AgentList";
     WorkloadRegisterRequest => Written, "WorkloadRegister";
+    WorkloadApplyRequest => Written, "WorkloadApply";
     WorkloadListRequest => Listing<WorkloadItem>, "WorkloadList";
     WorkloadDeleteRequest => Written, "WorkloadDelete";
     ProxyListRequest => Listing<ProxyItem>, "ProxyList";
@@ -387,6 +389,13 @@ pub struct WorkloadRegisterRequest {
     pub registration: Registration,
 }
 
+/// Several registrations, all or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadApplyRequest {
+    pub registrations: Vec<Registration>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadListRequest {}
 
@@ -394,13 +403,20 @@ pub struct WorkloadListRequest {}
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadItem {
     pub id: SpiffeId,
-    pub agent: NodeName,
+    pub agent: AgentScope,
     pub selectors: BTreeSet<Selector>,
     pub services: BTreeSet<ServiceName>,
     pub ttl_seconds: u64,
     /// Where it serves, if it has no proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<SocketAddr>,
+    /// Trust domains of no joined cluster whose bundles it is given.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub federates_with: BTreeSet<TrustDomain>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hint: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
     /// The revocation because of which no SVID is issued, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<RevocationId>,
@@ -410,7 +426,7 @@ pub struct WorkloadItem {
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadDeleteRequest {
     pub id: SpiffeId,
-    pub agent: NodeName,
+    pub agent: AgentScope,
 }
 
 // ---- proxies

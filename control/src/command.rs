@@ -9,8 +9,8 @@ use hanse_federation::join::Offer;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::token::Invite;
 use hanse_identity::{
-    AuthorityCertificate, ClusterName, Crl, NodeName, Reason, Registration, RevocationId, RevocationTarget,
-    Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
+    AgentScope, AuthorityCertificate, ClusterName, Crl, NodeName, Reason, Registration, RevocationId,
+    RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
 };
 use serde::{Deserialize, Serialize};
 
@@ -95,7 +95,15 @@ pub enum Command {
     },
     WorkloadDelete {
         id: SpiffeId,
-        agent: NodeName,
+        agent: AgentScope,
+    },
+    /// Several at once, all or nothing, in this order.
+    WorkloadApply {
+        registrations: Vec<Registration>,
+    },
+    /// Registrations whose end has come.
+    WorkloadLapse {
+        keys: Vec<(SpiffeId, AgentScope)>,
     },
     /// Inviter's commit: consumes the invite and makes the peer. The same request again answers the same.
     PeerAccept {

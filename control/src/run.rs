@@ -28,6 +28,8 @@ const DRAIN: Duration = Duration::from_millis(200);
 const DRAIN_REST: Duration = Duration::from_secs(1);
 /// How often the leader looks for revocations that have lapsed.
 const LAPSE_EVERY: Duration = Duration::from_secs(10);
+/// How often the leader looks for registrations whose end has come.
+const REGISTRATIONS_LAPSE_EVERY: Duration = Duration::from_secs(1);
 
 /// One control node.
 #[derive(Clone, Debug, clap::Args)]
@@ -213,6 +215,7 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
     tokio::spawn(watching::sweep_silent_nodes(context.clone()));
     tokio::spawn(keep_lapsing(context.clone()));
     tokio::spawn(crl::keep_publishing(context.clone()));
+    tokio::spawn(keep_registrations_lapsing(context.clone()));
     tokio::spawn(http::serve(context.clone(), admin));
 }
 
@@ -234,6 +237,31 @@ async fn keep_lapsing(context: Arc<Context>) {
             Ok(outcome) => tracing::info!(count, revision = outcome.revision, "revocations lapsed"),
             // The next look will find them again.
             Err(error) => tracing::warn!(why = %error, "revocations could not lapse yet"),
+        }
+    }
+}
+
+/// On the leader: registrations whose end has come are deleted. No SVID of theirs is valid any longer than they,
+/// whether or not this has been done yet.
+async fn keep_registrations_lapsing(context: Arc<Context>) {
+    let mut stop = context.stop.clone();
+    let mut tick = tokio::time::interval(REGISTRATIONS_LAPSE_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stopped(&mut stop) => return,
+        }
+        if !context.handle.status().is_leader {
+            continue;
+        }
+        let keys = context.handle.state().lapsed_registrations(now());
+        if keys.is_empty() {
+            continue;
+        }
+        let count = keys.len();
+        match context.handle.propose("", Command::WorkloadLapse { keys }).await {
+            Ok(outcome) => tracing::info!(count, revision = outcome.revision, "registrations lapsed"),
+            Err(error) => tracing::warn!(why = %error, "registrations could not lapse yet"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! State: what a control node's log adds up to. The View that everyone may know, and the tables that only
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
-//! One file per subject below does the work: `catalog` (announcements, exports, registrations), `peers` (invites,
+//! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
 //! agents, joined clusters), `rules` (policies, revocations, authorities), `roles` (who may do what), `audit` (who did
 //! what), `snapshot` (how a State is written).
 
@@ -18,6 +18,7 @@ mod addressed;
 pub mod audit;
 mod catalog;
 mod peers;
+mod registrations;
 pub mod roles;
 mod rules;
 pub mod snapshot;
@@ -186,9 +187,14 @@ impl State {
             Command::AgentJoin { invite, request_hash } => self.agent_join(invite, request_hash, now),
             Command::WorkloadRegister { registration } => {
                 self.may_register(&proposal.actor, &registration.id)?;
-                self.workload_register(registration)
+                self.workload_register(registration, now)
             }
             Command::WorkloadDelete { id, agent } => self.workload_delete(id, agent),
+            Command::WorkloadApply { registrations } => {
+                registrations.iter().try_for_each(|r| self.may_register(&proposal.actor, &r.id))?;
+                self.workload_apply(registrations, now)
+            }
+            Command::WorkloadLapse { keys } => self.workload_lapse(keys, now),
             Command::PeerAccept { invite, request_hash, offer } => {
                 self.peer_accept(invite, request_hash, offer, now)
             }

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::authority::Authority;
 use crate::bundle::{AuthorityCertificate, Bundle};
-use crate::grant::{Evidence, Registration, Selector, grant, grant_member};
+use crate::grant::{AgentScope, Evidence, Registration, Selector, grant, grant_member};
 use crate::issue::{certificate_request, issue};
 use crate::jwt::JwtKey;
 use crate::name::{SpiffeId, TrustDomain};
@@ -94,14 +94,8 @@ pub(crate) fn evidence() -> Evidence {
 }
 
 pub(crate) fn registration(name: &str) -> Registration {
-    Registration {
-        id: id(name),
-        agent: "host-1".parse().unwrap(),
-        selectors: [Selector::Uid(1000)].into(),
-        services: Default::default(),
-        ttl_seconds: 0,
-        address: None,
-    }
+    let agent: AgentScope = "host-1".parse().unwrap();
+    Registration::new(id(name), agent, [Selector::Uid(1000)])
 }
 
 /// Parameters of a good leaf, for tests to spoil.

@@ -1,43 +1,17 @@
 //! Grant: evidence and registrations in, a ticket or a refusal out. Only `grant` can make a `Ticket`.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use crate::name::{MemberRole, NodeName, SpiffeId, TrustDomain};
 use crate::revocation::Revocations;
+use crate::time::Timestamp;
 
-/// One fact about a workload that an agent found out from the kernel, or that a registration demands.
-/// Text form `unix:uid:1000`, `unix:gid:1000`, `unix:path:/usr/bin/app`, `unix:sha256:<hex>`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Selector {
-    Uid(u32),
-    Gid(u32),
-    Path(String),
-    /// Lower-case hex of the executable's SHA-256.
-    Sha256(String),
-}
+pub mod registration;
+pub mod selector;
 
-/// Who may have an identity: the agent that vouches, and the selectors of which all must hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Registration {
-    pub id: SpiffeId,
-    /// The agent on whose host the workload runs.
-    pub agent: NodeName,
-    pub selectors: BTreeSet<Selector>,
-    /// Services that a proxy with this identity may register endpoints of.
-    #[serde(default)]
-    pub services: BTreeSet<crate::name::ServiceName>,
-    /// SVID lifetime, seconds; 0 = the cluster's default.
-    #[serde(default)]
-    pub ttl_seconds: u64,
-    /// Where a workload that speaks SPIFFE mutual TLS itself, without a proxy of ours, serves its services: the
-    /// registration stands for the announcement that nobody makes.
-    #[serde(default)]
-    pub address: Option<SocketAddr>,
-}
+pub use registration::{AgentScope, Registration, RegistrationError};
+pub use selector::{Selector, SelectorError};
 
 /// What an authenticated agent says about a local caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +26,8 @@ pub struct Evidence {
 pub struct Ticket {
     pub(crate) id: SpiffeId,
     pub(crate) lifetime: Duration,
+    /// What it gives is not valid beyond this: the end of the registration.
+    pub(crate) not_after: Option<Timestamp>,
 }
 
 /// Why no SVID is given.
@@ -75,15 +51,6 @@ pub const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Lifetime where a registration does not say.
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
-impl Registration {
-    /// Whether all selectors of this registration are among the evidence, on the right agent.
-    pub fn matches(&self, evidence: &Evidence) -> bool {
-        self.agent == evidence.agent
-            && !self.selectors.is_empty()
-            && self.selectors.is_subset(&evidence.selectors)
-    }
-}
-
 /// Identities that the evidence entitles to, in the order of `registrations`.
 pub fn entitled<'r>(
     registrations: impl IntoIterator<Item = &'r Registration>,
@@ -104,14 +71,13 @@ pub fn grant<'r>(
     if id.path().starts_with("/hanse/") && !id.is_member(trust_domain, MemberRole::Gateway) {
         return Err(Refusal::MemberIdentity { id: id.clone() });
     }
-    let registration = registrations.into_iter().find(|r| r.id == *id && r.matches(evidence));
-    let registration = registration
+    let matching = registrations.into_iter().filter(|r| r.id == *id && r.matches(evidence));
+    // Of several, the one that holds longest, then the one for this host in particular.
+    let registration = matching
+        .max_by_key(|r| (r.expires.unwrap_or(Timestamp(u64::MAX)), r.agent.name().is_some()))
         .ok_or_else(|| Refusal::NotRegistered { id: id.to_string(), agent: evidence.agent.clone() })?;
-    let lifetime = match registration.ttl_seconds {
-        0 => DEFAULT_LIFETIME,
-        seconds => Duration::from_secs(seconds),
-    };
-    Ok(Ticket { id: id.clone(), lifetime: clamped(lifetime) })
+    let lifetime = clamped(registration.lifetime());
+    Ok(Ticket { id: id.clone(), lifetime, not_after: registration.expires })
 }
 
 /// A ticket for a member of the mesh itself (`/hanse/<role>/<name>`): a node renewing its own SVID, an agent
@@ -126,7 +92,7 @@ pub fn grant_member(
     if id.as_member().is_none_or(|(_, name)| name.parse::<NodeName>().is_err()) {
         return Err(Refusal::NotAMember { id: id.clone() });
     }
-    Ok(Ticket { id: id.clone(), lifetime: clamped(lifetime) })
+    Ok(Ticket { id: id.clone(), lifetime: clamped(lifetime), not_after: None })
 }
 
 fn own_and_not_revoked(
@@ -159,52 +125,10 @@ impl Ticket {
     pub fn lifetime(&self) -> Duration {
         self.lifetime
     }
-}
 
-impl std::fmt::Display for Selector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Uid(uid) => write!(f, "unix:uid:{uid}"),
-            Self::Gid(gid) => write!(f, "unix:gid:{gid}"),
-            Self::Path(path) => write!(f, "unix:path:{path}"),
-            Self::Sha256(hex) => write!(f, "unix:sha256:{hex}"),
-        }
-    }
-}
-
-/// Why a text is not a selector.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("selector {0:?} is none of unix:uid:N, unix:gid:N, unix:path:/ABSOLUTE, unix:sha256:HEX")]
-pub struct SelectorError(pub String);
-
-impl std::str::FromStr for Selector {
-    type Err = SelectorError;
-
-    fn from_str(text: &str) -> Result<Self, SelectorError> {
-        let err = || SelectorError(text.chars().take(120).collect());
-        let (kind, value) =
-            text.strip_prefix("unix:").and_then(|rest| rest.split_once(':')).ok_or_else(err)?;
-        match kind {
-            "uid" => value.parse().map(Self::Uid).map_err(|_| err()),
-            "gid" => value.parse().map(Self::Gid).map_err(|_| err()),
-            "path" if value.starts_with('/') => Ok(Self::Path(value.to_owned())),
-            "sha256" if crate::wire::from_hex(value).is_some_and(|b| b.len() == 32) => {
-                Ok(Self::Sha256(value.to_ascii_lowercase()))
-            }
-            _ => Err(err()),
-        }
-    }
-}
-
-impl Serialize for Selector {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Selector {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    /// When the registration behind it ends: nothing that the ticket gives is valid any longer.
+    pub fn not_after(&self) -> Option<Timestamp> {
+        self.not_after
     }
 }
 

@@ -51,6 +51,8 @@ pub enum IssueError {
     AuthorityExpired(Timestamp),
     #[error("the authority is of trust domain {0}, the identity is not")]
     ForeignTrustDomain(crate::name::TrustDomain),
+    #[error("the registration expired at {0}")]
+    RegistrationExpired(Timestamp),
     #[error("signing failed: {0}")]
     Signing(String),
     #[error("what was signed does not fit the template: {0}")]
@@ -59,7 +61,7 @@ pub enum IssueError {
 
 /// Signs an SVID for the ticket's identity over the CSR's public key. The CSR's self-signature is checked
 /// (proof of possession); nothing else of it is used. `not_before` is `now` minus 30 s; `not_after` is never
-/// beyond the authority's own.
+/// beyond the authority's own, nor beyond the end of the registration.
 pub fn issue(
     ticket: Ticket,
     csr_der: &[u8],
@@ -77,12 +79,16 @@ pub fn issue(
     if ticket.id.trust_domain() != authority.trust_domain() {
         return Err(IssueError::ForeignTrustDomain(authority.trust_domain().clone()));
     }
+    let end = ticket.not_after.unwrap_or(Timestamp(u64::MAX));
+    if end <= now {
+        return Err(IssueError::RegistrationExpired(end));
+    }
     let spki = requested_key(csr_der)?;
     let template = Template {
         key_id: x509::key_id(&spki),
         serial,
         not_before: now - BACKDATED,
-        not_after: (now + ticket.lifetime).min(certificate.not_after),
+        not_after: (now + ticket.lifetime).min(certificate.not_after).min(end),
         id: ticket.id,
     };
     let der = sign(&template, &spki, authority)?;

@@ -30,7 +30,7 @@ mod fixture;
 pub use authority::{Authority, AuthorityState};
 pub use bundle::{AuthorityCertificate, Bundle, BundleDocument, KeyId};
 pub use crl::{Crl, CrlError};
-pub use grant::{Evidence, Refusal, Registration, Selector, Ticket, grant};
+pub use grant::{AgentScope, Evidence, Refusal, Registration, Selector, Ticket, grant};
 pub use issue::{IssueError, issue};
 pub use jwt::{JwtAuthority, JwtKey};
 pub use name::{ClusterName, NameError, NodeName, ServiceName, SpiffeId, TrustDomain};

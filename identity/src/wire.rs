@@ -85,6 +85,10 @@ pub struct AgentState {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub crls: BTreeMap<TrustDomain, BTreeMap<KeyId, Crl>>,
     pub revocations: crate::revocation::Revocations,
+    /// Trust domains of `bundles` that are neither the own one nor a joined cluster's: a workload is given their
+    /// bundles only where its registration names them.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeSet::is_empty")]
+    pub strangers: std::collections::BTreeSet<crate::name::TrustDomain>,
     /// `host:port` of the cluster's control nodes, so that an agent can fail over between them.
     pub endpoints: Vec<String>,
 }

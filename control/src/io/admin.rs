@@ -24,8 +24,8 @@ use crate::admin::{
     NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest,
     ProxyListRequest, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest,
     RevokeStatusRequest, RoleBindRequest, RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest,
-    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadDeleteRequest,
-    WorkloadListRequest, WorkloadRegisterRequest, Written,
+    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadApplyRequest,
+    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
 };
 use crate::command::{Actor, Answer, Command};
 use crate::state::State;
@@ -136,6 +136,7 @@ admin_service! {
     agent_token_create(AgentTokenCreateRequest) => token::for_agent;
     agent_list(AgentListRequest) => identity::agents;
     workload_register(WorkloadRegisterRequest) => identity::register;
+    workload_apply(WorkloadApplyRequest) => identity::apply;
     workload_list(WorkloadListRequest) => identity::workloads;
     workload_delete(WorkloadDeleteRequest) => identity::delete;
     audit_list(AuditListRequest) => audit::list;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use hanse_federation::View;
 use hanse_federation::wire::encode;
 use hanse_identity::grant::{self, grant_member};
 use hanse_identity::name::MemberRole;
@@ -17,7 +18,7 @@ use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{
     AgentDown, AgentUp, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, RenewAgentRequest, SvidReply,
 };
-use hanse_identity::{Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, issue};
+use hanse_identity::{Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, TrustDomain, issue};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -35,8 +36,8 @@ use crate::wire::issue::issue_server::Issue;
 
 /// How long an SVID waits for a read that has seen every acknowledged revocation, before the local State decides.
 const FRESH_READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Most selectors that an agent may report of one caller.
-const MAX_SELECTORS: usize = 64;
+/// Most selectors that an agent may report of one caller: most of them are its groups, by number and by name.
+const MAX_SELECTORS: usize = 1024;
 /// States that wait for a slow agent; each is complete, so more would be of no use.
 const AGENT_QUEUE: usize = 4;
 /// An agent is told a newer revision at least this often, even if nothing of it concerns the agent.
@@ -173,9 +174,8 @@ impl Issue for IssueService {
         if request.selectors.len() > MAX_SELECTORS {
             return Err(Status::invalid_argument(format!("more than {MAX_SELECTORS} selectors")));
         }
-        let selectors: Result<BTreeSet<Selector>, _> = request.selectors.iter().map(|s| s.parse()).collect();
-        let selectors =
-            selectors.map_err(|e: grant::SelectorError| Status::invalid_argument(e.to_string()))?;
+        // A newer agent may know kinds that this node does not: they prove nothing here, and take nothing away.
+        let selectors: BTreeSet<Selector> = request.selectors.iter().filter_map(|s| s.parse().ok()).collect();
         let evidence = Evidence { agent, selectors };
         let state = self.fresh_state().await;
         if !state.private.agents.contains_key(&evidence.agent) {
@@ -279,12 +279,25 @@ impl AgentStream<'_> {
 fn agent_state(state: &State, agent: &NodeName) -> AgentState {
     AgentState {
         revision: state.view.revision.0,
-        registrations: state.private.registrations.values().filter(|r| r.agent == *agent).cloned().collect(),
+        registrations: state
+            .private
+            .registrations
+            .values()
+            .filter(|r| r.agent.covers(agent))
+            .cloned()
+            .collect(),
         bundles: state.view.bundles.values().cloned().collect(),
         crls: state.view.crls.clone(),
+        strangers: strangers(&state.view),
         revocations: state.view.revocations.clone(),
         endpoints: state.private.nodes.values().map(|n| n.address.clone()).collect(),
     }
+}
+
+/// Trust domains whose bundles this cluster has although they are neither its own nor a joined cluster's.
+fn strangers(view: &View) -> BTreeSet<TrustDomain> {
+    let known = |domain: &&TrustDomain| **domain != view.trust_domain && view.peer_of(domain).is_none();
+    view.bundles.keys().filter(known).cloned().collect()
 }
 
 /// Whether anything but the revision is different.
@@ -292,6 +305,7 @@ fn differs(old: &AgentState, new: &AgentState) -> bool {
     old.registrations != new.registrations
         || old.bundles != new.bundles
         || old.crls != new.crls
+        || old.strangers != new.strangers
         || old.revocations != new.revocations
         || old.endpoints != new.endpoints
 }

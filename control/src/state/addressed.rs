@@ -3,7 +3,7 @@
 
 use hanse_federation::Change;
 use hanse_federation::catalog::{Endpoint, Locality, Session};
-use hanse_identity::{NodeName, Registration, SpiffeId};
+use hanse_identity::{AgentScope, NodeName, Registration, SpiffeId};
 
 use super::{MAX_ENDPOINTS, State, bounded};
 use crate::command::Refusal;
@@ -13,6 +13,11 @@ impl State {
     pub(super) fn addressed(&self, registration: &Registration) -> Result<Option<Endpoint>, Refusal> {
         let Registration { id, agent, services, address, .. } = registration;
         let Some(address) = *address else { return Ok(None) };
+        let Some(agent) = agent.name() else {
+            return Err(Refusal::Invalid(
+                "an address is one host's: the registration names every agent".into(),
+            ));
+        };
         if services.is_empty() {
             return Err(Refusal::Invalid("an address is of services: the registration names none".into()));
         }
@@ -47,10 +52,11 @@ impl State {
     pub(super) fn readdressed(
         &self,
         id: &SpiffeId,
-        agent: &NodeName,
+        agent: &AgentScope,
         endpoint: Option<Endpoint>,
     ) -> Option<Change> {
-        let known = endpoint_name(id, agent).ok().and_then(|name| self.view.endpoints.get(&name));
+        let name = agent.name().and_then(|agent| endpoint_name(id, agent).ok());
+        let known = name.and_then(|name| self.view.endpoints.get(&name));
         let known = known.filter(|e| e.identity == *id && e.session.is_of_registration());
         match (known, endpoint) {
             (_, Some(_)) if self.view.revocations.of_identity(id).is_some() => None,
@@ -134,13 +140,11 @@ mod tests {
     }
 
     fn registration(services: &[&str], address: Option<&str>) -> Registration {
+        let agent: NodeName = "host-1".parse().unwrap();
         Registration {
-            id: id(),
-            agent: "host-1".parse().unwrap(),
-            selectors: [Selector::Uid(1000)].into(),
             services: services.iter().map(|s| s.parse().unwrap()).collect(),
-            ttl_seconds: 0,
             address: address.map(|a| a.parse().unwrap()),
+            ..Registration::new(id(), agent, [Selector::Uid(1000)])
         }
     }
 

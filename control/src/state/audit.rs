@@ -168,6 +168,10 @@ pub fn subject(command: &Command) -> Option<Subject> {
             ("workload-register", format!("{} on {}", r.id, r.agent))
         }
         Command::WorkloadDelete { id, agent } => ("workload-delete", format!("{id} on {agent}")),
+        Command::WorkloadApply { registrations } => {
+            ("workload-apply", several_of(registrations.iter().map(|r| format!("{} on {}", r.id, r.agent))))
+        }
+        Command::WorkloadLapse { keys } => ("workload-lapse", format!("{} registrations", keys.len())),
         Command::PeerAccept { invite, offer, .. } => {
             ("cluster-accept", format!("cluster {}, invite {invite}", offer.cluster))
         }

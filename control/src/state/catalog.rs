@@ -1,22 +1,17 @@
-//! Commands about the catalog: what proxies and gateways announce, what is exported, who may be what.
+//! Commands about the catalog: what proxies and gateways announce, and what is exported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_federation::Change;
 use hanse_federation::catalog::{Announcement, Endpoint, Export, Gateway, Serves, Service, Session};
 use hanse_identity::name::MemberRole;
-use hanse_identity::{NodeName, Registration, ServiceName, SpiffeId};
+use hanse_identity::{NodeName, ServiceName, SpiffeId};
 
 use super::{
-    Decision, MAX_ENDPOINTS, MAX_GATEWAYS, MAX_PER_REGISTRATION, MAX_REGISTRATIONS, MAX_SERVICES,
-    MAX_SERVICES_PER_ENDPOINT, MAX_TEXT_BYTES, State, already, bounded, done, not_found,
+    Decision, MAX_ENDPOINTS, MAX_GATEWAYS, MAX_SERVICES_PER_ENDPOINT, MAX_TEXT_BYTES, State, already,
+    bounded, done, not_found,
 };
 use crate::command::Refusal;
-
-/// The key of a registration.
-pub(super) fn registration_key(id: &SpiffeId, agent: &NodeName) -> String {
-    format!("{id} {agent}")
-}
 
 impl State {
     pub(super) fn announce(&self, said: &Announcement, identity: &SpiffeId, node: &NodeName) -> Decision {
@@ -206,92 +201,9 @@ impl State {
         services.get(service).ok_or_else(|| not_found("service", service, services.keys()))
     }
 
-    pub(super) fn workload_register(&mut self, new: &Registration) -> Decision {
-        self.check_registration(new)?;
-        let endpoint = self.addressed(new)?;
-        let key = registration_key(&new.id, &new.agent);
-        let before = self.private.registrations.get(&key);
-        if before == Some(new) {
-            return already();
-        }
-        let added: Vec<&ServiceName> =
-            new.services.iter().filter(|s| !self.view.services.contains_key(*s)).collect();
-        if !added.is_empty() {
-            bounded("services", self.view.services.len() + added.len() - 1, MAX_SERVICES)?;
-        }
-        if before.is_none() {
-            bounded("registrations", self.private.registrations.len(), MAX_REGISTRATIONS)?;
-        }
-        let removed: BTreeSet<ServiceName> =
-            before.map(|b| b.services.difference(&new.services).cloned().collect()).unwrap_or_default();
-        self.private.registrations.insert(key, new.clone());
-        let mut changes = Vec::new();
-        for name in &new.services {
-            let entry = self.view.services.get(name);
-            if entry.is_some_and(|e| e.identities.contains(&new.id)) {
-                continue;
-            }
-            let mut entry = entry.cloned().unwrap_or_else(|| empty_service(name));
-            entry.identities.insert(new.id.clone());
-            changes.push(Change::ServicePut(entry));
-        }
-        changes.extend(self.no_longer_allowed(&new.id, &removed));
-        changes.extend(self.readdressed(&new.id, &new.agent, endpoint));
-        Ok((crate::command::Answer::Done, changes))
-    }
-
-    fn check_registration(&self, new: &Registration) -> Result<(), Refusal> {
-        let here = &self.view.trust_domain;
-        if new.id.trust_domain() != here {
-            return Err(Refusal::NotAllowed(format!("{} is not of trust domain {here}", new.id)));
-        }
-        match new.id.as_member() {
-            None if new.id.path().starts_with("/hanse") => {
-                return Err(Refusal::NotAllowed(format!(
-                    "{} is below /hanse, which is the mesh's own",
-                    new.id
-                )));
-            }
-            Some((MemberRole::Gateway, _)) if new.services.is_empty() => {}
-            Some((MemberRole::Gateway, _)) => {
-                return Err(Refusal::Invalid("a gateway is registered without services".into()));
-            }
-            Some((role, _)) => {
-                let role = role.as_str();
-                return Err(Refusal::NotAllowed(format!(
-                    "{} is a member ({role}), it cannot be registered",
-                    new.id
-                )));
-            }
-            None if new.id.path().is_empty() => {
-                return Err(Refusal::Invalid("a workload's SPIFFE ID has a path".into()));
-            }
-            None => {}
-        }
-        if new.selectors.is_empty() {
-            return Err(Refusal::Invalid("a registration needs at least one selector".into()));
-        }
-        if new.selectors.len().max(new.services.len()) > MAX_PER_REGISTRATION {
-            return Err(Refusal::Limit(format!(
-                "{MAX_PER_REGISTRATION} selectors and services per registration"
-            )));
-        }
-        // The agent need not have joined: a host may be prepared before it is switched on.
-        Ok(())
-    }
-
-    pub(super) fn workload_delete(&mut self, id: &SpiffeId, agent: &NodeName) -> Decision {
-        let Some(gone) = self.private.registrations.remove(&registration_key(id, agent)) else {
-            return Err(Refusal::NotFound { what: format!("a registration of {id} on agent {agent}") });
-        };
-        let mut changes = self.no_longer_allowed(id, &gone.services);
-        changes.extend(self.readdressed(id, agent, None));
-        Ok((crate::command::Answer::Done, changes))
-    }
-
     /// What follows when a registration stops naming `removed`, unless another one of the identity still does: the
     /// services lose the identity, and its endpoints lose the services.
-    fn no_longer_allowed(&self, id: &SpiffeId, removed: &BTreeSet<ServiceName>) -> Vec<Change> {
+    pub(super) fn no_longer_allowed(&self, id: &SpiffeId, removed: &BTreeSet<ServiceName>) -> Vec<Change> {
         let allowed = self.allowed_services(id);
         let lost: BTreeSet<&ServiceName> = removed.iter().filter(|s| !allowed.contains(s)).collect();
         if lost.is_empty() {
@@ -336,7 +248,7 @@ impl State {
     }
 }
 
-fn empty_service(name: &ServiceName) -> Service {
+pub(super) fn empty_service(name: &ServiceName) -> Service {
     Service { name: name.clone(), identities: BTreeSet::new(), export: None }
 }
 

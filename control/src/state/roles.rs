@@ -137,7 +137,7 @@ impl State {
         if self.private.roles.is_empty() {
             return None;
         }
-        let here = self.private.registrations.values().filter(|r| r.agent == *agent);
+        let here = self.private.registrations.values().filter(|r| r.agent.covers(agent));
         here.map(|r| &r.id).find(|id| !self.roles_of(id).is_empty())
     }
 }

@@ -165,14 +165,8 @@ const REVIEWS: &str = "spiffe://east.example/ns/shop/sa/reviews";
 const RATINGS: &str = "spiffe://east.example/ns/shop/sa/ratings";
 
 fn registration(identity: &str, agent: &str, names: &[&str]) -> Registration {
-    Registration {
-        id: id(identity),
-        agent: name(agent),
-        selectors: BTreeSet::from(["unix:uid:1000".parse().unwrap()]),
-        services: services(names),
-        ttl_seconds: 0,
-        address: None,
-    }
+    let selector = "unix:uid:1000".parse().unwrap();
+    Registration { services: services(names), ..Registration::new(id(identity), name(agent), [selector]) }
 }
 
 fn register(identity: &str, agent: &str, names: &[&str]) -> Command {
@@ -328,14 +322,14 @@ fn a_service_has_the_identities_of_its_registrations() {
     log.done(register(RATINGS, "host-1", &["shop/reviews", "shop/ratings"]));
     assert_eq!(log.state.view.services[&service("shop/reviews")].identities.len(), 2);
     // It stays as long as one host has it.
-    log.done(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-1") });
+    log.done(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-1").into() });
     assert_eq!(log.state.view.services[&service("shop/reviews")].identities.len(), 2);
-    log.done(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-2") });
+    log.done(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-2").into() });
     assert_eq!(log.state.view.services[&service("shop/reviews")].identities, BTreeSet::from([id(RATINGS)]));
     // Nothing keeps it any more.
     let changes = log.done(register(RATINGS, "host-1", &["shop/ratings"]));
     assert_eq!(changes, vec![Change::ServiceGone(service("shop/reviews"))]);
-    log.not_found(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-1") });
+    log.not_found(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-1").into() });
 }
 
 #[test]
@@ -468,7 +462,7 @@ fn exports_are_for_services_that_exist() {
     log.already(export("shop/reviews", Export::Everyone));
     log.done(export("shop/reviews", Export::Only(BTreeSet::from([west()]))));
     // The export alone keeps the service, without identities.
-    log.done(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-1") });
+    log.done(Command::WorkloadDelete { id: id(REVIEWS), agent: name("host-1").into() });
     assert!(log.state.view.services[&service("shop/reviews")].identities.is_empty());
     assert_eq!(log.done(unexport()), vec![Change::ServiceGone(service("shop/reviews"))]);
     log.not_found(unexport());

@@ -72,15 +72,12 @@ impl Domain {
 
     fn workload(&self, account: &str, ttl_seconds: u64) -> Svid {
         let selectors = BTreeSet::from([Selector::Uid(1)]);
+        let agent: hanse_identity::NodeName = "host-1".parse().unwrap();
         let registration = Registration {
-            id: self.id(account),
-            agent: "host-1".parse().unwrap(),
-            selectors: selectors.clone(),
-            services: BTreeSet::new(),
             ttl_seconds,
-            address: None,
+            ..Registration::new(self.id(account), agent.clone(), selectors.clone())
         };
-        let evidence = Evidence { agent: registration.agent.clone(), selectors };
+        let evidence = Evidence { agent, selectors };
         let none = Revocations::default();
         self.sign(grant(&self.trust_domain, [&registration], &none, &evidence, &registration.id).unwrap())
     }

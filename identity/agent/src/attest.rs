@@ -1,26 +1,25 @@
 //! Attestation: what the kernel says about the process at the other end of a Unix socket.
 //!
-//! Owns `Caller` (uid, gid, process, executable) and the way from a peer's credentials to it through `/proc`.
-//! The caller itself is never asked anything. Everything here blocks; `io::socket` runs it off the runtime.
+//! Owns `Caller` (user, groups, process, executable, unit) and the way from a peer's credentials to it. The caller
+//! itself is never asked anything. Everything here blocks; `io::socket` runs it off the runtime. What is read where:
+//! `executables` (digests), `names` (the host's tables of users and groups), `process` (`/proc`, pidfd).
 
-use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Mutex;
 
-use aws_lc_rs::digest;
 use hanse_identity::Selector;
 use serde::Serialize;
 
-/// Executables whose digest is remembered; the one that was looked at longest ago is forgotten first.
-pub const MAX_REMEMBERED_EXECUTABLES: usize = 256;
-/// Largest executable that is hashed, in bytes; a larger one has no `sha256` selector.
-pub const MAX_EXECUTABLE_BYTES: u64 = 4 << 30;
+mod executables;
+mod names;
+mod process;
 
-/// What the kernel appends to the link of an executable that was unlinked.
-const DELETED: &str = " (deleted)";
+pub use executables::{Executables, MAX_EXECUTABLE_BYTES, MAX_HASH_TIME, MAX_REMEMBERED_EXECUTABLES};
+pub use names::{MAX_TABLE_BYTES, NameTable};
+
+/// Supplementary groups that are looked at, lowest first; a process in more of them shows only these.
+pub const MAX_GROUPS: usize = 256;
 
 /// One process for as long as it lives: a pid alone is used again after it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -34,20 +33,35 @@ pub struct Process {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub process: Process,
+    /// Effective user and group, as they were when it connected and are now.
     pub uid: u32,
     pub gid: u32,
-    /// Absolute path of the executable; `None` if it cannot be read or the file is deleted.
+    /// At most `MAX_GROUPS`.
+    pub supplementary_gids: BTreeSet<u32>,
+    /// Names in the host's own tables; `None` if those have none.
+    pub user: Option<String>,
+    pub group: Option<String>,
+    pub supplementary_groups: BTreeSet<String>,
+    /// Absolute path of the executable; `None` if it cannot be read, if the file has been deleted or replaced, or if
+    /// this agent sees another file under that path.
     pub path: Option<String>,
-    /// Lower-case hex of the executable's SHA-256; `None` if it cannot be read.
+    /// Lower-case hex of the executable's SHA-256; `None` if it cannot be read or is too large.
     pub sha256: Option<String>,
+    /// `NAME.service` or `NAME.scope`; `None` where systemd does not run the host, or runs it outside of any.
+    pub unit: Option<String>,
 }
 
-/// A process as the socket's peer credentials (`SO_PEERCRED`) name it.
-#[derive(Clone, Copy, Debug)]
+/// A process as the socket's peer credentials name it.
+#[derive(Debug)]
 pub struct Peer {
+    /// `SO_PEERCRED`: as it was when it connected.
     pub uid: u32,
     pub gid: u32,
     pub pid: Option<i32>,
+    /// `SO_PEERPIDFD` (Linux 6.5): keeps pointing at the process that connected, whoever has its number now.
+    pub pidfd: Option<OwnedFd>,
+    /// Clock ticks after boot at which the connection was accepted: the caller had started by then.
+    pub accepted: Option<u64>,
 }
 
 /// Why a caller is not attested.
@@ -57,7 +71,7 @@ pub enum AttestError {
     NoPid,
     #[error("process {pid} cannot be looked at: {reason}")]
     Unreadable { pid: u32, reason: String },
-    #[error("process {0} ended and its number was taken by another while it was being attested")]
+    #[error("process {0} has ended since it connected; its number may be another's by now")]
     Replaced(u32),
     #[error("process {pid} changed its user or group since it connected")]
     UserChanged { pid: u32 },
@@ -67,141 +81,84 @@ pub enum AttestError {
     Timeout,
 }
 
-/// Digests of executables by what identifies their content without reading it.
-#[derive(Debug, Default)]
-pub struct Executables {
-    known: Mutex<VecDeque<(FileStamp, String)>>,
+/// What attesting many callers has in common.
+#[derive(Debug)]
+pub struct Attestor {
+    pub executables: Executables,
+    pub users: NameTable,
+    pub groups: NameTable,
 }
 
-/// Changes whenever the content of a file may have (ctime cannot be set by the file's owner, mtime can).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileStamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+impl Default for Attestor {
+    /// With the host's own tables, not a directory service's: what one of those says could be slow, or somebody else's.
+    fn default() -> Self {
+        Self {
+            executables: Executables::default(),
+            users: NameTable::new("/etc/passwd"),
+            groups: NameTable::new("/etc/group"),
+        }
+    }
 }
 
 impl Caller {
     /// Everything that is known of the caller, in the form that registrations ask for.
     pub fn selectors(&self) -> BTreeSet<Selector> {
-        let path = self.path.clone().map(Selector::Path);
-        let sha256 = self.sha256.clone().map(Selector::Sha256);
-        [Selector::Uid(self.uid), Selector::Gid(self.gid)].into_iter().chain(path).chain(sha256).collect()
+        let mut all = BTreeSet::from([Selector::Uid(self.uid), Selector::Gid(self.gid)]);
+        all.extend(self.supplementary_gids.iter().copied().map(Selector::SupplementaryGid));
+        all.extend(self.user.clone().map(Selector::User));
+        all.extend(self.group.clone().map(Selector::Group));
+        all.extend(self.supplementary_groups.iter().cloned().map(Selector::SupplementaryGroup));
+        all.extend(self.path.clone().map(Selector::Path));
+        all.extend(self.sha256.clone().map(Selector::Sha256));
+        all.extend(self.unit.clone().map(Selector::SystemdUnit));
+        all
     }
 }
 
-/// Attests the process behind a peer's credentials.
-///
-/// The start time is read before and after everything else, and the process must still run as the user that
-/// connected, so that a pid that is used again is not taken for the caller.
-pub fn attest(peer: Peer, executables: &Executables) -> Result<Caller, AttestError> {
-    let pid = peer.pid.and_then(|p| u32::try_from(p).ok()).filter(|p| *p != 0).ok_or(AttestError::NoPid)?;
-    let started = start_time(pid)?;
-    let (uid, gid) = effective_ids(pid)?;
-    if (uid, gid) != (peer.uid, peer.gid) {
-        return Err(AttestError::UserChanged { pid });
-    }
-    let link = executable_link(pid);
-    let sha256 = executables.digest(Path::new(&format!("/proc/{pid}/exe")));
-    if executable_link(pid) != link {
-        return Err(AttestError::ExecutableChanged(pid));
-    }
-    if start_time(pid).ok() != Some(started) {
-        return Err(AttestError::Replaced(pid));
-    }
-    let path = link.filter(|path| path.starts_with('/') && !path.ends_with(DELETED));
-    Ok(Caller { process: Process { pid, started }, uid: peer.uid, gid: peer.gid, path, sha256 })
-}
-
-/// Where the executable is; `None` if this agent may not know or the path is not text.
-fn executable_link(pid: u32) -> Option<String> {
-    std::fs::read_link(format!("/proc/{pid}/exe")).ok()?.into_os_string().into_string().ok()
-}
-
-fn start_time(pid: u32) -> Result<u64, AttestError> {
-    let unreadable = |reason: String| AttestError::Unreadable { pid, reason };
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|e| unreadable(e.to_string()))?;
-    parse_start_time(&stat).ok_or_else(|| unreadable("its stat file has no start time".to_owned()))
-}
-
-/// Field 22 of `/proc/<pid>/stat`. The second field is the command in parentheses and may hold anything, so
-/// fields are counted from the last closing parenthesis.
-fn parse_start_time(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-fn effective_ids(pid: u32) -> Result<(u32, u32), AttestError> {
-    let unreadable = |reason: String| AttestError::Unreadable { pid, reason };
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| unreadable(e.to_string()))?;
-    let ids = parse_effective_id(&status, "Uid:").zip(parse_effective_id(&status, "Gid:"));
-    ids.ok_or_else(|| unreadable("its status file has no user".to_owned()))
-}
-
-/// The second number (real, effective, saved, file system) of a line of `/proc/<pid>/status`.
-fn parse_effective_id(status: &str, label: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix(label))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
-}
-
-impl Executables {
-    /// SHA-256 of the file, from memory if it has not changed since it was read.
-    pub fn digest(&self, path: &Path) -> Option<String> {
-        let mut file = File::open(path).ok()?;
-        let stamp = FileStamp::of(&file)?;
-        if stamp.size > MAX_EXECUTABLE_BYTES {
-            return None;
+impl Attestor {
+    /// Attests the process behind a peer's credentials.
+    ///
+    /// That it is the process that connected, and no later one with its number, is what the pidfd says before and
+    /// after everything else has been read. A kernel without pidfds leaves the start time: the same before and after,
+    /// and not later than the connection. The process must still run as the user and group that connected.
+    pub fn attest(&self, peer: &Peer) -> Result<Caller, AttestError> {
+        let pid =
+            peer.pid.and_then(|p| u32::try_from(p).ok()).filter(|p| *p != 0).ok_or(AttestError::NoPid)?;
+        process::still_is(peer.pidfd.as_ref(), pid)?;
+        let started = process::start_time(pid)?;
+        if peer.pidfd.is_none() && peer.accepted.is_some_and(|accepted| started > accepted) {
+            return Err(AttestError::Replaced(pid));
         }
-        if let Some(known) = self.recall(&stamp) {
-            return Some(known);
+        let credentials = process::Credentials::of(pid)?;
+        if (credentials.uid, credentials.gid) != (peer.uid, peer.gid) {
+            return Err(AttestError::UserChanged { pid });
         }
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            match file.read(&mut buffer).ok()? {
-                0 => break,
-                n => context.update(&buffer[..n]),
-            }
+        let link = process::executable_link(pid);
+        let sha256 = self.executables.digest(Path::new(&format!("/proc/{pid}/exe")));
+        let path = link.clone().filter(|path| process::is_executable_of(pid, path));
+        let unit = process::unit(pid);
+        if process::executable_link(pid) != link {
+            return Err(AttestError::ExecutableChanged(pid));
         }
-        let hex: String = context.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        // A file that changed while it was read has no digest worth remembering, or worth vouching for.
-        if FileStamp::of(&file)? != stamp {
-            return None;
+        if process::Credentials::of(pid)? != credentials {
+            return Err(AttestError::UserChanged { pid });
         }
-        self.remember(stamp, hex.clone());
-        Some(hex)
-    }
-
-    fn recall(&self, stamp: &FileStamp) -> Option<String> {
-        let mut known = self.known.lock().expect("no holder of this lock panics");
-        let position = known.iter().position(|(s, _)| s == stamp)?;
-        let entry = known.remove(position)?;
-        known.push_back(entry.clone());
-        Some(entry.1)
-    }
-
-    fn remember(&self, stamp: FileStamp, hex: String) {
-        let mut known = self.known.lock().expect("no holder of this lock panics");
-        known.retain(|(s, _)| *s != stamp);
-        if known.len() >= MAX_REMEMBERED_EXECUTABLES {
-            known.pop_front();
+        if process::start_time(pid).ok() != Some(started) {
+            return Err(AttestError::Replaced(pid));
         }
-        known.push_back((stamp, hex));
-    }
-}
-
-impl FileStamp {
-    fn of(file: &File) -> Option<Self> {
-        let meta = file.metadata().ok()?;
-        Some(Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
+        process::still_is(peer.pidfd.as_ref(), pid)?;
+        let groups = &credentials.supplementary;
+        Ok(Caller {
+            process: Process { pid, started },
+            uid: peer.uid,
+            gid: peer.gid,
+            user: self.users.name(peer.uid),
+            group: self.groups.name(peer.gid),
+            supplementary_groups: groups.iter().filter_map(|gid| self.groups.name(*gid)).collect(),
+            supplementary_gids: credentials.supplementary,
+            path,
+            sha256,
+            unit,
         })
     }
 }

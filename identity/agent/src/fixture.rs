@@ -59,26 +59,18 @@ pub fn bundle(authorities: &[&Authority]) -> Bundle {
 }
 
 pub fn registration(name: &str, selectors: impl IntoIterator<Item = Selector>) -> Registration {
-    let selectors = selectors.into_iter().collect();
-    Registration {
-        id: id(name),
-        agent: agent(),
-        selectors,
-        services: BTreeSet::new(),
-        ttl_seconds: 3600,
-        address: None,
-    }
+    Registration { ttl_seconds: 3600, ..Registration::new(id(name), agent(), selectors) }
 }
 
 pub fn state(registrations: Vec<Registration>, bundles: Vec<Bundle>) -> AgentState {
-    let endpoints = vec!["127.0.0.1:1".to_owned()];
     AgentState {
         revision: 1,
         registrations,
         bundles,
         crls: BTreeMap::new(),
         revocations: Revocations::default(),
-        endpoints,
+        strangers: BTreeSet::new(),
+        endpoints: vec!["127.0.0.1:1".to_owned()],
     }
 }
 
@@ -101,8 +93,18 @@ pub fn own_uid() -> u32 {
 
 pub fn caller() -> Caller {
     let process = Process { pid: 100, started: 4711 };
-    let path = Some("/usr/bin/reviews".to_owned());
-    Caller { process, uid: 1000, gid: 1000, path, sha256: None }
+    Caller {
+        process,
+        uid: 1000,
+        gid: 1000,
+        supplementary_gids: BTreeSet::new(),
+        user: None,
+        group: None,
+        supplementary_groups: BTreeSet::new(),
+        path: Some("/usr/bin/reviews".to_owned()),
+        sha256: None,
+        unit: None,
+    }
 }
 
 pub fn evidence(caller: &Caller) -> Evidence {

@@ -78,6 +78,10 @@ pub struct Standing<'s> {
     own: &'s TrustDomain,
     /// Every identity that a registration gives, in the order of the registrations, each once.
     registered: Vec<&'s SpiffeId>,
+    /// Hints by identity; no two have the same (SPIFFE Workload API §8).
+    hints: BTreeMap<&'s SpiffeId, &'s str>,
+    /// Trust domains of no joined cluster that a registration of the caller names.
+    strangers: BTreeSet<&'s TrustDomain>,
 }
 
 impl<'s> Standing<'s> {
@@ -88,9 +92,20 @@ impl<'s> Standing<'s> {
         evidence: &Evidence,
     ) -> Result<Standing<'s>, Denial> {
         let mut registered: Vec<&SpiffeId> = Vec::new();
-        for Registration { id, .. } in grant::entitled(&state.registrations, evidence) {
-            if id.trust_domain() == own && !registered.contains(&id) {
+        let (mut hints, mut strangers) = (BTreeMap::new(), BTreeSet::new());
+        for registration in grant::entitled(&state.registrations, evidence) {
+            let Registration { id, hint, federates_with, .. } = registration;
+            if id.trust_domain() != own {
+                continue;
+            }
+            if !registered.contains(&id) {
                 registered.push(id);
+            }
+            if !hint.is_empty() && !hints.contains_key(id) && !hints.values().any(|other| other == hint) {
+                hints.insert(id, hint.as_str());
+            }
+            if state.revocations.of_identity(id).is_none() {
+                strangers.extend(federates_with);
             }
         }
         if registered.is_empty() {
@@ -98,7 +113,7 @@ impl<'s> Standing<'s> {
             let agent = evidence.agent.to_string();
             return Err(Denial::NotRegistered { agent, selectors: selectors.join(" ") });
         }
-        let standing = Standing { state, own, registered };
+        let standing = Standing { state, own, registered, hints, strangers };
         match standing.identities().is_empty() {
             true => {
                 Err(standing.revoked(standing.registered[0]).expect("none of them is free of revocations"))
@@ -197,7 +212,7 @@ impl<'s> Standing<'s> {
                     x509_svid: svid.chain.concat(),
                     x509_svid_key: svid.key.to_vec(),
                     bundle: bundle.clone(),
-                    hint: String::new(),
+                    hint: self.hints.get(&svid.facts.id).map_or(String::new(), |hint| (*hint).to_owned()),
                 }),
                 Err(denial) => refused = Some(denial),
             }
@@ -247,8 +262,18 @@ impl<'s> Standing<'s> {
         })
     }
 
+    /// The bundle of a trust domain that the caller may know: the own one, a joined cluster's, or one that its
+    /// registration names.
+    fn trusted(&self, trust_domain: &TrustDomain) -> Option<Bundle> {
+        let stranger = self.state.strangers.contains(trust_domain);
+        if stranger && !self.strangers.contains(trust_domain) {
+            return None;
+        }
+        trusted(self.state, trust_domain)
+    }
+
     fn bundle_pem(&self, trust_domain: &TrustDomain) -> Result<BundlePem, Denial> {
-        let bundle = trusted(self.state, trust_domain);
+        let bundle = self.trusted(trust_domain);
         let bundle = bundle.ok_or_else(|| Denial::UnknownTrustDomain(trust_domain.clone()))?;
         let trusted = with_crls(&bundle, self.state.crls.get(trust_domain));
         let authorities = trusted.authorities.iter().map(|a| to_pem("CERTIFICATE", &a.der));
@@ -261,7 +286,7 @@ impl<'s> Standing<'s> {
     /// The revocation lists of every trust domain that has all of its own.
     fn crls_der(&self) -> Vec<Vec<u8>> {
         let domains: BTreeSet<&TrustDomain> = self.state.bundles.iter().map(|b| &b.trust_domain).collect();
-        let bundles = domains.into_iter().filter_map(|td| trusted(self.state, td));
+        let bundles = domains.into_iter().filter_map(|td| self.trusted(td));
         let lists = bundles.flat_map(|bundle| {
             let known = self.state.crls.get(&bundle.trust_domain);
             with_crls(&bundle, known).crls.into_iter().map(|crl| crl.der.to_vec()).collect::<Vec<_>>()
@@ -270,7 +295,7 @@ impl<'s> Standing<'s> {
     }
 
     fn bundle_der(&self, trust_domain: &TrustDomain) -> Option<Vec<u8>> {
-        let bundle = trusted(self.state, trust_domain)?;
+        let bundle = self.trusted(trust_domain)?;
         Some(bundle.authorities.iter().flat_map(|a| &a.der).copied().collect())
     }
 }

@@ -112,9 +112,100 @@ fn selectors_are_read_as_they_are_written() {
     }
     let upper: Selector = sha256.replace("ab", "AB").parse().unwrap();
     assert_eq!(upper.to_string(), sha256);
-    for text in
-        ["", "unix:uid:-1", "unix:uid:x", "unix:path:bin", "unix:sha256:ab", "docker:label:x", "unix:uid"]
-    {
+    for text in [
+        "unix:supplementary-gid:7",
+        "unix:user:ann",
+        "unix:group:shop-users",
+        "unix:supplementary-group:docker",
+        "systemd:unit:getty@tty1.service",
+        "systemd:unit:docker-4f.scope",
+    ] {
+        assert_eq!(text.parse::<Selector>().unwrap().to_string(), text);
+    }
+    let other_spelling: Selector = "unix:supplementary_gid:7".parse().unwrap();
+    assert_eq!(other_spelling, Selector::SupplementaryGid(7));
+    for text in [
+        "",
+        "unix:uid:-1",
+        "unix:uid:4294967296",
+        "unix:uid:x",
+        "unix:path:bin",
+        "unix:sha256:ab",
+        "unix:user:",
+        "unix:user:a b",
+        "unix:user:a:b",
+        "systemd:unit:app",
+        "systemd:unit:app.slice",
+        "systemd:unit:a/b.service",
+        "systemd:unit:.service",
+        "docker:label:x",
+        "unix:uid",
+        "unix",
+    ] {
         assert!(text.parse::<Selector>().is_err(), "{text:?}");
     }
+}
+
+#[test]
+fn a_selector_that_a_newer_version_stored_is_kept_and_gives_nothing() {
+    let stored = "{\"id\":\"spiffe://east.example/ns/shop/sa/reviews\",\"agent\":\"host-1\",\
+         \"selectors\":[\"tpm:ek:47\",\"unix:uid:1000\"]}";
+    let newer: Registration = serde_json::from_str(stored).unwrap();
+    assert!(!newer.matches(&evidence()));
+    let written = serde_json::to_value(&newer).unwrap();
+    assert_eq!(written["selectors"].as_array().unwrap().len(), 2, "it is written as it was read");
+    assert!(written.to_string().contains("tpm:ek:47"));
+    assert!("tpm:ek:47".parse::<Selector>().is_err(), "and cannot be asked for here");
+    let refusal = newer.check(NOW).unwrap_err();
+    assert!(matches!(refusal, RegistrationError::UnknownSelector(_)), "{refusal}");
+    assert!(ask(&[newer], &Revocations::default(), REVIEWS).is_err());
+}
+
+#[test]
+fn a_registration_may_hold_on_every_host_and_the_one_for_this_host_counts_first() {
+    let everywhere = Registration { agent: AgentScope::Any, ttl_seconds: 60, ..registration(REVIEWS) };
+    let here = Registration { ttl_seconds: 600, ..registration(REVIEWS) };
+    assert!(everywhere.matches(&evidence()));
+    let none = Revocations::default();
+    let lifetime = |registrations: &[Registration]| ask(registrations, &none, REVIEWS).unwrap().lifetime();
+    assert_eq!(lifetime(std::slice::from_ref(&everywhere)), Duration::from_secs(60));
+    for order in [[here.clone(), everywhere.clone()], [everywhere.clone(), here.clone()]] {
+        assert_eq!(lifetime(&order), Duration::from_secs(600));
+    }
+    let written = serde_json::to_value(&everywhere).unwrap();
+    assert_eq!(written["agent"], "*");
+    assert_eq!(serde_json::from_value::<Registration>(written).unwrap(), everywhere);
+    for wrong in ["", "**", "host *"] {
+        assert!(wrong.parse::<AgentScope>().is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_ticket_ends_with_the_registration_that_holds_longest() {
+    let until = |hours: u32| Registration { expires: Some(NOW + HOUR * hours), ..registration(REVIEWS) };
+    let none = Revocations::default();
+    let end = |registrations: &[Registration]| ask(registrations, &none, REVIEWS).unwrap().not_after();
+    assert_eq!(end(&[until(1), until(3), until(2)]), Some(NOW + HOUR * 3));
+    assert_eq!(end(&[until(1), registration(REVIEWS)]), None);
+}
+
+#[test]
+fn what_may_not_be_registered_is_said_with_its_bounds() {
+    let good = || registration(REVIEWS);
+    assert_eq!(good().check(NOW), Ok(()));
+    assert_eq!(Registration { ttl_seconds: 10, ..good() }.check(NOW), Ok(()));
+    assert_eq!(Registration { ttl_seconds: 24 * 3600, ..good() }.check(NOW), Ok(()));
+    let wrong = |registration: Registration| registration.check(NOW).unwrap_err().to_string();
+    assert!(wrong(Registration { selectors: BTreeSet::new(), ..good() }).contains("at least one selector"));
+    for ttl_seconds in [1, 9, 24 * 3600 + 1, u64::MAX] {
+        let why = wrong(Registration { ttl_seconds, ..good() });
+        assert!(why.contains(&ttl_seconds.to_string()) && why.contains("10 s to 24 h"), "{why}");
+    }
+    assert!(wrong(Registration { expires: Some(NOW), ..good() }).contains("has passed"));
+    assert!(wrong(Registration { hint: "x".repeat(1025), ..good() }).contains("1024"));
+    assert!(wrong(Registration { hint: "a\nb".to_owned(), ..good() }).contains("control character"));
+    let itself = Registration { federates_with: [east()].into(), ..good() };
+    assert!(wrong(itself).contains("own trust domain"));
+    let many = (0..65).map(|n| format!("td-{n}.example").parse().unwrap()).collect();
+    assert!(wrong(Registration { federates_with: many, ..good() }).contains("at most 64"));
 }

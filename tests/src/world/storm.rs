@@ -64,13 +64,11 @@ pub fn storm(seed: u64, bug: Option<Bug>, verbose: bool) -> Report {
 
 /// The registration that lets `id` run on the World's one host.
 pub fn registration(id: &SpiffeId, services: &BTreeSet<ServiceName>) -> Registration {
+    let agent: hanse_identity::NodeName = "host-1".parse().expect("a label");
     Registration {
-        id: id.clone(),
-        agent: "host-1".parse().expect("a label"),
-        selectors: BTreeSet::from([Selector::Uid(1000)]),
         services: services.clone(),
         ttl_seconds: 30,
-        address: None,
+        ..Registration::new(id.clone(), agent, [Selector::Uid(1000)])
     }
 }
 

@@ -6,8 +6,8 @@ use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    AgentItem, AgentListRequest, Listing, SubscriberKind, WorkloadDeleteRequest, WorkloadItem,
-    WorkloadListRequest, WorkloadRegisterRequest, Written, merged,
+    AgentItem, AgentListRequest, Listing, SubscriberKind, WorkloadApplyRequest, WorkloadDeleteRequest,
+    WorkloadItem, WorkloadListRequest, WorkloadRegisterRequest, Written, merged,
 };
 use crate::command::Command;
 use crate::io::census::{Query, Subscriber, gather};
@@ -34,7 +34,7 @@ pub async fn agents(call: Call, _: AgentListRequest) -> Result<Listing<AgentItem
                 connected: stream.is_some_and(|s| s.connected),
                 node: stream.map(|s| s.node.clone()),
                 applied: stream.map(|s| s.applied),
-                registrations: private.registrations.values().filter(|r| r.agent == agent.name).count(),
+                registrations: private.registrations.values().filter(|r| r.agent.covers(&agent.name)).count(),
             }
         })
         .collect();
@@ -43,6 +43,10 @@ pub async fn agents(call: Call, _: AgentListRequest) -> Result<Listing<AgentItem
 
 pub async fn register(call: Call, request: WorkloadRegisterRequest) -> Result<Written, Status> {
     call.written(Command::WorkloadRegister { registration: request.registration }).await
+}
+
+pub async fn apply(call: Call, request: WorkloadApplyRequest) -> Result<Written, Status> {
+    call.written(Command::WorkloadApply { registrations: request.registrations }).await
 }
 
 pub async fn workloads(call: Call, _: WorkloadListRequest) -> Result<Listing<WorkloadItem>, Status> {
@@ -60,6 +64,9 @@ pub async fn workloads(call: Call, _: WorkloadListRequest) -> Result<Listing<Wor
             services: r.services.clone(),
             ttl_seconds: r.ttl_seconds,
             address: r.address,
+            federates_with: r.federates_with.clone(),
+            hint: r.hint.clone(),
+            expires: r.expires,
             revoked: revocations.of_identity(&r.id).map(|revocation| revocation.id.clone()),
         })
         .collect();

@@ -193,13 +193,10 @@ pub(super) async fn workload(
     services: &[&str],
 ) -> Svid {
     let (_, name) = agent.facts.id.as_member().unwrap();
+    let agent_name: NodeName = name.parse().unwrap();
     let registration = Registration {
-        id: id.clone(),
-        agent: name.parse().unwrap(),
-        selectors: BTreeSet::from(["unix:uid:1000".parse().unwrap()]),
         services: services.iter().map(|s| s.parse().unwrap()).collect(),
-        ttl_seconds: 0,
-        address: None,
+        ..Registration::new(id.clone(), agent_name, ["unix:uid:1000".parse().unwrap()])
     };
     client.call(&WorkloadRegisterRequest { registration }).await.unwrap();
     issue_svid(cluster, agent, id, &["unix:uid:1000", "unix:gid:7"]).await.unwrap()

@@ -1,52 +1,206 @@
 //! `hanse workload`: which executables get which identity.
 
-use hanse_control::admin::{WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest};
-use hanse_identity::Registration;
+use hanse_control::admin::{
+    WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadItem, WorkloadListRequest, WorkloadRegisterRequest,
+};
+use hanse_identity::{NodeName, Registration, SpiffeId};
 
 use super::Outcome;
 use super::service::report;
 use crate::cli::{Global, WorkloadCommand};
 use crate::context::Connection;
-use crate::errors::Exit;
-use crate::output::Listing;
+use crate::errors::{Exit, Failure};
+use crate::output::{self, Format, Listing};
 
 pub async fn run(global: &Global, command: &WorkloadCommand) -> Outcome {
     match command {
-        WorkloadCommand::Register { id, agent, selectors, services, ttl, address } => {
-            let registration = Registration {
-                id: id.clone(),
-                agent: agent.clone(),
-                selectors: selectors.iter().cloned().collect(),
-                services: services.iter().cloned().collect(),
-                ttl_seconds: ttl.map(|t| t.as_secs()).unwrap_or_default(),
-                address: *address,
-            };
-            let written = Connection::open(global)?.call(&WorkloadRegisterRequest { registration }).await?;
-            report(global, &written, &format!("{id} registered on {agent}"));
-        }
+        WorkloadCommand::Register { .. } => register(global, command).await,
         WorkloadCommand::Delete { id, agent } => {
             let request = WorkloadDeleteRequest { id: id.clone(), agent: agent.clone() };
             let written = Connection::open(global)?.call(&request).await?;
             report(global, &written, &format!("{id} no longer registered on {agent}"));
+            Ok(Exit::Done)
         }
-        WorkloadCommand::List => {
-            let workloads = Connection::open(global)?.call(&WorkloadListRequest {}).await?;
-            let titles = ["ID", "AGENT", "SERVICES", "STATE", "+SELECTORS", "+TTL", "+ADDRESS"];
-            Listing::of("WorkloadList", &workloads.meta, &workloads.items, &titles, |item| {
-                let join = |texts: Vec<String>| texts.join(",");
-                [
-                    item.id.to_string(),
-                    item.agent.to_string(),
-                    join(item.services.iter().map(ToString::to_string).collect()),
-                    item.revoked.as_ref().map_or("ok".to_owned(), |r| format!("revoked by {r}")),
-                    join(item.selectors.iter().map(ToString::to_string).collect()),
-                    if item.ttl_seconds == 0 { String::new() } else { format!("{}s", item.ttl_seconds) },
-                    item.address.map(|a| a.to_string()).unwrap_or_default(),
-                ]
-            })
+        WorkloadCommand::List { agent } => list(global, agent.as_ref()).await,
+        WorkloadCommand::Show { id } => show(global, id).await,
+    }
+}
+
+async fn register(global: &Global, command: &WorkloadCommand) -> Outcome {
+    let mut registrations = registrations(command)?;
+    let which = |r: &Registration| r.agent.to_string();
+    let agents: Vec<String> = registrations.iter().map(which).collect();
+    let id = registrations[0].id.clone();
+    let connection = Connection::open(global)?;
+    let written = match registrations.len() {
+        1 => connection.call(&WorkloadRegisterRequest { registration: registrations.remove(0) }).await?,
+        _ => connection.call(&WorkloadApplyRequest { registrations }).await?,
+    };
+    report(global, &written, &format!("{id} registered on {}", agents.join(", ")));
+    Ok(Exit::Done)
+}
+
+/// What was typed, as registrations: one per agent, held against the rules that need no cluster.
+fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure> {
+    let WorkloadCommand::Register {
+        id,
+        agents,
+        selectors,
+        services,
+        ttl,
+        federates_with,
+        hint,
+        expires_in,
+        address,
+    } = command
+    else {
+        return Ok(Vec::new());
+    };
+    let now = crate::now();
+    let registration = |agent: &hanse_identity::AgentScope| Registration {
+        services: services.iter().cloned().collect(),
+        // Under a second is not the cluster's default, it is too short.
+        ttl_seconds: ttl.map(|t| t.as_secs().max(1)).unwrap_or_default(),
+        address: *address,
+        federates_with: federates_with.iter().cloned().collect(),
+        hint: hint.clone(),
+        expires: expires_in.map(|time| now + time),
+        ..Registration::new(id.clone(), agent.clone(), selectors.iter().cloned())
+    };
+    let registrations: Vec<Registration> = agents.iter().map(registration).collect();
+    registrations.iter().try_for_each(|r| r.check(now)).map_err(|e| Failure::usage(e.to_string()))?;
+    Ok(registrations)
+}
+
+async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
+    let mut workloads = Connection::open(global)?.call(&WorkloadListRequest {}).await?;
+    workloads.items.retain(|item| agent.is_none_or(|agent| item.agent.covers(agent)));
+    let titles = [
+        "ID",
+        "AGENT",
+        "SERVICES",
+        "STATE",
+        "+SELECTORS",
+        "+TTL",
+        "+ADDRESS",
+        "+FEDERATES-WITH",
+        "+HINT",
+        "+EXPIRES",
+    ];
+    Listing::of("WorkloadList", &workloads.meta, &workloads.items, &titles, |item| {
+        [
+            item.id.to_string(),
+            item.agent.to_string(),
+            joined(&item.services),
+            state(item),
+            joined(&item.selectors),
+            if item.ttl_seconds == 0 { String::new() } else { format!("{}s", item.ttl_seconds) },
+            item.address.map(|a| a.to_string()).unwrap_or_default(),
+            joined(&item.federates_with),
+            item.hint.clone(),
+            item.expires.map(|at| format!("in {}", output::left(at))).unwrap_or_default(),
+        ]
+    })
+    .warnings(&workloads.warnings)
+    .print(global.output);
+    Ok(Exit::Done)
+}
+
+async fn show(global: &Global, id: &SpiffeId) -> Outcome {
+    let workloads = Connection::open(global)?.call(&WorkloadListRequest {}).await?;
+    let entries: Vec<WorkloadItem> = workloads.items.into_iter().filter(|item| item.id == *id).collect();
+    if entries.is_empty() {
+        return Err(Failure::new(Exit::NotFound, "E2301", format!("there is no registration of {id}"))
+            .fix("hanse workload list shows what there is"));
+    }
+    if !matches!(global.output, Format::Table | Format::Wide) {
+        Listing::of("WorkloadList", &workloads.meta, &entries, &["ID"], |item| [item.id.to_string()])
             .warnings(&workloads.warnings)
             .print(global.output);
-        }
+        return Ok(Exit::Done);
+    }
+    for entry in &entries {
+        output::data(&described(entry));
     }
     Ok(Exit::Done)
+}
+
+/// One registration, a line for everything that it says.
+fn described(entry: &WorkloadItem) -> String {
+    let agent = match entry.agent.name() {
+        Some(name) => name.to_string(),
+        None => "* (every agent)".to_owned(),
+    };
+    let ttl = match entry.ttl_seconds {
+        0 => "the cluster's default".to_owned(),
+        seconds => format!("{seconds}s"),
+    };
+    let mut text = format!("{}\n  agent      {agent}\n  state      {}\n", entry.id, state(entry));
+    for (n, selector) in entry.selectors.iter().enumerate() {
+        let unknown =
+            if selector.is_unknown() { "   not known to this version: matches nothing" } else { "" };
+        let title = if n == 0 { "selectors" } else { "" };
+        text.push_str(&format!("  {title:<9}  {selector}{unknown}\n"));
+    }
+    text.push_str(&format!("  ttl        {ttl}\n"));
+    let more = [
+        ("services", joined(&entry.services)),
+        ("address", entry.address.map(|a| a.to_string()).unwrap_or_default()),
+        ("federates", joined(&entry.federates_with)),
+        ("hint", entry.hint.clone()),
+        ("expires", entry.expires.map(|at| format!("{at} (in {})", output::left(at))).unwrap_or_default()),
+    ];
+    for (title, value) in more.into_iter().filter(|(_, value)| !value.is_empty()) {
+        text.push_str(&format!("  {title:<9}  {value}\n"));
+    }
+    text
+}
+
+fn state(item: &WorkloadItem) -> String {
+    item.revoked.as_ref().map_or("ok".to_owned(), |r| format!("revoked by {r}"))
+}
+
+fn joined<T: ToString>(texts: impl IntoIterator<Item = T>) -> String {
+    texts.into_iter().map(|t| t.to_string()).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    fn typed(more: &[&str]) -> Result<Vec<Registration>, String> {
+        let line = ["hanse", "workload", "register", "spiffe://east.example/ns/shop/sa/a"];
+        let line = line.iter().chain(more);
+        let cli = crate::cli::Cli::try_parse_from(line).map_err(|e| e.to_string())?;
+        let crate::cli::Command::Workload(command) = cli.command else { panic!("not a workload command") };
+        registrations(&command).map_err(|e| e.message)
+    }
+
+    #[test]
+    fn one_registration_per_agent_and_the_bounds_are_said_before_anything_is_asked() {
+        let selector = ["--selector", "unix:user:ann"];
+        let on = |agents: &[&'static str]| {
+            let agents = agents.iter().flat_map(|a| ["--agent", a]);
+            typed(&agents.chain(selector).collect::<Vec<_>>())
+        };
+        let two = on(&["host-1", "host-2"]).unwrap();
+        assert_eq!(two.iter().map(|r| r.agent.to_string()).collect::<Vec<_>>(), ["host-1", "host-2"]);
+        assert_eq!(on(&["*"]).unwrap()[0].agent, hanse_identity::AgentScope::Any);
+        assert!(on(&[]).is_err());
+        let with = |more: &[&'static str]| {
+            typed(&["--agent", "host-1"].iter().chain(&selector).chain(more).copied().collect::<Vec<_>>())
+        };
+        for ttl in ["0s", "9s", "25h"] {
+            let why = with(&["--ttl", ttl]).unwrap_err();
+            assert!(why.contains("10 s to 24 h"), "{why}");
+        }
+        let full =
+            with(&["--ttl", "10s", "--hint", "h", "--federates-with", "x.example", "--expires-in", "1h"]);
+        let full = full.unwrap().remove(0);
+        assert_eq!((full.ttl_seconds, full.hint.as_str(), full.federates_with.len()), (10, "h", 1));
+        assert!(full.expires.is_some());
+        assert!(with(&["--federates-with", "east.example"]).unwrap_err().contains("own trust domain"));
+        assert!(with(&["--selector", "unix:usr:ann"]).unwrap_err().contains("unix:user:NAME"));
+    }
 }

@@ -225,12 +225,9 @@ impl Demo {
             let services = registration.services.iter().map(|s| s.parse()).collect::<Result<_, _>>()?;
             exported.extend(registration.services.iter().cloned());
             let registration = Registration {
-                id: registration.id.parse()?,
-                agent: agent.clone(),
-                selectors: selectors.into(),
                 services,
                 ttl_seconds: self.spec.svid_lifetime_seconds,
-                address: None,
+                ..Registration::new(registration.id.parse()?, agent.clone(), selectors)
             };
             connection.call(&WorkloadRegisterRequest { registration }).await?;
         }

@@ -19,7 +19,7 @@ use tonic::transport::server::Connected;
 
 use super::stopped;
 use super::telemetry::Metrics;
-use crate::attest::{AttestError, Caller, Executables, Peer, attest};
+use crate::attest::{AttestError, Attestor, Caller, Peer};
 
 /// Local connections served at once; more are closed.
 pub const MAX_CALLERS: usize = 4096;
@@ -118,7 +118,7 @@ pub fn connections(
         callers: Arc::new(Semaphore::new(MAX_CALLERS)),
         users: Arc::default(),
         attesting: Arc::new(Semaphore::new(MAX_ATTESTING)),
-        executables: Arc::new(Executables::default()),
+        attestor: Arc::new(Attestor::default()),
         metrics,
     });
     tokio::spawn(async move {
@@ -145,7 +145,7 @@ struct Door {
     callers: Arc<Semaphore>,
     users: Arc<Users>,
     attesting: Arc<Semaphore>,
-    executables: Arc<Executables>,
+    attestor: Arc<Attestor>,
     metrics: Arc<Metrics>,
 }
 
@@ -226,13 +226,12 @@ impl Door {
     }
 
     async fn attest(&self, stream: &UnixStream) -> Result<Caller, AttestError> {
-        let credentials = stream.peer_cred().map_err(|_| AttestError::NoPid)?;
-        let peer = Peer { uid: credentials.uid(), gid: credentials.gid(), pid: credentials.pid() };
+        let peer = Peer::of(stream)?;
         let permit = Arc::clone(&self.attesting).acquire_owned().await.map_err(|_| AttestError::Timeout)?;
-        let executables = Arc::clone(&self.executables);
+        let attestor = Arc::clone(&self.attestor);
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            attest(peer, &executables)
+            attestor.attest(&peer)
         });
         work.await.map_err(|_| AttestError::Timeout)?
     }

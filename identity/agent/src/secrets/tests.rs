@@ -90,6 +90,58 @@ fn names_lead_to_their_secrets() {
 }
 
 #[test]
+fn a_stranger_is_shown_only_to_those_that_name_it_and_a_joined_cluster_to_everyone() {
+    let stranger: TrustDomain = "stranger.example".parse().unwrap();
+    let (east_1, west_1, stranger_1) = (authority(&east()), authority(&west()), authority(&stranger));
+    let bundles = vec![bundle(&[&east_1]), bundle(&[&west_1]), bundle(&[&stranger_1])];
+    let mut state = state(vec![reviews()], bundles);
+    state.strangers.insert(stranger.clone());
+    let own = east();
+    let seen = |state: &AgentState| {
+        let standing = Standing::of(state, &own, &evidence(&caller())).unwrap();
+        let api: Vec<String> = standing.bundles_response().bundles.into_keys().collect();
+        let svid = svid(&east_1, REVIEWS);
+        let federated =
+            standing.x509_response(&Held::from([(id(REVIEWS), &svid)])).unwrap().federated_bundles;
+        let all = standing.secret("ALL", &Wanted::AllBundles, &Held::new()).unwrap().unwrap();
+        let Some(secret::Type::ValidationContext(all)) = read(all).r#type else { panic!("ALL") };
+        let config = all.custom_validator_config.unwrap().typed_config.unwrap();
+        let config = SpiffeCertValidatorConfig::decode(&config.value[..]).unwrap();
+        assert_eq!(config.trust_domains.len(), api.len());
+        assert_eq!(federated.len() + 1, api.len());
+        (api.len(), standing.read_name("spiffe://stranger.example"))
+    };
+    assert_eq!(seen(&state), (2, Err(Denial::UnknownTrustDomain(stranger.clone()))));
+    // Another workload's entry opens nothing for this one.
+    let mut other = registration(RATINGS, [Selector::Uid(7)]);
+    other.federates_with.insert(stranger.clone());
+    state.registrations.push(other);
+    assert_eq!(seen(&state), (2, Err(Denial::UnknownTrustDomain(stranger.clone()))));
+    state.registrations[0].federates_with.insert(stranger.clone());
+    assert_eq!(seen(&state), (3, Ok(Wanted::Bundle(stranger))));
+}
+
+#[test]
+fn w_11_hints_are_unique_in_a_response() {
+    let east_1 = authority(&east());
+    let hinted = |name: &str, hint: &str| Registration {
+        hint: hint.to_owned(),
+        ..registration(name, [Selector::Uid(1000)])
+    };
+    let third = "spiffe://east.example/ns/shop/sa/third";
+    let registrations =
+        vec![hinted(REVIEWS, "internal"), hinted(RATINGS, "internal"), hinted(third, "external")];
+    let state = state(registrations, vec![bundle(&[&east_1])]);
+    let own = east();
+    let standing = Standing::of(&state, &own, &evidence(&caller())).unwrap();
+    let svids = [REVIEWS, RATINGS, third].map(|name| svid(&east_1, name));
+    let held = svids.iter().map(|svid| (svid.facts.id.clone(), svid)).collect();
+    let response = standing.x509_response(&held).unwrap();
+    let hints: Vec<&str> = response.svids.iter().map(|svid| svid.hint.as_str()).collect();
+    assert_eq!(hints, ["internal", "", "external"]);
+}
+
+#[test]
 fn names_that_lead_nowhere_are_refused_with_a_reason() {
     let state = state(vec![reviews()], vec![bundle(&[&authority(&east())])]);
     let own = east();

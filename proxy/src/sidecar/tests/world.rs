@@ -63,17 +63,10 @@ impl Domain {
 
     pub fn workload(&self, account: &str) -> Svid {
         let id = self.id(account);
-        let agent = "host-1".parse().unwrap();
+        let agent: hanse_identity::NodeName = "host-1".parse().unwrap();
         let selectors = BTreeSet::from([Selector::Uid(1)]);
-        let registration = Registration {
-            id: id.clone(),
-            agent,
-            selectors: selectors.clone(),
-            services: BTreeSet::new(),
-            ttl_seconds: 0,
-            address: None,
-        };
-        let evidence = Evidence { agent: registration.agent.clone(), selectors };
+        let registration = Registration::new(id.clone(), agent.clone(), selectors.clone());
+        let evidence = Evidence { agent, selectors };
         let none = Revocations::default();
         self.sign(grant(&self.trust_domain, [&registration], &none, &evidence, &id).unwrap())
     }

@@ -112,14 +112,8 @@ impl Story<'_> {
         let account = format!("write-{number}");
         let domain = trust_domain(&self.home).parse().map_err(anyhow::Error::from)?;
         let id = SpiffeId::workload(&domain, "verify", &account).map_err(anyhow::Error::from)?;
-        let registration = Registration {
-            id: id.clone(),
-            agent: agent(),
-            selectors: [Selector::Path(format!("/nonexistent/{account}"))].into(),
-            services: BTreeSet::new(),
-            ttl_seconds: 0,
-            address: None,
-        };
+        let nothing = Selector::Path(format!("/nonexistent/{account}"));
+        let registration = Registration::new(id.clone(), agent(), [nothing]);
         connection.call(&WorkloadRegisterRequest { registration }).await?;
         Ok(id)
     }
@@ -136,9 +130,9 @@ impl Story<'_> {
         let ours = workloads.items.iter().filter(|w| w.id.path().starts_with("/ns/verify/"));
         let ours: Vec<SpiffeId> = ours.map(|w| w.id.clone()).collect();
         ensure!(ours.len() >= writes.len(), "{} registrations of {} are there", ours.len(), writes.len());
-        let deletions = ours
-            .into_iter()
-            .map(|id| async move { connection.call(&WorkloadDeleteRequest { id, agent: agent() }).await });
+        let deletions = ours.into_iter().map(|id| async move {
+            connection.call(&WorkloadDeleteRequest { id, agent: agent().into() }).await
+        });
         futures_util::future::try_join_all(deletions).await?;
         Ok(())
     }

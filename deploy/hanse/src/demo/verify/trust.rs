@@ -187,12 +187,8 @@ fn stranger(domain: &TrustDomain) -> anyhow::Result<Svid> {
     let agent: NodeName = "stranger".parse()?;
     let selectors: std::collections::BTreeSet<_> = [Selector::Uid(0)].into();
     let registration = Registration {
-        id: id.clone(),
-        agent: agent.clone(),
-        selectors: selectors.clone(),
-        services: Default::default(),
         ttl_seconds: lifetime.as_secs(),
-        address: None,
+        ..Registration::new(id.clone(), agent.clone(), selectors.clone())
     };
     let evidence = Evidence { agent, selectors };
     let ticket = grant(domain, [&registration], &Revocations::default(), &evidence, &id)?;
