@@ -1,7 +1,8 @@
 //! Key stores: where the private keys of a control node are made, kept and used, and the flags that say which store.
 //!
 //! One interface, `KeyStore`; behind it files in the data directory (`files`, sealed by `sealed` under a secret that
-//! `secret` reads). What comes out is a `PrivateKey`: whoever signs with it does not know where it is.
+//! `secret` reads) or a hardware token (`pkcs11`). What comes out is a `PrivateKey`: whoever signs with it does not
+//! know where it is.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use hanse_identity::private_key::PrivateKeyError;
 use hanse_identity::{KeyId, PrivateKey, TrustDomain};
 
 pub mod files;
+pub mod pkcs11;
 pub mod sealed;
 pub mod secret;
 
@@ -41,6 +43,9 @@ pub trait KeyStore: Send + Sync + fmt::Debug {
 
     /// The ids of all keys of that purpose, sorted.
     fn list(&self, purpose: KeyPurpose) -> Result<Vec<KeyId>, KeyStoreError>;
+
+    /// How keys are kept here, in a few words for people.
+    fn description(&self) -> String;
 }
 
 /// Why a key cannot be made, opened or deleted.
@@ -66,6 +71,10 @@ pub enum KeyStoreError {
     AnotherKey { path: PathBuf, found: KeyId },
     #[error("{0}")]
     Secret(#[from] secret::SecretError),
+    #[error("{place}: {why}")]
+    Token { place: String, why: String },
+    #[error("--authority-key: {0}")]
+    Uri(#[from] pkcs11::uri::UriError),
     #[error("the key: {0}")]
     Key(#[from] PrivateKeyError),
     #[error("a key pair cannot be made: {0}")]
@@ -89,6 +98,10 @@ pub struct KeyFlags {
     /// Encrypt keys under a passphrase (Argon2id), asked for on the terminal
     #[arg(long, group = "key-encryption")]
     pub key_passphrase_prompt: bool,
+    /// Make and use the node's signing keys in a PKCS#11 token (RFC 7512), which they never leave:
+    /// pkcs11:token=LABEL?module-path=/PATH/MODULE.so&pin-source=file:/PATH/PIN
+    #[arg(long, value_name = "URI", conflicts_with = "key-encryption")]
+    pub authority_key: Option<String>,
 }
 
 impl KeyFlags {
@@ -98,7 +111,10 @@ impl KeyFlags {
         data_dir: &Path,
         trust_domain: &TrustDomain,
     ) -> Result<Arc<dyn KeyStore>, KeyStoreError> {
-        Ok(Arc::new(self.files(data_dir, trust_domain)?))
+        match &self.authority_key {
+            Some(uri) => Ok(Arc::new(pkcs11::TokenKeyStore::open(&uri.parse()?)?)),
+            None => Ok(Arc::new(self.files(data_dir, trust_domain)?)),
+        }
     }
 
     /// The same for files only, for what is done to files.

@@ -39,11 +39,6 @@ impl FileKeyStore {
         Self { data_dir: data_dir.to_owned(), trust_domain, secret }
     }
 
-    /// Whether what this store writes is encrypted.
-    pub fn encrypts(&self) -> bool {
-        self.secret.is_some()
-    }
-
     /// Encrypts every key of the directory that is plain; the files that were written. The plain bytes are
     /// overwritten where they were, then let go of. That is all a program can do: a disk that writes elsewhere (flash,
     /// a copy-on-write file system, a snapshot, a backup) may still have them.
@@ -219,6 +214,14 @@ impl KeyStore for FileKeyStore {
         ids.sort();
         ids.dedup();
         Ok(ids)
+    }
+
+    fn description(&self) -> String {
+        let folder = self.folder();
+        match &self.secret {
+            Some(_) => format!("encrypted in {}", folder.display()),
+            None => format!("NOT ENCRYPTED in {} (see --key-encryption-file)", folder.display()),
+        }
     }
 }
 

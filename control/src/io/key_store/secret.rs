@@ -92,9 +92,16 @@ impl Secret {
         let from = || format!("descriptor {descriptor}");
         // Larger than any passphrase: one that is too long is refused, not cut.
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_PASSPHRASE_BYTES + 3));
-        File::open(format!("/dev/fd/{descriptor}"))
-            .and_then(|file| file.take(MAX_PASSPHRASE_BYTES as u64 + 3).read_to_end(&mut text))
-            .map_err(|why| SecretError::Passphrase { from: from(), why })?;
+        let most = MAX_PASSPHRASE_BYTES as u64 + 3;
+        // Standard input is read as it is; any other is opened again by its number, which for a pipe wants the user
+        // that made it.
+        match descriptor {
+            0 => std::io::stdin().lock().take(most).read_to_end(&mut text),
+            other => {
+                File::open(format!("/dev/fd/{other}")).and_then(|file| file.take(most).read_to_end(&mut text))
+            }
+        }
+        .map_err(|why| SecretError::Passphrase { from: from(), why })?;
         if text.ends_with(b"\n") {
             text.pop();
         }

@@ -34,19 +34,12 @@ fn make(global: &Global, init: &NodeInit) -> Outcome {
         region: init.region.clone(),
         zone: init.zone.clone(),
     };
-    let store = init.keys.files(&init.data_dir, &new.trust_domain).map_err(|e| key_file(&e.into()))?;
-    let file = keys::init(&init.data_dir, new, &store, crate::now()).map_err(|e| key_file(&e))?;
+    let store = init.keys.open(&init.data_dir, &new.trust_domain).map_err(|e| key_file(&e.into()))?;
+    let file = keys::init(&init.data_dir, new, store.as_ref(), crate::now()).map_err(|e| key_file(&e))?;
     let text = format!("{}\n", file.record.authority.key_id);
     output::print(global.output, "NodeFile", &file, &text);
     let directory = init.data_dir.display();
-    let form = if store.encrypts() { "encrypted" } else { "NOT ENCRYPTED, see --key-encryption-file" };
-    talk(
-        global,
-        &format!(
-            "made   {directory}: authority key (0600, {form}, stays here), {directory}/{}",
-            keys::NODE_FILE
-        ),
-    );
+    talk(global, &format!("made   {directory}/{}; authority key: {}", keys::NODE_FILE, store.description()));
     talk(global, &format!("root   sha256:{}", file.record.authority.key_id));
     talk(
         global,
