@@ -34,9 +34,18 @@ pub struct Demo {
 impl Demo {
     /// `demo up -d` with these further arguments; returns when it is up.
     pub fn up<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Result<Self> {
+        Self::up_in(arguments, &[])
+    }
+
+    /// The same, with these further variables in the environment of all its processes.
+    pub fn up_in<A: AsRef<OsStr>>(
+        arguments: impl IntoIterator<Item = A>,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         let binary = binary()?;
-        let output =
-            Command::new(&binary).args(["demo", "up", "-d", "-o", "json"]).args(arguments).output()?;
+        let mut up = Command::new(&binary);
+        up.args(["demo", "up", "-d", "-o", "json"]).args(arguments).envs(environment.iter().copied());
+        let output = up.output()?;
         let said = checked(output)?;
         let status: Value = serde_json::from_slice(&said).context("demo up -o json")?;
         let dir = status.pointer("/meta/dataDir").and_then(Value::as_str).context("no meta.dataDir")?;
@@ -80,6 +89,11 @@ impl Demo {
     /// Every process of that role, in every cluster.
     pub fn all<'d>(&'d self, role: &'d str) -> impl Iterator<Item = &'d Value> {
         self.processes.iter().filter(move |p| p["role"] == role)
+    }
+
+    /// Every process, of every role.
+    pub fn processes(&self) -> &[Value] {
+        &self.processes
     }
 
     /// An address of a process by its purpose.

@@ -3,4 +3,5 @@
 pub mod envoy;
 pub mod house;
 pub mod http;
+pub mod sweep;
 pub mod world;

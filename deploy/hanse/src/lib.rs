@@ -8,6 +8,7 @@ pub mod commands;
 pub mod context;
 pub mod demo;
 pub mod errors;
+pub mod memory;
 pub mod output;
 
 use std::process::ExitCode;
@@ -29,6 +30,10 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     start_logging(&cli);
     die_with_stdin();
+    if let Err(failure) = memory::keep(&cli.command) {
+        failure.print(cli.global.output.is_json());
+        return ExitCode::from(failure.exit as u8);
+    }
     let json = cli.global.output.is_json();
     match dispatch(cli) {
         Ok(exit) => ExitCode::from(exit as u8),

@@ -1,0 +1,56 @@
+//! What of a process's memory may leave it: every role holds private keys, so none leaves a core dump, and those that
+//! nobody has to look into cannot be looked into.
+//!
+//! | | RLIMIT_CORE = 1 | coredump_filter = 0 | not dumpable |
+//! |---|---|---|---|
+//! | control node, agent | yes | yes | yes |
+//! | proxy, gateway, commands | yes | yes | no |
+//!
+//! A limit of one byte, because the kernel takes it for "no dump at all": for a file it is too little, and with it a
+//! dump helper (`core_pattern` with a pipe), which a limit of zero does not stop, is not started. The filter is the
+//! second lock: a dump that were made all the same would hold no memory. A process that is not dumpable cannot be
+//! attached to, and its `/proc` files belong to root. Proxies and gateways must stay dumpable: an agent without
+//! privileges attests them by `/proc/<pid>/exe`, which the kernel shows to the same user only while they are.
+
+use nix::sys::resource::{Resource, setrlimit};
+
+use crate::cli::Command;
+use crate::errors::{Exit, Failure};
+
+/// Bytes: too few for a core file, and the value at which the kernel starts no dump helper either (core(5), and
+/// `fs/coredump.c`).
+const CORE_LIMIT: u64 = 1;
+
+/// Shuts this process's memory, as far as its role allows. Before any key is read.
+pub fn keep(command: &Command) -> Result<(), Failure> {
+    let failed = |what: &str, why: String| {
+        Failure::new(Exit::Bug, "E9003", format!("core dumps cannot be turned off: {what}: {why}"))
+    };
+    setrlimit(Resource::RLIMIT_CORE, CORE_LIMIT, CORE_LIMIT)
+        .or_else(|_| setrlimit(Resource::RLIMIT_CORE, 0, 0))
+        .map_err(|e| failed("RLIMIT_CORE", e.to_string()))?;
+    #[cfg(target_os = "linux")]
+    {
+        // A kernel without core dumps has no such file, and a process that makes none may not write it.
+        if let Err(e) = std::fs::write("/proc/self/coredump_filter", "0")
+            && e.kind() != std::io::ErrorKind::NotFound
+            && nix::sys::prctl::get_dumpable().unwrap_or(true)
+        {
+            return Err(failed("coredump_filter", e.to_string()));
+        }
+        if never_looked_into(command) {
+            nix::sys::prctl::set_dumpable(false).map_err(|e| failed("PR_SET_DUMPABLE", e.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The roles that hold the keys of others, and that nobody attests.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+fn never_looked_into(command: &Command) -> bool {
+    match command {
+        Command::Control(_) => true,
+        Command::Agent(agent) => agent.verb.is_none(),
+        _ => false,
+    }
+}
