@@ -9,8 +9,8 @@ use hanse_federation::join::Offer;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::token::Invite;
 use hanse_identity::{
-    AgentScope, AuthorityCertificate, ClusterName, Crl, NodeName, Reason, Registration, RevocationId,
-    RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
+    AgentScope, AuthorityCertificate, ClusterName, Crl, JwtAuthority, NodeName, Reason, Registration,
+    RevocationId, RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
 };
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +137,11 @@ pub enum Command {
     /// The node that owns an authority publishes its newest revocation list. The list's signature is the proof.
     CrlPublish {
         crl: Crl,
+    },
+    /// A node publishes the public half of a key that it is going to sign JWT-SVIDs with.
+    JwtAuthorityPublish {
+        node: NodeName,
+        authority: JwtAuthority,
     },
     /// Gives an identity roles beside those that it was given before. An administrator that nobody has named had every
     /// role until now, and has exactly these from now on.

@@ -9,6 +9,7 @@ pub mod driver;
 pub mod http;
 pub mod issue;
 pub mod joiner;
+pub mod jwt;
 pub mod key_store;
 pub mod keys;
 pub mod node_link;

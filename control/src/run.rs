@@ -17,6 +17,7 @@ use crate::io::census::Census;
 use crate::io::context::{Context, OwnIdentity, StateTrust, now, stopped};
 use crate::io::driver::{self, Ended, Options, Running};
 use crate::io::http::{self, Metrics};
+use crate::io::jwt::{self, JwtKeys};
 use crate::io::key_store::{KeyFlags, KeyStore};
 use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
@@ -162,7 +163,8 @@ pub fn start(
     let links = NodeLinks::new(file.record.raft_id, &state, opened.inbox());
     let (handle, running) = opened.start(links.clone())?;
     let (stop, stopped) = watch::channel(false);
-    let context = Arc::new(context(&file, keys, member_lifetime, handle, trust, own, links, stopped));
+    let jwt = JwtKeys::open(keys.store.as_ref(), &file.trust_domain)?;
+    let context = Arc::new(context(&file, keys, jwt, member_lifetime, handle, trust, own, links, stopped));
     // Without an SVID of its own the node can neither be dialled nor dial: no use in going on.
     let due =
         context.renew_own().map_err(|why| anyhow::anyhow!("the node cannot sign its own SVID: {why}"))?;
@@ -180,6 +182,7 @@ pub fn start(
 fn context(
     file: &NodeFile,
     keys: NodeKeys,
+    jwt: JwtKeys,
     member_lifetime: Duration,
     handle: driver::Handle,
     trust: Arc<StateTrust>,
@@ -195,6 +198,7 @@ fn context(
         handle,
         authority: Arc::new(keys.authority),
         key_store: keys.store,
+        jwt,
         trust,
         own,
         census: Census::new(file.record.name.clone()),
@@ -216,6 +220,7 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
     tokio::spawn(keep_lapsing(context.clone()));
     tokio::spawn(crl::keep_publishing(context.clone()));
     tokio::spawn(keep_registrations_lapsing(context.clone()));
+    tokio::spawn(jwt::keep(context.clone()));
     tokio::spawn(http::serve(context.clone(), admin));
 }
 

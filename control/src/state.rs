@@ -2,7 +2,7 @@
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
-//! agents, joined clusters), `rules` (policies, revocations, authorities), `roles` (who may do what), `audit` (who did
+//! agents, joined clusters), `rules` (policies, revocations, authorities), `jwt` (keys of JWT-SVIDs), `roles` (who may do what), `audit` (who did
 //! what), `snapshot` (how a State is written).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,6 +17,7 @@ use crate::command::{Answer, Command, Outcome, Proposal, Refusal};
 mod addressed;
 pub mod audit;
 mod catalog;
+mod jwt;
 mod peers;
 mod registrations;
 pub mod roles;
@@ -205,6 +206,9 @@ impl State {
             Command::CrlPublish { crl } => self.crl_publish(crl),
             Command::RoleBind { id, roles } => self.role_bind(id, roles),
             Command::RoleUnbind { id, roles } => self.role_unbind(id, roles),
+            Command::JwtAuthorityPublish { node, authority } => {
+                self.jwt_authority_publish(node, authority, now)
+            }
         }
     }
 

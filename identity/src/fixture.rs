@@ -57,7 +57,7 @@ pub(crate) fn bundle(authorities: &[&Authority]) -> Bundle {
 }
 
 pub(crate) fn jwt_key(trust_domain: &TrustDomain) -> JwtKey {
-    JwtKey::restore(trust_domain, &key().serialize_der()).unwrap()
+    JwtKey::new(trust_domain, key().try_into().unwrap())
 }
 
 /// A bundle with one X.509 authority and these JWT keys, all of them published.

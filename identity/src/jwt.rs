@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::authority::AuthorityState;
 use crate::bundle::{KeyKind, is_sound_key, key_kind};
 use crate::time::Timestamp;
+use crate::x509;
 
 pub use issue::{
     DEFAULT_JWT_LIFETIME, IssuedJwt, JwtIssueError, JwtKey, MAX_AUDIENCE_BYTES, MAX_AUDIENCES,
@@ -57,6 +58,11 @@ impl JwtAuthority {
     /// Whether validators may believe what it signed.
     pub fn is_trusted(&self) -> bool {
         self.state != AuthorityState::Retired
+    }
+
+    /// Whether its key id is derived from its key, as with every key of ours.
+    pub fn names_its_key(&self) -> bool {
+        self.key_id == x509::key_id(&self.spki_der).to_string()
     }
 
     fn kind(&self) -> Option<KeyKind> {

@@ -131,8 +131,8 @@ fn generated_code_is_current() {
     let written = hanse_generate::generate(&root(), fresh.path()).unwrap();
     assert!(written.len() >= 8, "the generator made {} files", written.len());
     for path in written {
-        let ours = fs::read_to_string(root().join(&path)).unwrap_or_default();
-        let theirs = fs::read_to_string(fresh.path().join(&path)).unwrap();
+        let ours = fs::read(root().join(&path)).unwrap_or_default();
+        let theirs = fs::read(fresh.path().join(&path)).unwrap();
         assert!(ours == theirs, "{} is not current: cargo run -p hanse-generate", path.display());
     }
 }

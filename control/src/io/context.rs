@@ -17,6 +17,7 @@ use super::census::Census;
 use super::dial::ALPN_H2;
 use super::driver::Handle;
 use super::http::Metrics;
+use super::jwt::JwtKeys;
 use super::key_store::KeyStore;
 use super::keys;
 use super::node_link::NodeLinks;
@@ -40,6 +41,8 @@ pub struct Context {
     pub authority: Arc<Authority>,
     /// Where further keys of this node are made and kept.
     pub key_store: Arc<dyn KeyStore>,
+    /// What it signs JWT-SVIDs with.
+    pub jwt: JwtKeys,
     pub trust: Arc<StateTrust>,
     pub own: Arc<OwnIdentity>,
     pub census: Census,

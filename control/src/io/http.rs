@@ -33,6 +33,7 @@ const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub struct Metrics {
     pub svid_issued: Counter,
+    pub jwt_issued: Counter,
     pub denied: Counter,
     pub handshakes_failed: Counter,
     pub connections_cut: Counter,
@@ -140,6 +141,7 @@ fn metrics(context: &Context) -> Response<Full<Bytes>> {
     registry_metrics(context, &mut registry);
     let counters = &context.metrics;
     registry.register("svid_issued", "SVIDs signed by this node", counters.svid_issued.clone());
+    registry.register("jwt_issued", "JWT-SVIDs signed by this node", counters.jwt_issued.clone());
     registry.register("requests_denied", "Requests that the role table denied", counters.denied.clone());
     registry.register("handshakes_failed", "TLS handshakes that failed", counters.handshakes_failed.clone());
     registry.register(

@@ -12,13 +12,15 @@ use aws_lc_rs::digest::{SHA256, digest};
 use hanse_federation::View;
 use hanse_federation::wire::encode;
 use hanse_identity::grant::{self, grant_member};
+use hanse_identity::jwt::JwtIssueError;
 use hanse_identity::name::MemberRole;
 use hanse_identity::token::{Admits, Invite, agent_join_request};
 use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{
-    AgentDown, AgentUp, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, RenewAgentRequest, SvidReply,
+    AgentDown, AgentUp, IssueJwtRequest, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply,
+    RenewAgentRequest, SvidReply,
 };
-use hanse_identity::{Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, TrustDomain, issue};
+use hanse_identity::{Bundle, Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, TrustDomain, issue};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -67,6 +69,38 @@ impl IssueService {
             .map_err(|e| refused_ticket(&e))
     }
 
+    /// Decides whether the workload that the agent vouches for may have that identity.
+    fn workload_ticket(
+        &self,
+        state: &State,
+        agent: NodeName,
+        id: &str,
+        selectors: &[String],
+    ) -> Result<Ticket, Status> {
+        let invalid = |e: String| Status::invalid_argument(e);
+        let id: SpiffeId = id.parse().map_err(|e: hanse_identity::NameError| invalid(e.to_string()))?;
+        if selectors.len() > MAX_SELECTORS {
+            return Err(Status::invalid_argument(format!("more than {MAX_SELECTORS} selectors")));
+        }
+        // A newer agent may know kinds that this node does not: they prove nothing here, and take nothing away.
+        let selectors: BTreeSet<Selector> = selectors.iter().filter_map(|s| s.parse().ok()).collect();
+        let evidence = Evidence { agent, selectors };
+        if !state.private.agents.contains_key(&evidence.agent) {
+            return Err(Status::permission_denied(format!("no agent {} has joined", evidence.agent)));
+        }
+        grant::grant(
+            &self.context.trust_domain,
+            state.private.registrations.values(),
+            &state.view.revocations,
+            &evidence,
+            &id,
+        )
+        .map_err(|e| {
+            tracing::warn!(%id, agent = %evidence.agent, why = %e, "SVID refused");
+            refused_ticket(&e)
+        })
+    }
+
     /// The State with every acknowledged revocation in it, or what there is while there is no quorum.
     async fn fresh_state(&self) -> Arc<State> {
         let handle = &self.context.handle;
@@ -78,6 +112,11 @@ impl IssueService {
             _ => handle.state(),
         }
     }
+}
+
+fn own_bundle(state: &State) -> Result<&Bundle, Status> {
+    let bundle = state.view.bundles.get(&state.view.trust_domain);
+    bundle.ok_or_else(|| Status::internal("the cluster has no bundle of its own"))
 }
 
 fn refused_ticket(refusal: &hanse_identity::Refusal) -> Status {
@@ -140,11 +179,7 @@ impl Issue for IssueService {
         answered(outcome)?;
         let state = self.context.handle.state();
         let chain_der = self.sign(self.member_ticket(&state, &id)?, &request.csr_der)?;
-        let bundle = state
-            .view
-            .bundles
-            .get(&self.context.trust_domain)
-            .ok_or_else(|| Status::internal("the cluster has no bundle of its own"))?;
+        let bundle = own_bundle(&state)?;
         tracing::info!(%agent, "agent joined");
         Ok(Response::new(JoinAgentReply {
             cluster: self.context.cluster.to_string(),
@@ -167,33 +202,28 @@ impl Issue for IssueService {
     async fn issue_svid(&self, request: Request<IssueSvidRequest>) -> Result<Response<SvidReply>, Status> {
         let (agent, _) = agent_of(&request)?;
         let request = request.into_inner();
-        let id: SpiffeId = request
-            .spiffe_id
-            .parse()
-            .map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
-        if request.selectors.len() > MAX_SELECTORS {
-            return Err(Status::invalid_argument(format!("more than {MAX_SELECTORS} selectors")));
-        }
-        // A newer agent may know kinds that this node does not: they prove nothing here, and take nothing away.
-        let selectors: BTreeSet<Selector> = request.selectors.iter().filter_map(|s| s.parse().ok()).collect();
-        let evidence = Evidence { agent, selectors };
         let state = self.fresh_state().await;
-        if !state.private.agents.contains_key(&evidence.agent) {
-            return Err(Status::permission_denied(format!("no agent {} has joined", evidence.agent)));
-        }
-        let ticket = grant::grant(
-            &self.context.trust_domain,
-            state.private.registrations.values(),
-            &state.view.revocations,
-            &evidence,
-            &id,
-        )
-        .map_err(|e| {
-            tracing::warn!(%id, agent = %evidence.agent, why = %e, "SVID refused");
-            refused_ticket(&e)
-        })?;
+        let ticket = self.workload_ticket(&state, agent, &request.spiffe_id, &request.selectors)?;
         let chain_der = self.sign(ticket, &request.csr_der)?;
         Ok(Response::new(SvidReply { chain_der }))
+    }
+
+    async fn issue_jwt(&self, request: Request<IssueJwtRequest>) -> Result<Response<JwtReply>, Status> {
+        let (agent, _) = agent_of(&request)?;
+        let request = request.into_inner();
+        let state = self.fresh_state().await;
+        let ticket = self.workload_ticket(&state, agent, &request.spiffe_id, &request.selectors)?;
+        let bundle = own_bundle(&state)?;
+        let unpublished = || Status::unavailable(JwtIssueError::NotPublished.to_string());
+        let key = self.context.jwt.signing(bundle, now()).ok_or_else(unpublished)?;
+        let wanted = (request.ttl_seconds != 0).then(|| Duration::from_secs(request.ttl_seconds));
+        let issued = key.issue(ticket, bundle, &request.audience, wanted, now()).map_err(|e| match e {
+            JwtIssueError::Audience(_) => Status::invalid_argument(e.to_string()),
+            _ => Status::internal(e.to_string()),
+        })?;
+        self.context.metrics.jwt_issued.inc();
+        tracing::info!(id = %issued.id, key = issued.key_id, audience = ?request.audience, expires = %issued.expires, "JWT-SVID issued");
+        Ok(Response::new(JwtReply { token: issued.token.to_string(), expires: issued.expires.0 }))
     }
 
     type WatchAgentStream = Pin<Box<dyn Stream<Item = Result<AgentDown, Status>> + Send>>;

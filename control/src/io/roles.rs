@@ -38,6 +38,7 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.issue.v1.Issue", "JoinAgent", Who::Anyone),
     ("hanse.issue.v1.Issue", "RenewAgent", Who::Agent),
     ("hanse.issue.v1.Issue", "IssueSvid", Who::Agent),
+    ("hanse.issue.v1.Issue", "IssueJwt", Who::Agent),
     ("hanse.issue.v1.Issue", "WatchAgent", Who::Agent),
     ("hanse.watch.v1.Watch", "Watch", Who::Subscriber),
     ("hanse.control.v1.Node", "Raft", Who::Node),

@@ -38,6 +38,7 @@ use crate::io::keys::{NewNode, new_key_pair};
 
 mod duties;
 mod fixture;
+mod jwt;
 mod lists;
 
 use fixture::*;

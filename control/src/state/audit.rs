@@ -185,6 +185,9 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::AuthorityPublish { node, certificate } => {
             ("authority-publish", format!("sha256:{} of node {node}", certificate.key_id))
         }
+        Command::JwtAuthorityPublish { node, authority } => {
+            ("jwt-authority-publish", format!("{} of node {node}", authority.key_id))
+        }
         Command::RoleBind { id, roles } => ("role-bind", format!("{id}: {}", named(roles))),
         Command::RoleUnbind { id, roles } => ("role-unbind", format!("{id}: {}", named(roles))),
     };

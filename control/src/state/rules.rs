@@ -177,7 +177,7 @@ impl State {
     }
 
     /// The cluster's own bundle as it stands.
-    fn own_bundle(&self) -> Bundle {
+    pub(super) fn own_bundle(&self) -> Bundle {
         let own = &self.view.trust_domain;
         let none = || Bundle::new(own.clone(), 0, Vec::new());
         self.view.bundles.get(own).cloned().unwrap_or_else(none)

@@ -12,8 +12,8 @@ use hanse_federation::policy::document::{BackendPolicy, HttpRoute, PolicySpec};
 use hanse_federation::policy::{PolicyDocument, PolicyKey, PolicyKind};
 use hanse_identity::token::Admits;
 use hanse_identity::{
-    AuthorityCertificate, AuthorityState, KeyId, Reason, Revocation, RevocationId, RevocationTarget, Serial,
-    ServiceName,
+    AuthorityCertificate, AuthorityState, JwtAuthority, KeyId, Reason, Revocation, RevocationId,
+    RevocationTarget, Serial, ServiceName,
 };
 
 use super::*;
@@ -806,6 +806,47 @@ fn lists_are_published_by_whoever_holds_the_authoritys_key_and_never_go_back() {
     let mut view = log.state.view.clone();
     view.apply(&Change::BundlePut(bundle));
     assert!(view.crls.is_empty());
+}
+
+#[test]
+fn f_1_keys_of_jwt_svids_are_published_once_and_taken_out_when_they_have_ended() {
+    let mut log = Log::new();
+    let key = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        hanse_identity::JwtKey::new(&td("east.example"), key.try_into().unwrap())
+    };
+    let publish = |node: &str, authority: &JwtAuthority| Command::JwtAuthorityPublish {
+        node: name(node),
+        authority: authority.clone(),
+    };
+    let (first, end) = (key(), NOW + Duration::from_secs(100));
+    let authority = first.authority(end);
+    log.not_found(publish("east-9", &authority));
+    log.invalid(publish("east-1", &JwtAuthority { key_id: "mine".to_owned(), ..authority.clone() }));
+    log.invalid(publish("east-1", &JwtAuthority { spki_der: vec![0; 91], ..authority.clone() }));
+    log.invalid(publish("east-1", &JwtAuthority { state: AuthorityState::Tainted, ..authority.clone() }));
+    log.invalid(publish("east-1", &JwtAuthority { not_after: None, ..authority.clone() }));
+    log.invalid(publish("east-1", &first.authority(NOW)));
+    log.done(publish("east-1", &authority));
+    log.already(publish("east-1", &authority));
+    log.already(publish("east-1", &first.authority(end + Duration::from_secs(1))));
+    let own = td("east.example");
+    let bundle = &log.state.view.bundles[&own];
+    assert_eq!((bundle.sequence, bundle.authorities.len()), (2, 3));
+    assert_eq!(bundle.jwt_authorities, [authority]);
+
+    // X.509 authorities come and go beside them.
+    log.done(Command::AuthorityPublish { node: name("east-1"), certificate: self::authority(11) });
+    assert_eq!(log.state.view.bundles[&own].jwt_authorities.len(), 1);
+
+    log.now = end;
+    let second = key().authority(end + Duration::from_secs(100));
+    log.done(publish("east-2", &second));
+    assert_eq!(log.state.view.bundles[&own].jwt_authorities, [second]);
+    for _ in 1..hanse_identity::bundle::MAX_JWT_AUTHORITIES {
+        log.done(publish("east-3", &key().authority(end + Duration::from_secs(100))));
+    }
+    log.limit(publish("east-3", &key().authority(end + Duration::from_secs(100))));
 }
 
 #[test]

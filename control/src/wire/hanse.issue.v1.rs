@@ -36,6 +36,14 @@ pub mod issue_server {
             tonic::Response<::hanse_identity::wire::issue::SvidReply>,
             tonic::Status,
         >;
+        /// The agent asks for a JWT-SVID of a workload that it has attested.
+        async fn issue_jwt(
+            &self,
+            request: tonic::Request<::hanse_identity::wire::issue::IssueJwtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::hanse_identity::wire::issue::JwtReply>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the WatchAgent method.
         type WatchAgentStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<
@@ -258,6 +266,54 @@ pub mod issue_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = IssueSvidSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hanse.issue.v1.Issue/IssueJwt" => {
+                    #[allow(non_camel_case_types)]
+                    struct IssueJwtSvc<T: Issue>(pub Arc<T>);
+                    impl<
+                        T: Issue,
+                    > tonic::server::UnaryService<
+                        ::hanse_identity::wire::issue::IssueJwtRequest,
+                    > for IssueJwtSvc<T> {
+                        type Response = ::hanse_identity::wire::issue::JwtReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::hanse_identity::wire::issue::IssueJwtRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Issue>::issue_jwt(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = IssueJwtSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

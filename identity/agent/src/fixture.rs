@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use hanse_identity::jwt::JwtIssueError;
 use hanse_identity::svid::Svid;
 use hanse_identity::wire::AgentState;
 use hanse_identity::{
-    Authority, Bundle, Evidence, NodeName, Reason, Registration, Revocation, RevocationId, RevocationTarget,
-    Revocations, Selector, SpiffeId, Timestamp, TrustDomain, grant, issue,
+    Authority, Bundle, Evidence, JwtKey, NodeName, Reason, Registration, Revocation, RevocationId,
+    RevocationTarget, Revocations, Selector, SpiffeId, Ticket, Timestamp, TrustDomain, grant, issue,
 };
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use crate::attest::{Caller, Process};
 use crate::io::svids::{IssueSvid, IssuerError, key_and_request};
@@ -131,17 +133,46 @@ pub struct TestIssuer {
     pub asked: AtomicU32,
     /// How often each identity was issued.
     pub issued: Mutex<BTreeMap<SpiffeId, u32>>,
+    /// What tokens are signed with.
+    pub jwt: JwtKey,
+    /// The own bundle as the control node has it: it may be ahead of the agent's.
+    pub committed: Mutex<Bundle>,
 }
 
 impl TestIssuer {
     pub fn new(authority: Authority, view: watch::Receiver<View>) -> Arc<Self> {
+        let jwt = JwtKey::new(&east(), rcgen::KeyPair::generate().unwrap().try_into().unwrap());
+        let mut committed = bundle(&[&authority]);
+        committed.jwt_authorities.push(jwt.authority(now() + DAY));
         Arc::new(Self {
+            jwt,
+            committed: Mutex::new(committed),
             authority: Mutex::new(Arc::new(authority)),
             view,
             failing: AtomicU32::new(0),
             asked: AtomicU32::new(0),
             issued: Mutex::default(),
         })
+    }
+
+    fn ticket(&self, id: &SpiffeId, selectors: BTreeSet<Selector>) -> Result<Ticket, IssuerError> {
+        let state = self.view.borrow().state.clone().unwrap();
+        let evidence = Evidence { agent: agent(), selectors };
+        grant::grant(&east(), &state.registrations, &state.revocations, &evidence, id)
+            .map_err(|e| IssuerError::Refused(e.to_string()))
+    }
+
+    fn decide_jwt(
+        &self,
+        id: &SpiffeId,
+        selectors: BTreeSet<Selector>,
+        audience: &[String],
+    ) -> Result<Zeroizing<String>, IssuerError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let ticket = self.ticket(id, selectors)?;
+        let unreachable = |e: JwtIssueError| IssuerError::Unreachable(e.to_string());
+        let bundle = self.committed.lock().unwrap().clone();
+        Ok(self.jwt.issue(ticket, &bundle, audience, None, now()).map_err(unreachable)?.token)
     }
 
     fn decide(
@@ -155,11 +186,8 @@ impl TestIssuer {
         if fails.is_ok() {
             return Err(IssuerError::Unreachable("as the test wants it".to_owned()));
         }
-        let state = self.view.borrow().state.clone().unwrap();
-        let evidence = Evidence { agent: agent(), selectors };
         let refused = |e: String| IssuerError::Refused(e);
-        let ticket = grant::grant(&east(), &state.registrations, &state.revocations, &evidence, id)
-            .map_err(|e| refused(e.to_string()))?;
+        let ticket = self.ticket(id, selectors)?;
         let authority = Arc::clone(&self.authority.lock().unwrap());
         let issued = issue(ticket, csr, &authority, serial(), now()).map_err(|e| refused(e.to_string()))?;
         *self.issued.lock().unwrap().entry(id.clone()).or_default() += 1;
@@ -175,6 +203,15 @@ impl IssueSvid for TestIssuer {
         selectors: BTreeSet<Selector>,
     ) -> BoxFuture<'_, Result<Vec<Vec<u8>>, IssuerError>> {
         Box::pin(async move { self.decide(&id, &csr_der, selectors) })
+    }
+
+    fn issue_jwt(
+        &self,
+        id: SpiffeId,
+        selectors: BTreeSet<Selector>,
+        audience: Vec<String>,
+    ) -> BoxFuture<'_, Result<Zeroizing<String>, IssuerError>> {
+        Box::pin(async move { self.decide_jwt(&id, selectors, &audience) })
     }
 }
 

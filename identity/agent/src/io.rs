@@ -3,6 +3,8 @@
 pub mod admin;
 pub mod control_link;
 pub mod join;
+pub mod jwt;
+pub mod reflection;
 pub mod sds;
 pub mod session;
 pub mod socket;
@@ -22,6 +24,7 @@ use hanse_identity::wire::AgentState;
 use hanse_identity::{NodeName, Timestamp, TrustDomain};
 use tokio::sync::watch;
 
+use jwt::JwtDesk;
 pub use streams::{StreamTicket, Streams};
 use svids::Svids;
 use telemetry::Metrics;
@@ -40,6 +43,7 @@ pub struct Shared {
     pub name: NodeName,
     pub view: watch::Receiver<View>,
     pub svids: Svids,
+    pub jwt: JwtDesk,
     pub streams: Streams,
     pub metrics: Arc<Metrics>,
     pub shutdown: watch::Receiver<bool>,

@@ -10,6 +10,7 @@ pub mod attest;
 #[cfg(test)]
 mod fixture;
 pub mod io;
+pub mod rate;
 pub mod secrets;
 pub mod subscription;
 pub mod wire;
@@ -25,13 +26,15 @@ use hanse_identity::token::JoinToken;
 use hanse_identity::{NodeName, Timestamp};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use io::control_link::{ControlLink, Membership};
+use io::jwt::JwtDesk;
 use io::store::{Store, StoredIdentity, read_token};
 use io::svids::Svids;
 use io::telemetry::Metrics;
-use io::{Shared, Streams, View, admin, join, now, sds, socket, stopped, workload_api};
+use io::{Shared, Streams, View, admin, join, now, reflection, sds, socket, stopped, workload_api};
 use wire::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 
 /// Worker threads: an agent does little, and little at a time.
@@ -141,7 +144,8 @@ async fn serve(
         Arc::clone(&metrics),
     );
     let name = config.name.clone();
-    let shared = Arc::new(Shared { name, view, svids, streams, metrics, shutdown: shutdown.clone() });
+    let jwt = JwtDesk::new(Arc::clone(&link) as _);
+    let shared = Arc::new(Shared { name, view, svids, jwt, streams, metrics, shutdown: shutdown.clone() });
     if let Some(address) = config.admin {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("admin address {address}"))?;
@@ -194,11 +198,14 @@ pub async fn serve_callers(
     let mut shutdown = shared.shutdown.clone();
     let sds = SecretDiscoveryServiceServer::new(sds::Sds(Arc::clone(&shared)));
     let workload_api = SpiffeWorkloadApiServer::new(workload_api::WorkloadApi(shared));
+    let workload_api = workload_api.max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .add_service(sds.max_decoding_message_size(MAX_REQUEST_BYTES))
-        .add_service(workload_api.max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(InterceptedService::new(workload_api, workload_api::check_header))
+        .add_service(InterceptedService::new(reflection::v1(), workload_api::check_header))
+        .add_service(InterceptedService::new(reflection::v1alpha(), workload_api::check_header))
         .serve_with_incoming_shutdown(incoming, async move {
             stopped(&mut shutdown).await;
         })

@@ -46,6 +46,8 @@ pub enum Denial {
     UnknownTrustDomain(TrustDomain),
     #[error("{0:?} is not a secret: ask for default, ROOTCA, ALL, a SPIFFE ID or spiffe://<trust domain>")]
     UnknownName(String),
+    #[error("{0:?} is not a SPIFFE ID")]
+    NotAnId(String),
 }
 
 /// What an SDS name asks for.
@@ -231,6 +233,25 @@ impl<'s> Standing<'s> {
         let domains = self.state.bundles.iter().map(|bundle| &bundle.trust_domain);
         let bundles = domains.filter_map(|td| Some((td.id().to_string(), self.bundle_der(td)?))).collect();
         workload::X509BundlesResponse { crl: self.crls_der(), bundles }
+    }
+
+    /// The Workload API's JWT bundles, by SPIFFE ID: the own trust domain's, and every other's that has JWT keys. One
+    /// that had some and has none any more is not there, and its clients unload it (SPIFFE Workload API §4.4).
+    pub fn jwt_bundles_response(&self) -> workload::JwtBundlesResponse {
+        let told =
+            |bundle: &&Bundle| bundle.trust_domain == *self.own || bundle.trusted_jwt().next().is_some();
+        let row = |bundle: &Bundle| (bundle.trust_domain.id().to_string(), bundle.to_jwt_jwks().into_bytes());
+        workload::JwtBundlesResponse { bundles: self.state.bundles.iter().filter(told).map(row).collect() }
+    }
+
+    /// The identities that a request for JWT-SVIDs is about: the one that it names, or all.
+    pub fn jwt_identities(&self, named: &str) -> Result<Vec<SpiffeId>, Denial> {
+        if named.is_empty() {
+            return Ok(self.identities().into_iter().cloned().collect());
+        }
+        let id: SpiffeId = named.parse().map_err(|_| Denial::NotAnId(shortened(named)))?;
+        self.may_have(&id)?;
+        Ok(vec![id])
     }
 
     /// Trust domains without an authority are left out: Envoy rejects the whole message for one empty bundle.

@@ -3,11 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use aws_lc_rs::encoding::AsDer as _;
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rcgen::PublicKeyData as _;
 use zeroize::Zeroizing;
 
 use super::{JwtAuthority, JwtError, validate};
@@ -15,9 +13,9 @@ use crate::authority::AuthorityState;
 use crate::bundle::Bundle;
 use crate::grant::Ticket;
 use crate::name::{SpiffeId, TrustDomain};
+use crate::private_key::PrivateKey;
 use crate::revocation::Revocations;
 use crate::time::Timestamp;
-use crate::x509;
 
 /// Lifetime of a token where the request does not say.
 pub const DEFAULT_JWT_LIFETIME: Duration = Duration::from_secs(300);
@@ -33,7 +31,7 @@ pub const MAX_AUDIENCE_BYTES: usize = 1024;
 /// A private key that signs JWT-SVIDs of one trust domain. Never leaves the node that made it.
 pub struct JwtKey {
     trust_domain: TrustDomain,
-    key: EcdsaKeyPair,
+    key: PrivateKey,
     spki_der: Vec<u8>,
     key_id: String,
 }
@@ -51,8 +49,6 @@ pub struct IssuedJwt {
 /// Why no token was signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwtIssueError {
-    #[error("the JWT key cannot be read as ECDSA P-256 (PKCS#8)")]
-    Key,
     #[error("{0}")]
     Audience(String),
     #[error("the JWT key is of trust domain {0}, the identity is not")]
@@ -63,23 +59,20 @@ pub enum JwtIssueError {
     NotActive(AuthorityState),
     #[error("this node's JWT key expired at {0}")]
     Expired(Timestamp),
-    #[error("signing failed")]
-    Signing,
+    #[error("signing failed: {0}")]
+    Signing(String),
     #[error("what was signed does not validate: {0}")]
     Recheck(#[from] JwtError),
 }
 
 impl JwtKey {
-    /// From the PKCS#8 (DER) of a P-256 key that the caller made, on its own node.
-    pub fn restore(trust_domain: &TrustDomain, key_pkcs8: &[u8]) -> Result<Self, JwtIssueError> {
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key_pkcs8);
-        let key = key.map_err(|_| JwtIssueError::Key)?;
-        let spki_der = key.public_key().as_der().map_err(|_| JwtIssueError::Key)?.as_ref().to_vec();
-        let key_id = x509::key_id(&spki_der).to_string();
-        Ok(Self { trust_domain: trust_domain.clone(), key, spki_der, key_id })
+    /// Of a key that its node made and keeps.
+    pub fn new(trust_domain: &TrustDomain, key: PrivateKey) -> Self {
+        let (spki_der, key_id) = (key.subject_public_key_info(), key.id().to_string());
+        Self { trust_domain: trust_domain.clone(), key, spki_der, key_id }
     }
 
-    /// `kid`.
+    /// `kid`: the SHA-256 of the public key.
     pub fn key_id(&self) -> &str {
         &self.key_id
     }
@@ -148,10 +141,10 @@ impl JwtKey {
         URL_SAFE_NO_PAD.encode_string(header, &mut token);
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-        let signature =
-            self.key.sign(&SystemRandom::new(), token.as_bytes()).map_err(|_| JwtIssueError::Signing)?;
+        let signature = self.key.sign_fixed(token.as_bytes());
+        let signature = signature.map_err(|e| JwtIssueError::Signing(e.to_string()))?;
         token.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature.as_ref(), &mut token);
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         Ok(token)
     }
 }

@@ -444,7 +444,4 @@ fn tokens_and_keys_do_not_show_themselves() {
     let issued = key.issue(ticket(), &bundle, &audience(), None, NOW).unwrap();
     assert!(!format!("{issued:?}").contains("ey"));
     assert_eq!(format!("{key:?}"), format!("JwtKey {{ key_id: {:?}, .. }}", key.key_id()));
-    assert!(JwtKey::restore(&east(), b"no key").is_err());
-    let p384 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-    assert_eq!(JwtKey::restore(&east(), &p384.serialize_der()).unwrap_err(), JwtIssueError::Key);
 }

@@ -82,6 +82,64 @@ const JOBS: &[Job] = &[
     },
 ];
 
+/// Descriptors that gRPC reflection serves: the `.proto`, the directories that it and its imports are in, the file.
+struct Described {
+    proto: &'static str,
+    proto_dirs: ProtoDirs,
+    out: &'static str,
+}
+
+enum ProtoDirs {
+    /// Below the workspace root.
+    Ours(&'static str),
+    /// Below the `proto` directory of the crate that we have Envoy's API from.
+    Envoy(&'static [&'static str]),
+}
+
+const DESCRIBED: &[Described] = &[
+    Described {
+        proto: "workload.proto",
+        proto_dirs: ProtoDirs::Ours("identity/agent/proto"),
+        out: "identity/agent/src/wire/workload.binpb",
+    },
+    Described {
+        proto: "envoy/service/secret/v3/sds.proto",
+        proto_dirs: ProtoDirs::Envoy(&["data-plane-api", "googleapis", "protoc-gen-validate", "xds"]),
+        out: "identity/agent/src/wire/envoy.service.secret.v3.binpb",
+    },
+];
+
+/// Where cargo keeps the sources of a crate that the workspace depends on.
+fn sources_of(root: &Path, package: &str) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = std::process::Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .current_dir(root)
+        .output()
+        .context("cargo metadata")?;
+    anyhow::ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let found =
+        packages.iter().find(|p| p["name"] == package).with_context(|| format!("no crate {package}"))?;
+    let manifest = found["manifest_path"].as_str().context("a crate without manifest")?;
+    Ok(Path::new(manifest).parent().context("a manifest without directory")?.to_owned())
+}
+
+/// The `.proto` and everything that it imports as a `FileDescriptorSet`, without comments.
+fn describe(root: &Path, described: &Described) -> Result<Vec<u8>> {
+    let dirs = match described.proto_dirs {
+        ProtoDirs::Ours(dir) => vec![root.join(dir)],
+        ProtoDirs::Envoy(dirs) => {
+            let protos = sources_of(root, "envoy-types")?.join("proto");
+            dirs.iter().map(|dir| protos.join(dir)).collect()
+        }
+    };
+    let mut compiler = protox::Compiler::new(dirs)?;
+    compiler.include_imports(true).include_source_info(false).open_file(described.proto)?;
+    Ok(compiler.encode_file_descriptor_set())
+}
+
 /// Writes all generated files below `out_root`, as they lie below `root`; answers their relative paths.
 pub fn generate(root: &Path, out_root: &Path) -> Result<Vec<PathBuf>> {
     let mut written = Vec::new();
@@ -108,6 +166,14 @@ pub fn generate(root: &Path, out_root: &Path) -> Result<Vec<PathBuf>> {
         std::fs::copy(scratch.path().join(&name), &target)
             .with_context(|| format!("generated {name} for {}", job.out))?;
         written.push(relative);
+    }
+    for described in DESCRIBED {
+        let target = out_root.join(described.out);
+        std::fs::create_dir_all(target.parent().expect("a file below a directory"))?;
+        let bytes =
+            describe(root, described).with_context(|| format!("{} is not described", described.proto))?;
+        std::fs::write(&target, bytes)?;
+        written.push(PathBuf::from(described.out));
     }
     Ok(written)
 }

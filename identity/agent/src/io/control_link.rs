@@ -15,7 +15,7 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::svid::{Svid, SvidFacts};
 use hanse_identity::tls::{self, Expect, IdentitySource, TlsIdentity, TrustSource};
 use hanse_identity::wire::AgentState;
-use hanse_identity::wire::issue::{AgentUp, IssueSvidRequest, RenewAgentRequest};
+use hanse_identity::wire::issue::{AgentUp, IssueJwtRequest, IssueSvidRequest, RenewAgentRequest};
 use hanse_identity::{Revocations, Selector, SpiffeId, Trust, Usage, VerifyError, renewal, verify};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use zeroize::Zeroizing;
 
 use super::store::{Store, StoreError, StoredIdentity};
 use super::svids::{IssueSvid, IssuerError, MakeError, key_and_request, renewal_due};
@@ -488,6 +489,21 @@ impl IssueSvid for ControlLink {
             let mut client = self.client().await?;
             let reply = timeout(RPC_TIMEOUT, client.issue_svid(request)).await;
             Ok(self.judge(reply)?.chain_der)
+        })
+    }
+
+    fn issue_jwt(
+        &self,
+        id: SpiffeId,
+        selectors: BTreeSet<Selector>,
+        audience: Vec<String>,
+    ) -> BoxFuture<'_, Result<Zeroizing<String>, IssuerError>> {
+        Box::pin(async move {
+            let selectors = selectors.iter().map(Selector::to_string).collect();
+            let request = IssueJwtRequest { spiffe_id: id.to_string(), selectors, audience, ttl_seconds: 0 };
+            let mut client = self.client().await?;
+            let reply = timeout(RPC_TIMEOUT, client.issue_jwt(request)).await;
+            Ok(Zeroizing::new(self.judge(reply)?.token))
         })
     }
 }

@@ -32,7 +32,7 @@ pub type Sent<T> = Result<T, Status>;
 pub struct Session {
     pub shared: Arc<Shared>,
     pub caller: Arc<Caller>,
-    evidence: Evidence,
+    pub evidence: Evidence,
     view: watch::Receiver<View>,
     shutdown: watch::Receiver<bool>,
     leases: BTreeMap<SpiffeId, Lease>,
@@ -41,7 +41,7 @@ pub struct Session {
 
 /// The cluster's state with the own trust domain: what `Standing` is made from.
 pub struct Ground {
-    state: Arc<AgentState>,
+    pub state: Arc<AgentState>,
     own: TrustDomain,
 }
 
@@ -100,6 +100,16 @@ impl Session {
     /// What the caller may have now.
     pub fn standing<'g>(&self, ground: &'g Ground) -> Result<Standing<'g>, Status> {
         Standing::of(&ground.state, &ground.own, &self.evidence).map_err(|denial| self.denied(&denial))
+    }
+
+    /// Waits until something changes in the cluster's state that `peek` has not shown.
+    pub async fn newer(&mut self) -> Result<(), Status> {
+        let Self { view, shutdown, .. } = self;
+        tokio::select! {
+            biased;
+            () = stopped(shutdown) => Err(Status::unavailable("the agent is stopping")),
+            changed = view.changed() => changed.map_err(|_| Status::unavailable("the agent is stopping")),
+        }
     }
 
     /// Holds exactly these identities' SVIDs.
@@ -183,7 +193,7 @@ impl Session {
         let caller = &self.caller;
         tracing::info!(pid = caller.process.pid, uid = caller.uid, path = caller.path.as_deref(), %denial, "denied");
         match denial {
-            Denial::UnknownName(_) => Status::invalid_argument(denial.to_string()),
+            Denial::UnknownName(_) | Denial::NotAnId(_) => Status::invalid_argument(denial.to_string()),
             Denial::UnknownTrustDomain(_) => Status::not_found(denial.to_string()),
             _ => Status::permission_denied(denial.to_string()),
         }

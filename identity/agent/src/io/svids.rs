@@ -47,6 +47,14 @@ pub trait IssueSvid: Send + Sync + 'static {
         csr_der: Vec<u8>,
         selectors: BTreeSet<Selector>,
     ) -> BoxFuture<'_, Result<Vec<Vec<u8>>, IssuerError>>;
+
+    /// A signed JWT-SVID (JWS compact serialization) of that identity for these audiences.
+    fn issue_jwt(
+        &self,
+        id: SpiffeId,
+        selectors: BTreeSet<Selector>,
+        audience: Vec<String>,
+    ) -> BoxFuture<'_, Result<Zeroizing<String>, IssuerError>>;
 }
 
 /// Why the issuer did not answer with a chain.

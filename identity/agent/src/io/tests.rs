@@ -4,6 +4,7 @@ mod callers;
 mod held;
 mod link;
 mod sds;
+mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -38,7 +39,7 @@ impl Bench {
     fn with(identities: &[&str]) -> Self {
         let bench = Self::without_state();
         let registrations = identities.iter().map(|name| mine(name)).collect();
-        let bundles = vec![bundle(&[&bench.east_1]), bundle(&[&authority(&west())])];
+        let bundles = vec![bench.issuer.committed.lock().unwrap().clone(), bundle(&[&authority(&west())])];
         bench.view.send_modify(|view| {
             view.trust_domain = Some(east());
             view.state = Some(Arc::new(state(registrations, bundles)));
@@ -64,8 +65,15 @@ impl Bench {
             shutdown.clone(),
             Arc::clone(&metrics),
         );
-        let shared =
-            Arc::new(Shared { name: agent(), view, svids, streams: Streams::default(), metrics, shutdown });
+        let shared = Arc::new(Shared {
+            name: agent(),
+            view,
+            svids,
+            jwt: JwtDesk::new(Arc::clone(&issuer) as _),
+            streams: Streams::default(),
+            metrics,
+            shutdown,
+        });
         tokio::spawn(crate::serve_callers(Arc::clone(&shared), listener));
         Self {
             shared,

@@ -1,23 +1,23 @@
-//! The SPIFFE Workload API, X.509 profile, on the agent's socket.
+//! The SPIFFE Workload API on the agent's socket: X.509 and JWT profiles. WIT is not served: its calls are unimplemented.
 
 use std::collections::BTreeSet;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_identity::SpiffeId;
+use hanse_identity::jwt::check_audiences;
+use prost_types::value::Kind;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::Shared;
 use super::session::{Sent, Session, Woken, send, serve};
-use crate::secrets::Held;
+use crate::secrets::{Held, Standing};
 use crate::wire::workload::spiffe_workload_api_server::SpiffeWorkloadApi;
 use crate::wire::workload::{
-    JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svidRequest, X509svidResponse,
 };
 
@@ -36,16 +36,13 @@ pub struct WorkloadApi(pub Arc<Shared>);
 impl SpiffeWorkloadApi for WorkloadApi {
     type FetchX509SVIDStream = ReceiverStream<Sent<X509svidResponse>>;
     type FetchX509BundlesStream = ReceiverStream<Sent<X509BundlesResponse>>;
-    type FetchJWTBundlesStream =
-        Pin<Box<dyn tokio_stream::Stream<Item = Result<JwtBundlesResponse, Status>> + Send>>;
+    type FetchJWTBundlesStream = ReceiverStream<Sent<JwtBundlesResponse>>;
 
     async fn fetch_x509svid(
         &self,
         request: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        check_header(request.metadata())?;
-        let session = Session::open(&self.0, request.extensions(), KIND).await?;
-        refuse_strangers(&session)?;
+        let session = self.open(&request).await?;
         Ok(Response::new(serve(|client| stream_svids(session, client))))
     }
 
@@ -53,52 +50,72 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        check_header(request.metadata())?;
-        let session = Session::open(&self.0, request.extensions(), KIND).await?;
-        refuse_strangers(&session)?;
-        Ok(Response::new(serve(|client| stream_bundles(session, client))))
+        let session = self.open(&request).await?;
+        let message = |standing: &Standing<'_>| standing.bundles_response();
+        Ok(Response::new(serve(|client| stream_bundles(session, client, message))))
     }
 
     async fn fetch_jwtsvid(
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        check_header(request.metadata())?;
-        Err(no_jwt())
+        let mut session = self.open(&request).await?;
+        let request = request.into_inner();
+        check_audiences(&request.audience).map_err(Status::invalid_argument)?;
+        let ids = {
+            let ground = session.peek()?;
+            let named = session.standing(&ground)?.jwt_identities(&request.spiffe_id);
+            named.map_err(|denial| session.denied(&denial))?
+        };
+        let tokens = self.0.jwt.tokens(&mut session, &ids, &request.audience).await?;
+        let svid = |(id, token): (&SpiffeId, zeroize::Zeroizing<String>)| Jwtsvid {
+            spiffe_id: id.to_string(),
+            svid: token.to_string(),
+            hint: String::new(),
+        };
+        Ok(Response::new(JwtsvidResponse { svids: ids.iter().zip(tokens).map(svid).collect() }))
     }
 
     async fn fetch_jwt_bundles(
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        check_header(request.metadata())?;
-        Err(no_jwt())
+        let session = self.open(&request).await?;
+        let message = |standing: &Standing<'_>| standing.jwt_bundles_response();
+        Ok(Response::new(serve(|client| stream_bundles(session, client, message))))
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        check_header(request.metadata())?;
-        Err(no_jwt())
+        let session = self.open(&request).await?;
+        let request = request.into_inner();
+        if request.audience.is_empty() || request.svid.is_empty() {
+            return Err(Status::invalid_argument("the request lacks an audience or a JWT-SVID"));
+        }
+        let valid = self.0.jwt.validate(&session, &request.svid, &request.audience)?;
+        let spiffe_id = valid.id.to_string();
+        Ok(Response::new(ValidateJwtsvidResponse { spiffe_id, claims: Some(to_struct(valid.claims)) }))
     }
 }
 
-fn no_jwt() -> Status {
-    Status::unimplemented("this agent serves X.509 SVIDs only")
+impl WorkloadApi {
+    /// A session of a caller that has an identity; others are refused at once and not by way of a stream.
+    async fn open<T>(&self, request: &Request<T>) -> Result<Session, Status> {
+        let session = Session::open(&self.0, request.extensions(), KIND).await?;
+        let ground = session.peek()?;
+        session.standing(&ground)?;
+        Ok(session)
+    }
 }
 
-fn check_header(metadata: &MetadataMap) -> Result<(), Status> {
-    match metadata.get(SECURITY_HEADER).map(|value| value.as_bytes()) {
-        Some(b"true") => Ok(()),
+/// Refuses a call without the security header, whatever it calls; what it calls has not been looked at then.
+pub fn check_header(request: Request<()>) -> Result<Request<()>, Status> {
+    match request.metadata().get(SECURITY_HEADER).map(|value| value.as_bytes()) {
+        Some(b"true") => Ok(request),
         _ => Err(Status::invalid_argument(format!("the call lacks the metadata {SECURITY_HEADER}: true"))),
     }
-}
-
-/// A caller without identity is refused at once and not by way of a stream.
-fn refuse_strangers(session: &Session) -> Result<(), Status> {
-    let ground = session.peek()?;
-    session.standing(&ground).map(drop)
 }
 
 async fn stream_svids(
@@ -135,15 +152,17 @@ async fn stream_svids(
     }
 }
 
-async fn stream_bundles(
+/// Sends the message that a state makes, now and whenever it is another one.
+async fn stream_bundles<T: Clone + PartialEq>(
     mut session: Session,
-    client: mpsc::Sender<Sent<X509BundlesResponse>>,
+    client: mpsc::Sender<Sent<T>>,
+    message: impl Fn(&Standing<'_>) -> T,
 ) -> Result<(), Status> {
-    let mut last: Option<X509BundlesResponse> = None;
+    let mut last: Option<T> = None;
     loop {
         let ground = session.ground()?;
         let standing = session.standing(&ground)?;
-        let response = standing.bundles_response();
+        let response = message(&standing);
         if last.as_ref() != Some(&response) {
             if send(&client, Ok(response.clone())).await.is_err() {
                 return Ok(());
@@ -159,4 +178,24 @@ async fn stream_bundles(
             },
         }
     }
+}
+
+/// Claims as `google.protobuf.Struct`. Their nesting is bounded by the parser that read them.
+fn to_struct(claims: serde_json::Map<String, serde_json::Value>) -> prost_types::Struct {
+    prost_types::Struct { fields: claims.into_iter().map(|(name, value)| (name, to_value(value))).collect() }
+}
+
+fn to_value(json: serde_json::Value) -> prost_types::Value {
+    use serde_json::Value;
+    let kind = match json {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(value),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Value::String(text) => Kind::StringValue(text),
+        Value::Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(to_value).collect() })
+        }
+        Value::Object(fields) => Kind::StructValue(to_struct(fields)),
+    };
+    prost_types::Value { kind: Some(kind) }
 }

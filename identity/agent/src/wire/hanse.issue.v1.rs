@@ -160,6 +160,33 @@ pub mod issue_client {
                 .insert(GrpcMethod::new("hanse.issue.v1.Issue", "IssueSvid"));
             self.inner.unary(req, path, codec).await
         }
+        /// The agent asks for a JWT-SVID of a workload that it has attested.
+        pub async fn issue_jwt(
+            &mut self,
+            request: impl tonic::IntoRequest<
+                ::hanse_identity::wire::issue::IssueJwtRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<::hanse_identity::wire::issue::JwtReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hanse.issue.v1.Issue/IssueJwt",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hanse.issue.v1.Issue", "IssueJwt"));
+            self.inner.unary(req, path, codec).await
+        }
         /// What the agent needs to know: complete state in every message, the first one at once.
         pub async fn watch_agent(
             &mut self,

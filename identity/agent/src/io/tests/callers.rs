@@ -15,7 +15,7 @@ use crate::fixture::{RATINGS, REVIEWS, id, revocation};
 use crate::io::socket::BindError;
 use crate::io::streams::SdsCount;
 use crate::wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use crate::wire::workload::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
+use crate::wire::workload::{X509BundlesRequest, X509svidRequest};
 
 /// An SDS client's stream.
 pub(super) struct SdsStream {
@@ -72,7 +72,7 @@ fn chain(response: &DiscoveryResponse) -> Vec<u8> {
     }
 }
 
-fn with_header<T>(message: T) -> Request<T> {
+pub(super) fn with_header<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
     request
@@ -264,8 +264,6 @@ async fn workload_api_refusals() {
     let mut client = SpiffeWorkloadApiClient::new(bench.connect().await);
     let bare = client.fetch_x509svid(X509svidRequest {}).await.unwrap_err();
     assert_eq!(bare.code(), Code::InvalidArgument);
-    let jwt = client.fetch_jwtsvid(with_header(JwtsvidRequest::default())).await.unwrap_err();
-    assert_eq!(jwt.code(), Code::Unimplemented);
 
     let bench = Bench::without_state();
     let mut client = SpiffeWorkloadApiClient::new(bench.connect().await);

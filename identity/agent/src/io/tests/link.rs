@@ -7,7 +7,8 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{self, ClientAuth, IdentitySource, TlsIdentity, TrustSource};
 use hanse_identity::token::{Admits, Invite, JoinToken, agent_join_request};
 use hanse_identity::wire::issue::{
-    AgentDown, AgentUp, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, RenewAgentRequest, SvidReply,
+    AgentDown, AgentUp, IssueJwtRequest, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply,
+    RenewAgentRequest, SvidReply,
 };
 use hanse_identity::{Evidence, NodeName, RevocationTarget, Revocations, SpiffeId, Trust, grant, issue};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -280,6 +281,10 @@ impl Issue for IssueNode {
         Ok(Response::new(SvidReply { chain_der: issued.chain }))
     }
 
+    async fn issue_jwt(&self, _request: Request<IssueJwtRequest>) -> Result<Response<JwtReply>, Status> {
+        Err(Status::unavailable("this node has no JWT key"))
+    }
+
     async fn watch_agent(
         &self,
         request: Request<Streaming<AgentUp>>,
@@ -325,8 +330,9 @@ impl Linked {
         let (metrics, streams) = (Arc::new(Metrics::default()), Streams::default());
         let link = ControlLink::new(streams.clone(), Arc::clone(&metrics));
         let issuer = Arc::clone(&link) as _;
+        let jwt = JwtDesk::new(Arc::clone(&link) as _);
         let svids = Svids::new(agent(), issuer, view.clone(), shutdown.clone(), Arc::clone(&metrics));
-        let shared = Shared { name: agent(), view, svids, streams, metrics, shutdown: shutdown.clone() };
+        let shared = Shared { name: agent(), view, svids, jwt, streams, metrics, shutdown: shutdown.clone() };
         let svid = stored.svid().unwrap();
         let membership = Membership::new(store, stored, Vec::new());
         let run = Arc::clone(&link).run(membership, svid, view_sender, shutdown);
