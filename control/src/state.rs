@@ -97,7 +97,31 @@ pub struct NodeRecord {
     pub address: String,
     /// `host:port` as other clusters reach it.
     pub peer_address: String,
+    /// What goes into the bundle: the node's own authority, or the root above it, which nodes then share.
     pub authority: hanse_identity::AuthorityCertificate,
+    /// The node's own authority, if a root of the user's own house signed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intermediate: Option<hanse_identity::Intermediate>,
+}
+
+impl NodeRecord {
+    /// The key that signs on this node; no other node has it.
+    pub fn signing_key(&self) -> hanse_identity::KeyId {
+        self.intermediate.as_ref().map_or(self.authority.key_id, |i| i.key_id)
+    }
+}
+
+/// What the bundle of these nodes holds: each authority once, as nodes below the same root share it.
+pub fn anchors<'r>(
+    nodes: impl IntoIterator<Item = &'r NodeRecord>,
+) -> Vec<hanse_identity::AuthorityCertificate> {
+    let mut anchors: Vec<hanse_identity::AuthorityCertificate> = Vec::new();
+    for node in nodes {
+        if !anchors.contains(&node.authority) {
+            anchors.push(node.authority.clone());
+        }
+    }
+    anchors
 }
 
 /// A host's agent.
@@ -132,8 +156,7 @@ impl State {
     /// The State of a newly founded cluster: its nodes and the bundle of their authorities.
     pub fn founded(cluster: ClusterName, trust_domain: TrustDomain, nodes: Vec<NodeRecord>) -> Self {
         let nodes: BTreeMap<u64, NodeRecord> = nodes.into_iter().map(|n| (n.raft_id, n)).collect();
-        let bundle =
-            Bundle::new(trust_domain.clone(), 1, nodes.values().map(|n| n.authority.clone()).collect());
+        let bundle = Bundle::new(trust_domain.clone(), 1, anchors(nodes.values()));
         let mut view = View::new(cluster, trust_domain);
         view.advance(Revision(FOUNDING_INDEX), &[Change::BundlePut(bundle)]);
         Self { view, private: Private { nodes, ..Private::default() } }

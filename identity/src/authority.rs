@@ -18,10 +18,11 @@ use crate::name::{NodeName, TrustDomain};
 use crate::private_key::{PrivateKey, PrivateKeyError};
 use crate::svid::Serial;
 use crate::time::Timestamp;
+use crate::upstream::Intermediate;
 use crate::x509;
 
 /// How long before `now` an authority's certificate starts: clocks of verifiers may be behind.
-const BACKDATED: Duration = Duration::from_secs(300);
+pub(crate) const BACKDATED: Duration = Duration::from_secs(300);
 /// Longest attribute of a subject (RFC 5280, ub-common-name and ub-organization-name).
 const MAX_SUBJECT_ATTRIBUTE: usize = 64;
 /// Hex digits of the key id in the subject: 64 bits keep subjects apart.
@@ -37,11 +38,14 @@ pub enum AuthorityState {
     Retired,
 }
 
-/// One CA key pair with its self-signed certificate.
+/// One CA key pair with its certificate: self-signed, or below a root of the user's own house (`upstream`).
 pub struct Authority {
     pub(crate) trust_domain: TrustDomain,
     pub(crate) issuer: Issuer<'static, PrivateKey>,
+    /// What is in the bundle: its own self-signed certificate, or the root above it.
     pub(crate) certificate: AuthorityCertificate,
+    /// Its own certificate, if a root of the user's own house signed it.
+    intermediate: Option<Intermediate>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +56,8 @@ pub enum AuthorityError {
     KeyMismatch,
     #[error("the authority's certificate cannot be made or read: {0}")]
     Certificate(String),
+    #[error("the upstream authority: {0}")]
+    Upstream(String),
 }
 
 impl Authority {
@@ -104,7 +110,44 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(der), key)
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
-        Ok(Self { trust_domain: trust_domain.clone(), issuer, certificate })
+        Ok(Self { trust_domain: trust_domain.clone(), issuer, certificate, intermediate: None })
+    }
+
+    /// Below a root: `root` is in the bundle, `intermediate` goes along with every SVID. Both are checked again.
+    pub fn restore_below(
+        trust_domain: &TrustDomain,
+        key: PrivateKey,
+        intermediate: Intermediate,
+        root: AuthorityCertificate,
+    ) -> Result<Self, AuthorityError> {
+        let checked = Intermediate::parse(&intermediate.der, trust_domain, &root)?;
+        if checked.key_id != key.id() {
+            return Err(AuthorityError::KeyMismatch);
+        }
+        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(checked.der.as_slice()), key)
+            .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        Ok(Self {
+            trust_domain: trust_domain.clone(),
+            issuer,
+            certificate: root,
+            intermediate: Some(checked),
+        })
+    }
+
+    /// Its own certificate, if a root above it is in the bundle instead.
+    pub fn intermediate(&self) -> Option<&Intermediate> {
+        self.intermediate.as_ref()
+    }
+
+    /// The certificate whose key signs, DER.
+    pub(crate) fn own_der(&self) -> &[u8] {
+        self.intermediate.as_ref().map_or(&self.certificate.der, |i| &i.der)
+    }
+
+    /// When the first certificate above what it signs expires.
+    pub fn not_after(&self) -> Timestamp {
+        let root = self.certificate.not_after;
+        self.intermediate.as_ref().map_or(root, |i| i.not_after.min(root))
     }
 
     /// The key that signs.
@@ -117,6 +160,7 @@ impl Authority {
         self.certificate.state = state;
     }
 
+    /// The certificate that verifiers have in their bundle: its own, or that of the root above it.
     pub fn certificate(&self) -> &AuthorityCertificate {
         &self.certificate
     }
@@ -140,7 +184,7 @@ impl std::fmt::Debug for Authority {
 }
 
 /// Unique per key: some verifiers take the first authority with a fitting subject, and no other.
-fn subject(trust_domain: &TrustDomain, node: &NodeName, key: &KeyId) -> DistinguishedName {
+pub(crate) fn subject(trust_domain: &TrustDomain, node: &NodeName, key: &KeyId) -> DistinguishedName {
     let bounded = |text: &str, room: usize| text[..text.len().min(room)].to_owned();
     let digits = bounded(&key.to_string(), SUBJECT_KEY_DIGITS);
     let node = bounded(node.as_str(), MAX_SUBJECT_ATTRIBUTE - SUBJECT_KEY_DIGITS - 1);

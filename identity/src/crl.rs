@@ -105,6 +105,11 @@ impl Crl {
         revoked: &BTreeMap<Serial, CrlEntry>,
         now: Timestamp,
     ) -> Result<Self, CrlError> {
+        if authority.intermediate().is_some() {
+            let why =
+                "it is below a root of the user's own house, whose list only that root's owner can sign";
+            return Err(CrlError::Authority(why.to_owned()));
+        }
         let bad = |e: rcgen::Error| CrlError::Signing(e.to_string());
         let late = || CrlError::Signing("a time is beyond the year 9999".to_owned());
         let time = |at| x509::date_time(at).ok_or_else(late);

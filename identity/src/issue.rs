@@ -20,7 +20,7 @@ use crate::x509;
 /// A freshly signed SVID, without its key (which the requester made and kept).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
-    /// DER, leaf first; the self-signed authority is not part of it.
+    /// DER, leaf first, then the authority's own certificate if it is below a root; nothing self-signed is part of it.
     pub chain: Vec<Vec<u8>>,
     pub facts: SvidFacts,
 }
@@ -73,8 +73,8 @@ pub fn issue(
     if certificate.state != AuthorityState::Active {
         return Err(IssueError::AuthorityNotActive(certificate.state));
     }
-    if certificate.not_after <= now {
-        return Err(IssueError::AuthorityExpired(certificate.not_after));
+    if authority.not_after() <= now {
+        return Err(IssueError::AuthorityExpired(authority.not_after()));
     }
     if ticket.id.trust_domain() != authority.trust_domain() {
         return Err(IssueError::ForeignTrustDomain(authority.trust_domain().clone()));
@@ -88,12 +88,13 @@ pub fn issue(
         key_id: x509::key_id(&spki),
         serial,
         not_before: now - BACKDATED,
-        not_after: (now + ticket.lifetime).min(certificate.not_after).min(end),
+        not_after: (now + ticket.lifetime).min(authority.not_after()).min(end),
         id: ticket.id,
     };
     let der = sign(&template, &spki, authority)?;
     let facts = recheck(&template, &der, authority)?;
-    Ok(Issued { chain: vec![der], facts })
+    let above = authority.intermediate().map(|i| i.der.clone());
+    Ok(Issued { chain: std::iter::once(der).chain(above).collect(), facts })
 }
 
 /// The request's public key as SubjectPublicKeyInfo, once the request's signature has shown that the
@@ -145,7 +146,7 @@ fn recheck(template: &Template, der: &[u8], authority: &Authority) -> Result<Svi
     let refuse = |rule: &str| Err(IssueError::Recheck(rule.to_owned()));
     let facts = SvidFacts::parse(der).map_err(|e| IssueError::Recheck(e.to_string()))?;
     let leaf = x509::parse(der).map_err(IssueError::Recheck)?;
-    let issuer = x509::parse(&authority.certificate().der).map_err(IssueError::Recheck)?;
+    let issuer = x509::parse(authority.own_der()).map_err(IssueError::Recheck)?;
     if leaf.issuer().as_raw() != issuer.subject().as_raw() {
         return refuse("the issuer's name is not the authority's");
     }

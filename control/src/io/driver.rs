@@ -280,7 +280,7 @@ fn founding_state(own: &NodeFile, nodes: &[NodeFile]) -> Result<State, StartErro
             other.raft_id == record.raft_id
                 || other.name == record.name
                 || other.address == record.address
-                || other.authority.key_id == record.authority.key_id
+                || other.signing_key() == record.signing_key()
         };
         if let Some(other) = nodes[..position].iter().find(|other| clash(other)) {
             let other = &other.record.name;
@@ -297,8 +297,8 @@ fn founding_state(own: &NodeFile, nodes: &[NodeFile]) -> Result<State, StartErro
 fn check_owner(state: &State, own: &NodeFile) -> Result<(), StartError> {
     let record = state.private.nodes.get(&own.record.raft_id);
     let found = record.map_or_else(|| "nobody".to_owned(), |r| r.name.to_string());
-    let same = record
-        .is_some_and(|r| r.name == own.record.name && r.authority.key_id == own.record.authority.key_id);
+    let same =
+        record.is_some_and(|r| r.name == own.record.name && r.signing_key() == own.record.signing_key());
     if same && state.view.cluster == own.cluster {
         return Ok(());
     }

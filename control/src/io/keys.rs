@@ -16,15 +16,15 @@ use hanse_identity::issue::certificate_request;
 use hanse_identity::name::MemberRole;
 use hanse_identity::svid::SvidError;
 use hanse_identity::{
-    Authority, AuthorityCertificate, Bundle, ClusterName, IssueError, NodeName, Refusal, Revocations, Serial,
-    SpiffeId, Svid, Timestamp, TrustDomain, grant, issue,
+    Authority, AuthorityCertificate, Bundle, ClusterName, Intermediate, IssueError, NodeName, PrivateKey,
+    Refusal, Revocations, Serial, SpiffeId, Svid, Timestamp, TrustDomain, Upstream, grant, issue,
 };
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::key_store::{KeyPurpose, KeyStore, KeyStoreError, files};
-use crate::state::NodeRecord;
+use crate::state::{NodeRecord, anchors};
 
 /// How long a node's authority certificate is valid.
 pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -126,6 +126,36 @@ pub fn init(
     store: &dyn KeyStore,
     now: Timestamp,
 ) -> Result<NodeFile, KeyFileError> {
+    make(dir, new, store, |new, key, serial| {
+        let authority =
+            Authority::create(&new.trust_domain, &new.name, key, serial, now, AUTHORITY_LIFETIME)?;
+        Ok((authority.certificate().clone(), None))
+    })
+}
+
+/// The same below a root of the user's own house, which signs once and is not kept.
+pub fn init_below(
+    dir: &Path,
+    new: NewNode,
+    store: &dyn KeyStore,
+    root: &Upstream,
+    now: Timestamp,
+) -> Result<NodeFile, KeyFileError> {
+    make(dir, new, store, |new, key, serial| {
+        let intermediate = root.sign(&new.name, &key, serial, now, AUTHORITY_LIFETIME)?;
+        Ok((root.certificate().clone(), Some(intermediate)))
+    })
+}
+
+/// What of an authority is written down: what goes into the bundle, and what stands below that.
+type Certified = (AuthorityCertificate, Option<Intermediate>);
+
+fn make(
+    dir: &Path,
+    new: NewNode,
+    store: &dyn KeyStore,
+    certify: impl FnOnce(&NewNode, PrivateKey, Serial) -> Result<Certified, AuthorityError>,
+) -> Result<NodeFile, KeyFileError> {
     if new.raft_id == 0 {
         return Err(KeyFileError::RaftId);
     }
@@ -141,8 +171,7 @@ pub fn init(
         return Err(KeyFileError::Exists(dir.join(files::KEYS_FOLDER)));
     }
     let key = store.create(KeyPurpose::Authority)?;
-    let authority =
-        Authority::create(&new.trust_domain, &new.name, key, random_serial(), now, AUTHORITY_LIFETIME)?;
+    let (authority, intermediate) = certify(&new, key, random_serial())?;
     let file = NodeFile {
         cluster: new.cluster,
         trust_domain: new.trust_domain,
@@ -153,7 +182,8 @@ pub fn init(
             name: new.name,
             address: new.address,
             peer_address: new.peer_address,
-            authority: authority.certificate().clone(),
+            authority,
+            intermediate,
         },
     };
     replace(&node_path, &pretty(&file), 0o644)?;
@@ -167,9 +197,23 @@ pub fn load_node(dir: &Path) -> Result<NodeFile, KeyFileError> {
 
 /// The authority that the node was made with, its key opened in `store`.
 pub fn first_authority(file: &NodeFile, store: &dyn KeyStore) -> Result<Authority, KeyFileError> {
-    let certificate = &file.record.authority;
-    let key = store.open(KeyPurpose::Authority, &certificate.key_id)?;
-    Ok(Authority::restore(&file.trust_domain, key, &certificate.der)?)
+    let record = &file.record;
+    let key = store.open(KeyPurpose::Authority, &record.signing_key())?;
+    let (trust_domain, root) = (&file.trust_domain, &record.authority);
+    Ok(match &record.intermediate {
+        None => Authority::restore(trust_domain, key, &root.der)?,
+        Some(own) => Authority::restore_below(trust_domain, key, own.clone(), root.clone())?,
+    })
+}
+
+/// Reads a root of the user's own house: its certificate, and its private key, which is not kept.
+pub fn load_upstream(
+    trust_domain: &TrustDomain,
+    certificate: &Path,
+    key: &Path,
+) -> Result<Upstream, KeyFileError> {
+    let key = Zeroizing::new(read_private(key)?);
+    Ok(Upstream::from_pem(trust_domain, &read(certificate)?, &key)?)
 }
 
 /// Reads a file of `--initial-nodes`: a JSON array of what `node init` printed, or one of them alone.
@@ -214,11 +258,8 @@ pub fn mint_credential(
     let id = SpiffeId::member(authority.trust_domain(), MemberRole::Admin, user);
     let (chain, key) = sign_member(authority, &id, &Revocations::default(), lifetime, now)?;
     let svid = Svid::new(chain, key)?;
-    let bundle = Bundle::new(
-        first.trust_domain.clone(),
-        1,
-        nodes.iter().map(|n| n.record.authority.clone()).collect::<Vec<AuthorityCertificate>>(),
-    );
+    let authorities = anchors(nodes.iter().map(|n| &n.record));
+    let bundle = Bundle::new(first.trust_domain.clone(), 1, authorities);
     Ok(Credential {
         cluster: first.cluster.clone(),
         trust_domain: first.trust_domain.clone(),

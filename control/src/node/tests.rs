@@ -110,6 +110,7 @@ fn record(raft_id: u64) -> NodeRecord {
         name: name.parse().unwrap(),
         address: format!("127.0.0.1:{}", 7000 + raft_id),
         peer_address: format!("127.0.0.1:{}", 7000 + raft_id),
+        intermediate: None,
         authority: AuthorityCertificate {
             der: vec![u8::try_from(raft_id).unwrap()],
             key_id: KeyId([u8::try_from(raft_id).unwrap(); 32]),

@@ -157,6 +157,7 @@ fn node(raft_id: u64) -> NodeRecord {
         name: name(&format!("east-{raft_id}")),
         address: format!("127.0.0.1:{}", 7000 + raft_id),
         peer_address: format!("127.0.0.1:{}", 7000 + raft_id),
+        intermediate: None,
         authority: authority(u8::try_from(raft_id).unwrap()),
     }
 }

@@ -109,7 +109,7 @@ pub enum Command {
 pub enum NodeCommand {
     /// Make a control node's identity: its authority's key is born here and stays here
     #[command(
-        after_help = "Example:\n  hanse node init --data-dir /var/lib/hanse --cluster east --trust-domain east.example \\\n    --name east-1 --raft-id 1 --advertise 10.0.1.11:7443"
+        after_help = "Example:\n  hanse node init --data-dir /var/lib/hanse --cluster east --trust-domain east.example \\\n    --name east-1 --raft-id 1 --advertise 10.0.1.11:7443\n\nUnder a root of your own:\n  hanse node init … --upstream-authority disk --upstream-cert root.pem --upstream-key root.key"
     )]
     Init(NodeInit),
     /// Make a credential for this command line, signed by this node's authority
@@ -167,8 +167,24 @@ pub struct NodeInit {
     /// Zone of the node
     #[arg(long, default_value = "")]
     pub zone: String,
+    /// Where the authority's certificate comes from [default: it signs its own]; disk: a root in two PEM files
+    #[arg(long, value_enum, requires_all = ["upstream_cert", "upstream_key"])]
+    pub upstream_authority: Option<UpstreamAuthority>,
+    /// The root's certificate, PEM; this is what the cluster's bundle will hold
+    #[arg(long, value_name = "FILE", requires = "upstream_authority")]
+    pub upstream_cert: Option<PathBuf>,
+    /// The root's private key, PEM, 0600; it signs once and is not kept
+    #[arg(long, value_name = "FILE", requires = "upstream_authority")]
+    pub upstream_key: Option<PathBuf>,
     #[command(flatten)]
     pub keys: hanse_control::io::key_store::KeyFlags,
+}
+
+/// What can stand above a node's authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum UpstreamAuthority {
+    /// A root of your own, in files
+    Disk,
 }
 
 #[derive(Debug, Args)]

@@ -90,6 +90,7 @@ impl World {
                 name: node_name(n),
                 address: format!("{name}-{n}.nodes:7443"),
                 peer_address: format!("{name}-{n}.peers:7443"),
+                intermediate: None,
                 authority: authority(&trust_domain, &node_name(n), 0),
             })
             .collect();

@@ -24,6 +24,7 @@ fn node_file(raft_id: u64) -> NodeFile {
             name: name.parse().unwrap(),
             address: format!("127.0.0.1:{}", 7000 + raft_id),
             peer_address: format!("127.0.0.1:{}", 7000 + raft_id),
+            intermediate: None,
             authority: AuthorityCertificate {
                 der: vec![number],
                 key_id: KeyId([number; 32]),

@@ -35,7 +35,12 @@ fn make(global: &Global, init: &NodeInit) -> Outcome {
         zone: init.zone.clone(),
     };
     let store = init.keys.open(&init.data_dir, &new.trust_domain).map_err(|e| key_file(&e.into()))?;
-    let file = keys::init(&init.data_dir, new, store.as_ref(), crate::now()).map_err(|e| key_file(&e))?;
+    let file = match (&init.upstream_cert, &init.upstream_key) {
+        (Some(certificate), Some(key)) => keys::load_upstream(&new.trust_domain, certificate, key)
+            .and_then(|root| keys::init_below(&init.data_dir, new, store.as_ref(), &root, crate::now())),
+        _ => keys::init(&init.data_dir, new, store.as_ref(), crate::now()),
+    };
+    let file = file.map_err(|e| key_file(&e))?;
     let text = format!("{}\n", file.record.authority.key_id);
     output::print(global.output, "NodeFile", &file, &text);
     let directory = init.data_dir.display();
