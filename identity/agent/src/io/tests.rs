@@ -2,6 +2,7 @@
 
 mod callers;
 mod held;
+mod interop;
 mod link;
 mod sds;
 mod workload;
