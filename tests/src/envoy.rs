@@ -28,6 +28,10 @@ pub struct Config<'c> {
     /// The proxy that its egress listener leads to, and who that is.
     pub target: SocketAddr,
     pub target_id: &'c str,
+    /// SDS name of what it trusts.
+    pub trust: &'c str,
+    /// Whether it asks its agent by the incremental protocol.
+    pub delta: bool,
 }
 
 /// A running Envoy; ended with the value.
@@ -193,7 +197,7 @@ impl Config<'_> {
                 "sds_config": {
                     "resource_api_version": "V3",
                     "api_config_source": {
-                        "api_type": "GRPC",
+                        "api_type": if self.delta { "DELTA_GRPC" } else { "GRPC" },
                         "transport_api_version": "V3",
                         "set_node_on_first_message_only": true,
                         "grpc_services": [{ "envoy_grpc": { "cluster_name": "agent" } }],
@@ -207,7 +211,7 @@ impl Config<'_> {
             "tls_certificate_sds_secret_configs": [sds("default")],
             "combined_validation_context": {
                 "default_validation_context": expected,
-                "validation_context_sds_secret_config": sds("ALL"),
+                "validation_context_sds_secret_config": sds(self.trust),
             },
         })
     }

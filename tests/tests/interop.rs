@@ -180,7 +180,16 @@ impl<'d> Scene<'d> {
         register(demo, ENVOY_ID, binary, &["--service", "shop/envoy", "--address", &mutual_tls.to_string()])?;
         let target: SocketAddr = demo.address("east", "proxy", "details-1", "inbound")?.parse()?;
         let agent = demo.address("east", "agent", "agent-1", "socket")?;
-        let config = envoy::Config { binary, dir, agent: &agent, mutual_tls, target, target_id: DETAILS_ID };
+        let config = envoy::Config {
+            binary,
+            dir,
+            agent: &agent,
+            mutual_tls,
+            target,
+            target_id: DETAILS_ID,
+            trust: "ALL",
+            delta: false,
+        };
         let envoy = Envoy::start(&config)?;
         Ok(Self {
             demo,
