@@ -65,7 +65,7 @@ pub enum KeyStoreError {
         "{0} does not open: the secret is not the one that it was encrypted with, or the file was changed or belongs to another node"
     )]
     WrongSecret(PathBuf),
-    #[error("{path} is not a key file of this program: {why}")]
+    #[error("{path} cannot be opened as a key file: {why}")]
     Format { path: PathBuf, why: &'static str },
     #[error("{path} holds key {found}, not the one that its name says")]
     AnotherKey { path: PathBuf, found: KeyId },

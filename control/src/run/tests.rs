@@ -40,6 +40,7 @@ mod duties;
 mod fixture;
 mod jwt;
 mod lists;
+mod upstream;
 
 use fixture::*;
 

@@ -11,8 +11,16 @@ pub(super) struct Cluster {
     pub(super) directories: Vec<tempfile::TempDir>,
 }
 
+/// Makes a node's identity in its directory.
+pub(super) type MakeNode<'m> = &'m (dyn Fn(&Path, NewNode, &dyn KeyStore) -> NodeFile + Sync);
+
 /// Founds a cluster and waits for its leader.
 pub(super) async fn found(cluster: &str, size: usize) -> Cluster {
+    found_by(cluster, size, &|directory, new, store| keys::init(directory, new, store, now()).unwrap()).await
+}
+
+/// The same, with identities made in another way.
+pub(super) async fn found_by(cluster: &str, size: usize, make: MakeNode<'_>) -> Cluster {
     let mut listeners = Vec::new();
     for _ in 0..size {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -22,7 +30,7 @@ pub(super) async fn found(cluster: &str, size: usize) -> Cluster {
         .iter()
         .zip(&listeners)
         .enumerate()
-        .map(|(n, (directory, listener))| init(directory.path(), cluster, n, listener))
+        .map(|(n, (directory, listener))| init(directory.path(), cluster, n, listener, make))
         .collect();
     let (_, authority, _) = load(directories[0].path());
     let user = "ann".parse().unwrap();
@@ -42,7 +50,13 @@ pub(super) async fn found(cluster: &str, size: usize) -> Cluster {
     cluster
 }
 
-pub(super) fn init(directory: &Path, cluster: &str, number: usize, listener: &TcpListener) -> NodeFile {
+fn init(
+    directory: &Path,
+    cluster: &str,
+    number: usize,
+    listener: &TcpListener,
+    make: MakeNode<'_>,
+) -> NodeFile {
     let address = listener.local_addr().unwrap().to_string();
     let new = NewNode {
         cluster: cluster.parse().unwrap(),
@@ -55,7 +69,7 @@ pub(super) fn init(directory: &Path, cluster: &str, number: usize, listener: &Tc
         zone: String::new(),
     };
     let store = FileKeyStore::new(directory, new.trust_domain.clone(), None);
-    keys::init(directory, new, &store, now()).unwrap()
+    make(directory, new, &store)
 }
 
 pub(super) fn load(directory: &Path) -> (NodeFile, Authority, Arc<dyn KeyStore>) {
