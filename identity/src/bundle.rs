@@ -12,7 +12,7 @@ use crate::name::TrustDomain;
 use crate::time::Timestamp;
 use crate::wire::to_pem;
 use crate::x509;
-use crate::x509::authority::{AuthorityFacts, bears_name_of};
+use crate::x509::authority::{AuthorityFacts, speaks_for};
 
 mod document;
 mod jwk;
@@ -86,7 +86,7 @@ impl AuthorityCertificate {
     pub fn parse(der: &[u8], trust_domain: &TrustDomain) -> Result<Self, BundleError> {
         let not_an_authority = |rule| BundleError::NotAnAuthority(trust_domain.clone(), rule);
         let certificate = x509::parse(der).map_err(BundleError::Certificate)?;
-        bears_name_of(&certificate, trust_domain).map_err(not_an_authority)?;
+        speaks_for(&certificate, trust_domain).map_err(not_an_authority)?;
         let facts = AuthorityFacts::root(&certificate).map_err(not_an_authority)?;
         certificate
             .verify_signature(None)

@@ -16,7 +16,6 @@ use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
 };
 use serde::{Deserialize, Serialize};
-use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::{
     OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER, OID_X509_EXT_CRL_NUMBER, OID_X509_EXT_REASON_CODE,
@@ -124,7 +123,7 @@ impl Crl {
         }
         let certificate = authority.certificate();
         let issuer = x509::parse(&certificate.der).map_err(CrlError::Authority)?;
-        let key_identifier = subject_key_identifier(&issuer)
+        let key_identifier = x509::subject_key_identifier(&issuer)
             .ok_or_else(|| CrlError::Authority("it has no subject key identifier".to_owned()))?;
         let next_update = now + LIFETIME;
         let params = CertificateRevocationListParams {
@@ -147,7 +146,7 @@ impl Crl {
         if list.issuer().as_raw() != issuer.subject().as_raw() {
             return Err(CrlError::Profile("its issuer is not the authority (RFC 5280 §5.1.2.3)"));
         }
-        if !x509::key_usage(&issuer).is_ok_and(|usage| usage.crl_sign()) {
+        if !x509::key_usage(&issuer).is_ok_and(|usage| usage.is_some_and(|usage| usage.value.crl_sign())) {
             return Err(CrlError::Profile("the authority's key usage lacks cRLSign (RFC 5280 §4.2.1.3)"));
         }
         let mut number = None;
@@ -175,7 +174,7 @@ impl Crl {
         let number =
             number.flatten().ok_or(CrlError::Profile("it has no CRL number of 64 bits (RFC 5280 §5.2.3)"))?;
         let key_identifier = key_identifier.flatten();
-        if key_identifier.is_none() || key_identifier != subject_key_identifier(&issuer) {
+        if key_identifier.is_none() || key_identifier != x509::subject_key_identifier(&issuer) {
             let rule = "its authority key identifier is not the authority's (RFC 5280 §5.2.1)";
             return Err(CrlError::Profile(rule));
         }
@@ -319,13 +318,6 @@ fn reason_code(reason: Reason) -> RevocationReason {
 /// Without leading zeros; at least one byte.
 fn number_bytes(bytes: &[u8; 8]) -> &[u8] {
     &bytes[bytes.iter().position(|b| *b != 0).unwrap_or(7)..]
-}
-
-fn subject_key_identifier<'c>(certificate: &'c X509Certificate<'_>) -> Option<&'c [u8]> {
-    certificate.iter_extensions().find_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
-        _ => None,
-    })
 }
 
 /// `#[serde(with = "…")]`: shared bytes as standard base64. A View is copied at every revision; its lists are not.

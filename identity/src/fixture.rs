@@ -25,6 +25,10 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 pub(crate) const REVIEWS: &str = "spiffe://east.example/ns/shop/sa/reviews";
 
+pub(crate) const SUBJECT_ALTERNATIVE_NAME: &[u64] = &[2, 5, 29, 17];
+pub(crate) const KEY_USAGE: &[u64] = &[2, 5, 29, 15];
+pub(crate) const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
+
 pub(crate) fn east() -> TrustDomain {
     "east.example".parse().unwrap()
 }
@@ -193,4 +197,11 @@ pub(crate) fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
     let (at, _) = places.next().expect("it is there");
     assert!(places.next().is_none(), "it is there once");
     bytes[at..at + new.len()].copy_from_slice(new);
+}
+
+/// A subject alternative name extension with these URI bytes, whatever they are.
+pub(crate) fn raw_uris(uris: &[&[u8]]) -> Vec<u8> {
+    let name = |uri: &&[u8]| [&[0x86], &der_header(uri.len())[..], uri].concat();
+    let names: Vec<u8> = uris.iter().flat_map(name).collect();
+    [&[0x30], &der_header(names.len())[..], &names].concat()
 }

@@ -75,7 +75,7 @@ impl SvidFacts {
         let certificate = x509::parse(der).map_err(SvidError::Malformed)?;
         let id = leaf_name(&certificate)?;
         x509::leaf::profile(&certificate).map_err(SvidError::Profile)?;
-        x509::leaf::extended_key_usage(&certificate).map_err(SvidError::Profile)?;
+        x509::leaf::svid_usage(&certificate).map_err(SvidError::Profile)?;
         let validity = certificate.validity();
         let time = |at| x509::timestamp(at).ok_or(SvidError::Profile("its validity is before 1970"));
         Ok(Self {
@@ -92,16 +92,12 @@ impl SvidFacts {
 /// The one SPIFFE ID.
 fn leaf_name(certificate: &X509Certificate<'_>) -> Result<SpiffeId, SvidError> {
     let uris = x509::uri_names(certificate).map_err(SvidError::Malformed)?;
-    let &[name] = uris.names.as_slice() else {
-        return Err(SvidError::UriNames(uris.names.len()));
+    let &[name] = uris.as_slice() else {
+        return Err(SvidError::UriNames(uris.len()));
     };
     let id: SpiffeId = name.parse()?;
     if id.path().is_empty() {
         return Err(SvidError::Profile("its SPIFFE ID has no path (X509-SVID §3.1)"));
-    }
-    if certificate.subject().iter_rdn().next().is_none() && !uris.critical {
-        let rule = "its subject is empty but its alternative names are not critical (X509-SVID §3.1)";
-        return Err(SvidError::Profile(rule));
     }
     Ok(id)
 }

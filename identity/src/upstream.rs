@@ -22,7 +22,7 @@ use crate::private_key::PrivateKey;
 use crate::svid::Serial;
 use crate::time::Timestamp;
 use crate::x509;
-use crate::x509::authority::{AuthorityFacts, bears_name_of};
+use crate::x509::authority::{AuthorityFacts, speaks_for};
 
 /// The root's certificate and, for as long as this lives, its private key: ECDSA P-256 or P-384, or RSA.
 pub struct Upstream {
@@ -126,7 +126,7 @@ impl Intermediate {
         let bad = |why: &str| AuthorityError::Certificate(why.to_owned());
         let certificate = x509::parse(der).map_err(AuthorityError::Certificate)?;
         let facts = AuthorityFacts::read(&certificate).map_err(bad)?;
-        if !bears_name_of(&certificate, trust_domain).map_err(bad)? {
+        if !speaks_for(&certificate, trust_domain).map_err(bad)? {
             return Err(bad(
                 "it has no URI name: it is to be that of the bare trust domain (X509-SVID §3.2)",
             ));

@@ -15,7 +15,7 @@ use crate::revocation::{RevocationId, Revocations};
 use crate::svid::{MAX_CERTIFICATE_BYTES, MAX_CHAIN, SvidError, SvidFacts};
 use crate::time::Timestamp;
 use crate::x509;
-use crate::x509::authority::{AuthorityFacts, bears_name_of};
+use crate::x509::authority::{AuthorityFacts, speaks_for};
 
 mod path;
 
@@ -87,8 +87,7 @@ impl Trust {
 
     /// Adds the bundle to what is trusted, in place of what was there for that trust domain.
     pub fn set_bundle(&mut self, bundle: &Bundle) {
-        let named =
-            |der: &[u8]| x509::parse(der).is_ok_and(|c| bears_name_of(&c, &bundle.trust_domain).is_ok());
+        let named = |der: &[u8]| x509::parse(der).is_ok_and(|c| speaks_for(&c, &bundle.trust_domain).is_ok());
         let anchors = bundle.trusted().filter(|a| named(&a.der)).filter_map(|a| Anchor::new(&a.der).ok());
         self.bundles.insert(bundle.trust_domain.clone(), anchors.collect());
     }
@@ -134,8 +133,9 @@ pub fn verify(
     }
 }
 
-/// Everything that `verify` asks of a chain but its names, its trust domain's bundle and revocation: for collections
-/// of test certificates that belong to no trust domain. Says nothing about who anybody is, so it proves nothing.
+/// Everything that `verify` asks of a chain but what SPIFFE asks beyond RFC 5280 (names, key usage critical, both
+/// extended key usages), a trust domain's bundle, and revocation: for collections of test certificates that belong
+/// to no trust domain. Says nothing about who anybody is, so it proves nothing.
 pub fn check_path(roots: &[&[u8]], chain: &[&[u8]], now: Timestamp, usage: Usage) -> Result<(), VerifyError> {
     let (leaf, rest) = bounded(chain)?;
     let certificate = x509::parse(leaf).map_err(SvidError::Malformed)?;

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use aws_lc_rs::digest;
 use time::OffsetDateTime;
-use x509_parser::certificate::X509Certificate;
+use x509_parser::certificate::{BasicExtension, X509Certificate};
 use x509_parser::extensions::{GeneralName, KeyUsage, ParsedExtension, X509Extension};
 use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
 use x509_parser::time::ASN1Time;
@@ -18,19 +18,18 @@ use crate::svid::{MAX_CERTIFICATE_BYTES, Serial};
 use crate::time::Timestamp;
 
 pub(crate) mod authority;
+mod constraints;
 pub(crate) mod key;
 pub(crate) mod leaf;
 
 pub(crate) use key::p256_point;
 
+/// Most extensions that a certificate may have; the longest-winded have a dozen.
+const MAX_EXTENSIONS: usize = 64;
+/// Most alternative names, of any kind, that a certificate may have.
+const MAX_NAMES: usize = 128;
 /// Most bytes that a serial number's encoding may have.
 const MAX_SERIAL_BYTES: usize = 20;
-
-/// The URI names of a certificate and whether the extension that holds them is critical.
-pub(crate) struct UriNames<'a> {
-    pub(crate) names: Vec<&'a str>,
-    pub(crate) critical: bool,
-}
 
 /// Reads one certificate: bounded, nothing after it, version 3, every extension readable and there once, and
 /// none critical that nobody here processes.
@@ -45,12 +44,20 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     if certificate.version() != X509Version::V3 {
         return Err("it is not of version 3".to_owned());
     }
+    if certificate.extensions().len() > MAX_EXTENSIONS {
+        return Err(format!("it has {} extensions", certificate.extensions().len()));
+    }
     certificate.extensions_map().map_err(|e| e.to_string())?;
     if let Some(extension) = certificate
         .iter_extensions()
         .find(|e| matches!(e.parsed_extension(), ParsedExtension::ParseError { .. }))
     {
         return Err(format!("its extension {} cannot be read", extension.oid));
+    }
+    let names = certificate.subject_alternative_name().map_err(|e| e.to_string())?;
+    if let Some(names) = names.map(|names| names.value.general_names.len()).filter(|names| *names > MAX_NAMES)
+    {
+        return Err(format!("it has {names} names, at most {MAX_NAMES} are read"));
     }
     if let Some(extension) = certificate.iter_extensions().find(|e| e.critical && !is_processed(e)) {
         return Err(format!("its extension {} is critical and not known here", extension.oid));
@@ -72,9 +79,9 @@ fn is_processed(extension: &X509Extension<'_>) -> bool {
 }
 
 /// The URI names, in their order; a name that cannot be read is an error, whatever its kind.
-pub(crate) fn uri_names<'c>(certificate: &'c X509Certificate<'_>) -> Result<UriNames<'c>, String> {
+pub(crate) fn uri_names<'c>(certificate: &'c X509Certificate<'_>) -> Result<Vec<&'c str>, String> {
     let Some(extension) = certificate.subject_alternative_name().map_err(|e| e.to_string())? else {
-        return Ok(UriNames { names: Vec::new(), critical: false });
+        return Ok(Vec::new());
     };
     let mut names = Vec::new();
     for name in &extension.value.general_names {
@@ -84,16 +91,22 @@ pub(crate) fn uri_names<'c>(certificate: &'c X509Certificate<'_>) -> Result<UriN
             _ => {}
         }
     }
-    Ok(UriNames { names, critical: extension.critical })
+    Ok(names)
 }
 
-/// The key usage; `Err` holds the rule that is broken.
-pub(crate) fn key_usage<'c>(certificate: &'c X509Certificate<'_>) -> Result<&'c KeyUsage, &'static str> {
-    match certificate.key_usage() {
-        Ok(Some(usage)) if usage.critical => Ok(usage.value),
-        Ok(Some(_)) => Err("its key usage is not critical (X509-SVID §4.3)"),
-        Ok(None) => Err("it has no key usage (X509-SVID §4.3)"),
-        Err(_) => Err("its key usage cannot be read (X509-SVID §4.3)"),
+/// The key usage, if there; `Err` holds the rule that is broken.
+pub(crate) fn key_usage<'c>(
+    certificate: &'c X509Certificate<'_>,
+) -> Result<Option<BasicExtension<&'c KeyUsage>>, &'static str> {
+    certificate.key_usage().map_err(|_| "its key usage cannot be read (X509-SVID §4.3)")
+}
+
+/// every certificate of a trust domain says what it may be used for, and means it.
+pub(crate) fn critical_key_usage(certificate: &X509Certificate<'_>) -> Result<(), &'static str> {
+    match key_usage(certificate)? {
+        Some(usage) if usage.critical => Ok(()),
+        Some(_) => Err("its key usage is not critical (X509-SVID §4.3)"),
+        None => Err("it has no key usage (X509-SVID §4.3)"),
     }
 }
 

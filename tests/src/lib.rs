@@ -3,5 +3,6 @@
 pub mod envoy;
 pub mod house;
 pub mod http;
+pub mod limbo;
 pub mod sweep;
 pub mod world;

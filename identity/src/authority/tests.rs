@@ -9,7 +9,7 @@ use rcgen::KeyPair;
 fn id_6_an_authority_carries_the_svid_of_the_bare_trust_domain() {
     let authority = authority(&east());
     let certificate = x509::parse(&authority.certificate().der).unwrap();
-    let names = x509::uri_names(&certificate).unwrap().names;
+    let names = x509::uri_names(&certificate).unwrap();
     assert_eq!(names, ["spiffe://east.example"]);
 }
 

@@ -26,7 +26,7 @@ fn revocation(number: u64, origin: &TrustDomain, target: RevocationTarget, reaso
 
 fn params(authority: &Authority) -> CertificateRevocationListParams {
     let certificate = x509::parse(&authority.certificate().der).unwrap();
-    let key_identifier = subject_key_identifier(&certificate).unwrap().to_vec();
+    let key_identifier = x509::subject_key_identifier(&certificate).unwrap().to_vec();
     CertificateRevocationListParams {
         this_update: x509::date_time(NOW).unwrap(),
         next_update: x509::date_time(NOW + DAY).unwrap(),

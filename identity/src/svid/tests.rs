@@ -4,12 +4,9 @@ use rcgen::{BasicConstraints, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePur
 
 use super::*;
 use crate::fixture::{
-    HOUR, NOW, REVIEWS, authority, east, extension, id, key, leaf_params, serial, sign, spoiled, svid, uri,
+    BASIC_CONSTRAINTS, HOUR, KEY_USAGE, NOW, REVIEWS, SUBJECT_ALTERNATIVE_NAME, authority, east, extension,
+    id, key, leaf_params, raw_uris, serial, sign, spoiled, svid, uri,
 };
-
-const SUBJECT_ALTERNATIVE_NAME: &[u64] = &[2, 5, 29, 17];
-const KEY_USAGE: &[u64] = &[2, 5, 29, 15];
-const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
 
 fn parse_spoiled(spoil: impl FnOnce(&mut rcgen::CertificateParams)) -> Result<SvidFacts, SvidError> {
     SvidFacts::parse(&spoiled(&authority(&east()), spoil))
@@ -20,13 +17,6 @@ fn rule(result: Result<SvidFacts, SvidError>) -> &'static str {
         Err(SvidError::Profile(rule)) => rule,
         other => panic!("{other:?}"),
     }
-}
-
-/// A subject alternative name extension with these URI bytes, whatever they are.
-fn raw_uris(uris: &[&[u8]]) -> Vec<u8> {
-    let names: Vec<u8> =
-        uris.iter().flat_map(|uri| [&[0x86, u8::try_from(uri.len()).unwrap()], *uri].concat()).collect();
-    [&[0x30, u8::try_from(names.len()).unwrap()], names.as_slice()].concat()
 }
 
 #[test]

@@ -446,3 +446,5 @@ fn trust_is_asked_for_at_every_handshake() {
     let (_, server) = shake(&mut mesh.client(), &mut server_of(config));
     assert_eq!(server, refused_with(CertificateError::UnknownIssuer));
 }
+
+mod resumption;

@@ -73,7 +73,7 @@ fn x_3_it_is_of_the_bare_trust_domain_and_lets_nothing_stand_below_it() {
     let authority = below(&upstream);
     let intermediate = authority.intermediate().unwrap();
     let certificate = x509::parse(&intermediate.der).unwrap();
-    assert_eq!(x509::uri_names(&certificate).unwrap().names, ["spiffe://east.example"]);
+    assert_eq!(x509::uri_names(&certificate).unwrap(), ["spiffe://east.example"]);
     assert_eq!(x509::authority_path_length(&certificate), Some(Some(0)));
     assert_eq!(authority.certificate(), upstream.certificate(), "the bundle has the root");
     assert_eq!(intermediate.not_after, NOW + 100 * DAY, "never beyond the root");

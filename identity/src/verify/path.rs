@@ -15,7 +15,7 @@ use crate::bundle::KeyId;
 use crate::name::TrustDomain;
 use crate::time::Timestamp;
 use crate::x509;
-use crate::x509::authority::{AuthorityFacts, bears_name_of};
+use crate::x509::authority::{AuthorityFacts, speaks_for};
 
 /// Paths that are tried: one, and another for an authority that two others vouch for. With `MAX_CHAIN` this bounds
 /// the signatures that one handshake costs to eight.
@@ -160,7 +160,7 @@ impl<'q> Search<'q, '_> {
         let facts = link.facts.as_ref().map_err(|rule| PathError::Refused(rule.clone()))?;
         if let Some(trust_domain) = self.question.trust_domain {
             let refused = |rule: &str| PathError::Refused(format!("an intermediate: {rule}"));
-            let named = bears_name_of(&link.certificate, trust_domain).map_err(refused)?;
+            let named = speaks_for(&link.certificate, trust_domain).map_err(refused)?;
             // A root of one's own house may have other authorities below it that sign for whoever asks. Only the
             // one that calls itself the trust domain's speaks for it.
             if !named && self.used.is_empty() {
@@ -178,7 +178,8 @@ impl<'q> Search<'q, '_> {
         if expected.is_some_and(|expected| own.is_some_and(|own| own != expected)) {
             return Err(PathError::UnknownAuthority);
         }
-        if self.question.now < authority.not_before || self.question.now >= authority.not_after {
+        // Both ends belong to it (RFC 5280 §4.1.2.5).
+        if self.question.now < authority.not_before || self.question.now > authority.not_after {
             return Err(PathError::Expired);
         }
         // Every link in use stands below it, and is an authority.

@@ -163,7 +163,10 @@ fn x_8_an_expired_or_future_root_is_not_believed() {
     };
     assert!(window(NOW - DAY, NOW + DAY).is_ok());
     assert_eq!(window(NOW - DAY, NOW - HOUR), Err(VerifyError::Expired));
-    assert_eq!(window(NOW - DAY, NOW), Err(VerifyError::Expired));
+    assert!(window(NOW - DAY, NOW).is_ok(), "both ends belong to it (RFC 5280 §4.1.2.5)");
+    let second = std::time::Duration::from_secs(1);
+    assert_eq!(window(NOW - DAY, NOW - second), Err(VerifyError::Expired));
+    assert_eq!(window(NOW + second, NOW + DAY), Err(VerifyError::Expired));
     assert_eq!(window(NOW + HOUR, NOW + DAY), Err(VerifyError::Expired));
 }
 
@@ -377,3 +380,7 @@ fn live_connections_are_asked_again() {
     let refused = caller.still_believed(&trust, NOW);
     assert!(matches!(refused, Err(VerifyError::Revoked { .. })), "{refused:?}");
 }
+
+mod domains;
+mod hostile;
+mod mutation;

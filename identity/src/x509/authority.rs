@@ -25,15 +25,15 @@ pub(crate) struct AuthorityFacts {
 }
 
 impl AuthorityFacts {
-    /// Reads an authority's certificate, whatever its names and wherever it stands (X-4, X-6; RFC 5280 §4.2.1.9).
-    /// `Err` holds the rule that is broken.
+    /// Reads an authority's certificate, wherever it stands (X-4; RFC 5280 §4.2.1), but for what SPIFFE asks of it
+    /// beyond (`speaks_for`). `Err` holds the rule that is broken.
     pub(crate) fn read(certificate: &X509Certificate<'_>) -> Result<Self, &'static str> {
         let path_length = super::authority_path_length(certificate)
             .ok_or("its basic constraints do not say cA (X509-SVID §4.1)")?;
         if !matches!(certificate.basic_constraints(), Ok(Some(constraints)) if constraints.critical) {
             return Err("its basic constraints are not critical (RFC 5280 §4.2.1.9)");
         }
-        if !super::key_usage(certificate)?.key_cert_sign() {
+        if super::key_usage(certificate)?.is_some_and(|usage| !usage.value.key_cert_sign()) {
             return Err("its key usage lacks keyCertSign (X509-SVID §4.3)");
         }
         if certificate.subject().iter_rdn().next().is_none() {
@@ -42,9 +42,13 @@ impl AuthorityFacts {
         if certificate.iter_extensions().any(|e| asks_for_policies(e.parsed_extension())) {
             return Err("it constrains certificate policies, and nothing here processes them");
         }
+        super::constraints::sound(certificate)?;
         PublicKey::read(certificate.public_key())?;
         super::serial(certificate)?;
         let validity = certificate.validity();
+        if validity.not_after < validity.not_before {
+            return Err("its validity ends before it begins");
+        }
         let time = |at| super::timestamp(at).ok_or("its validity is before 1970");
         Ok(Self {
             key_id: super::key_id(certificate.public_key().raw),
@@ -62,7 +66,12 @@ impl AuthorityFacts {
         if certificate.subject().as_raw() != certificate.issuer().as_raw() {
             return Err("it is not self-signed");
         }
-        Self::read(certificate)
+        let facts = Self::read(certificate)?;
+        let signer = super::authority_key_identifier(certificate);
+        if signer.is_some_and(|signer| facts.key_identifier.as_deref().is_some_and(|own| own != signer)) {
+            return Err("it names another key than its own as its signer's");
+        }
+        Ok(facts)
     }
 }
 
@@ -77,13 +86,14 @@ fn asks_for_policies(extension: &ParsedExtension<'_>) -> bool {
     )
 }
 
-/// Whether an authority says that it is `trust_domain`'s: `Ok(false)` if it has no URI name at all, which a
-/// root of one's own house may; with one, it is the bare trust domain. `Err` holds the rule that is broken.
-pub(crate) fn bears_name_of(
+/// What SPIFFE asks of an authority of `trust_domain` beyond RFC 5280. Says whether it has that name:
+/// `Ok(false)` if it has no URI name at all, which a root of one's own house may. `Err` holds the broken rule.
+pub(crate) fn speaks_for(
     certificate: &X509Certificate<'_>,
     trust_domain: &TrustDomain,
 ) -> Result<bool, &'static str> {
-    let names = super::uri_names(certificate).map_err(|_| "its names cannot be read")?.names;
+    super::critical_key_usage(certificate)?;
+    let names = super::uri_names(certificate).map_err(|_| "its names cannot be read")?;
     match names.as_slice() {
         [] => Ok(false),
         [name] if *name == trust_domain.id().to_string() => Ok(true),

@@ -29,7 +29,7 @@ pub(crate) enum PublicKey<'k> {
     P256(&'k [u8]),
     /// As above, 97 bytes.
     P384(&'k [u8]),
-    /// Big-endian, no leading zero; 2048 to 8192 bits and an odd exponent from 65537 up to 32 bits.
+    /// Big-endian, no leading zero; 2048 to 8192 bits (whole bytes) and an odd exponent from 65537 up to 32 bits.
     Rsa { modulus: &'k [u8], exponent: &'k [u8] },
 }
 
@@ -95,8 +95,8 @@ fn rsa<'k>(key: &'k SubjectPublicKeyInfo<'_>) -> Result<PublicKey<'k>, &'static 
     let Ok(Parsed::RSA(parsed)) = key.parsed() else { return Err(unreadable) };
     let modulus = positive(parsed.modulus).ok_or(unreadable)?;
     let exponent = positive(parsed.exponent).ok_or(unreadable)?;
-    if !RSA_BITS.contains(&bits(modulus)) {
-        return Err("its RSA key does not have 2048 to 8192 bits");
+    if !RSA_BITS.contains(&bits(modulus)) || !bits(modulus).is_multiple_of(8) {
+        return Err("its RSA key does not have 2048 to 8192 bits, whole bytes of them");
     }
     let value = (bits(exponent) <= 32).then(|| exponent.iter().fold(0, |sum, b| sum << 8 | u64::from(*b)));
     match value {
