@@ -16,6 +16,12 @@ const WRITES: &[(&str, &str, &str)] = &[
             "selectors":["unix:uid:1000"],"services":["shop/reviews"],"ttl_seconds":0}}"#,
         "workload-register",
     ),
+    (
+        "WorkloadApply",
+        r#"{"registrations":[{"id":"spiffe://east.example/ns/shop/sa/ratings","agent":"host-1",
+            "selectors":["unix:uid:1001"]}]}"#,
+        "workload-apply",
+    ),
     ("ServiceExport", r#"{"service":"shop/reviews","to":"everyone"}"#, "service-export"),
     ("ServiceUnexport", r#"{"service":"shop/reviews"}"#, "service-unexport"),
     ("PolicyApply", r#"{"file":"-","text":"POLICY"}"#, "policy-apply"),
@@ -88,7 +94,7 @@ async fn every_write_of_an_administrator_leaves_a_row() {
     }
     assert_eq!(paged, all.items);
     let of = |kind: &str| AuditListRequest { kind: Some(kind.to_owned()), ..Default::default() };
-    assert_eq!(rows(&client, of("workload")).await.items.len(), 2);
+    assert_eq!(rows(&client, of("workload")).await.items.len(), 3);
     assert_eq!(rows(&client, of("work")).await.items.len(), 0);
     assert_eq!(rows(&client, of("revoke")).await.items.len(), 2);
     let by = |actor: &str| AuditListRequest { actor: Some(actor.to_owned()), ..Default::default() };
