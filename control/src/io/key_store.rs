@@ -123,6 +123,18 @@ impl KeyFlags {
         Ok(FileKeyStore::new(data_dir, trust_domain.clone(), secret))
     }
 
+    /// As they are typed again for the same node's other commands, each after a space; no secret is among them.
+    pub fn as_typed(&self) -> String {
+        let file = self.key_encryption_file.as_ref();
+        let file = file.map(|path| format!(" --key-encryption-file {}", path.display()));
+        let credential = self.key_encryption_credential.as_ref();
+        let credential = credential.map(|name| format!(" --key-encryption-credential {name}"));
+        let descriptor = self.key_passphrase_fd.map(|fd| format!(" --key-passphrase-fd {fd}"));
+        let prompt = self.key_passphrase_prompt.then(|| " --key-passphrase-prompt".to_owned());
+        let token = self.authority_key.as_ref().map(|uri| format!(" --authority-key '{uri}'"));
+        [file, credential, descriptor, prompt, token].into_iter().flatten().collect()
+    }
+
     fn secret(&self, data_dir: &Path) -> Result<Option<Secret>, KeyStoreError> {
         if let Some(path) = &self.key_encryption_file {
             return Ok(Some(Secret::of_file(path, data_dir)?));

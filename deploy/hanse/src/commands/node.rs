@@ -46,10 +46,11 @@ fn make(global: &Global, init: &NodeInit) -> Outcome {
     let directory = init.data_dir.display();
     talk(global, &format!("made   {directory}/{}; authority key: {}", keys::NODE_FILE, store.description()));
     talk(global, &format!("root   sha256:{}", file.record.authority.key_id));
+    let flags = init.keys.as_typed();
     talk(
         global,
         &format!(
-            "next   put every node's node.json into one JSON array, NODES.json, then on each node:\n       hanse control --data-dir {directory} --initial-nodes NODES.json --listen {} --admin 127.0.0.1:9901\n       hanse node credential --data-dir {directory} --initial-nodes NODES.json --out admin.json",
+            "next   put every node's node.json into one JSON array, NODES.json, then on each node:\n       hanse control --data-dir {directory} --initial-nodes NODES.json --listen {} --admin 127.0.0.1:9901{flags}\n       hanse node credential --data-dir {directory} --initial-nodes NODES.json --out admin.json{flags}",
             init.advertise
         ),
     );
