@@ -12,10 +12,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::google::protobuf::Any;
 use hanse_identity::crl::with_crls;
+use hanse_identity::jwt::{JwtError, ValidJwt, validate};
 use hanse_identity::svid::Svid;
 use hanse_identity::wire::{AgentState, to_pem};
 use hanse_identity::{
-    AuthorityState, Bundle, Evidence, Registration, Selector, SpiffeId, TrustDomain, grant,
+    AuthorityState, Bundle, Evidence, Registration, Selector, SpiffeId, Timestamp, TrustDomain, grant,
 };
 use prost::{Message as _, Name as _};
 
@@ -214,7 +215,7 @@ impl<'s> Standing<'s> {
                     x509_svid: svid.chain.concat(),
                     x509_svid_key: svid.key.to_vec(),
                     bundle: bundle.clone(),
-                    hint: self.hints.get(&svid.facts.id).map_or(String::new(), |hint| (*hint).to_owned()),
+                    hint: self.hint(&svid.facts.id),
                 }),
                 Err(denial) => refused = Some(denial),
             }
@@ -238,8 +239,10 @@ impl<'s> Standing<'s> {
     /// The Workload API's JWT bundles, by SPIFFE ID: the own trust domain's, and every other's that has JWT keys. One
     /// that had some and has none any more is not there, and its clients unload it (SPIFFE Workload API §4.4).
     pub fn jwt_bundles_response(&self) -> workload::JwtBundlesResponse {
-        let told =
-            |bundle: &&Bundle| bundle.trust_domain == *self.own || bundle.trusted_jwt().next().is_some();
+        let told = |bundle: &&Bundle| {
+            let domain = &bundle.trust_domain;
+            domain == self.own || (self.may_know(domain) && bundle.trusted_jwt().next().is_some())
+        };
         let row = |bundle: &Bundle| (bundle.trust_domain.id().to_string(), bundle.to_jwt_jwks().into_bytes());
         workload::JwtBundlesResponse { bundles: self.state.bundles.iter().filter(told).map(row).collect() }
     }
@@ -252,6 +255,20 @@ impl<'s> Standing<'s> {
         let id: SpiffeId = named.parse().map_err(|_| Denial::NotAnId(shortened(named)))?;
         self.may_have(&id)?;
         Ok(vec![id])
+    }
+
+    /// Validates a token for the caller: with the bundle of the token's own trust domain, if the caller may know it.
+    pub fn validate_jwt(&self, token: &str, audience: &str, now: Timestamp) -> Result<ValidJwt, JwtError> {
+        let bundles = &self.state.bundles;
+        let bundle_of = |domain: &TrustDomain| {
+            bundles.iter().find(|b| b.trust_domain == *domain).filter(|_| self.may_know(domain))
+        };
+        validate(bundle_of, &self.state.revocations, token, audience, now)
+    }
+
+    /// The identity's hint in this caller's answers; empty if it has none.
+    pub fn hint(&self, id: &SpiffeId) -> String {
+        self.hints.get(id).map_or(String::new(), |hint| (*hint).to_owned())
     }
 
     /// Trust domains without an authority are left out: Envoy rejects the whole message for one empty bundle.
@@ -286,11 +303,11 @@ impl<'s> Standing<'s> {
     /// The bundle of a trust domain that the caller may know: the own one, a joined cluster's, or one that its
     /// registration names.
     fn trusted(&self, trust_domain: &TrustDomain) -> Option<Bundle> {
-        let stranger = self.state.strangers.contains(trust_domain);
-        if stranger && !self.strangers.contains(trust_domain) {
-            return None;
-        }
-        trusted(self.state, trust_domain)
+        if self.may_know(trust_domain) { trusted(self.state, trust_domain) } else { None }
+    }
+
+    fn may_know(&self, trust_domain: &TrustDomain) -> bool {
+        !self.state.strangers.contains(trust_domain) || self.strangers.contains(trust_domain)
     }
 
     fn bundle_pem(&self, trust_domain: &TrustDomain) -> Result<BundlePem, Denial> {

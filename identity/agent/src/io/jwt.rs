@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use hanse_identity::jwt::{JwtError, ValidJwt, validate};
+use hanse_identity::jwt::{JwtError, ValidJwt};
 use hanse_identity::{Evidence, SpiffeId};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -12,7 +12,7 @@ use tonic::Status;
 use zeroize::Zeroizing;
 
 use super::now;
-use super::session::{Ground, STATE_WAIT, Session};
+use super::session::{STATE_WAIT, Session};
 use super::svids::{ISSUE_TIMEOUT, IssueSvid, IssuerError, MAX_ISSUING};
 use crate::rate::Rates;
 
@@ -59,7 +59,9 @@ impl JwtDesk {
     /// Validates a stranger's token for a local caller, with the bundle of the token's own trust domain.
     pub fn validate(&self, session: &Session, token: &str, audience: &str) -> Result<ValidJwt, Status> {
         self.charge(session, VALIDATION_COST)?;
-        believed(&session.peek()?, token, audience).map_err(|e| Status::invalid_argument(e.to_string()))
+        let ground = session.peek()?;
+        let valid = session.standing(&ground)?.validate_jwt(token, audience, now());
+        valid.map_err(|e| Status::invalid_argument(e.to_string()))
     }
 
     async fn token(
@@ -88,18 +90,14 @@ impl JwtDesk {
     }
 }
 
-fn believed(ground: &Ground, token: &str, audience: &str) -> Result<ValidJwt, JwtError> {
-    let state = &ground.state;
-    let bundle_of = |domain: &_| state.bundles.iter().find(|b| b.trust_domain == *domain);
-    validate(bundle_of, &state.revocations, token, audience, now())
-}
-
 /// What others would refuse is not handed out. The control node may have published its key a moment ago, and this
 /// agent's state be older: then the newer one is waited for.
 async fn check(session: &mut Session, id: &SpiffeId, token: &str, audience: &str) -> Result<(), Status> {
     let checking = async {
         loop {
-            match believed(&session.ground()?, token, audience) {
+            let ground = session.ground()?;
+            let believed = session.standing(&ground)?.validate_jwt(token, audience, now());
+            match believed {
                 Ok(valid) if valid.id == *id => return Ok(()),
                 Ok(valid) => {
                     return Err(Status::unavailable(format!("the control node answered with {}", valid.id)));

@@ -41,7 +41,7 @@ pub struct Session {
 
 /// The cluster's state with the own trust domain: what `Standing` is made from.
 pub struct Ground {
-    pub state: Arc<AgentState>,
+    state: Arc<AgentState>,
     own: TrustDomain,
 }
 

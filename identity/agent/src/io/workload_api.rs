@@ -62,18 +62,21 @@ impl SpiffeWorkloadApi for WorkloadApi {
         let mut session = self.open(&request).await?;
         let request = request.into_inner();
         check_audiences(&request.audience).map_err(Status::invalid_argument)?;
-        let ids = {
+        let (ids, hints) = {
             let ground = session.peek()?;
-            let named = session.standing(&ground)?.jwt_identities(&request.spiffe_id);
-            named.map_err(|denial| session.denied(&denial))?
+            let standing = session.standing(&ground)?;
+            let ids =
+                standing.jwt_identities(&request.spiffe_id).map_err(|denial| session.denied(&denial))?;
+            let hints: Vec<String> = ids.iter().map(|id| standing.hint(id)).collect();
+            (ids, hints)
         };
         let tokens = self.0.jwt.tokens(&mut session, &ids, &request.audience).await?;
-        let svid = |(id, token): (&SpiffeId, zeroize::Zeroizing<String>)| Jwtsvid {
+        let svids = ids.iter().zip(&tokens).zip(hints).map(|((id, token), hint)| Jwtsvid {
             spiffe_id: id.to_string(),
             svid: token.to_string(),
-            hint: String::new(),
-        };
-        Ok(Response::new(JwtsvidResponse { svids: ids.iter().zip(tokens).map(svid).collect() }))
+            hint,
+        });
+        Ok(Response::new(JwtsvidResponse { svids: svids.collect() }))
     }
 
     async fn fetch_jwt_bundles(
@@ -129,11 +132,13 @@ async fn stream_svids(
         let standing = session.standing(&ground)?;
         let identities: BTreeSet<SpiffeId> = standing.identities().into_iter().cloned().collect();
         session.hold(&identities)?;
+        // Asked before: one that becomes ready in between would be missing in a message that is said to be complete.
+        let settled = session.settled();
         let ready = session.ready()?;
         let held: Held<'_> = ready.iter().map(|(id, svid)| (id.clone(), &**svid)).collect();
         let response = standing.x509_response(&held).map_err(|denial| session.denied(&denial))?;
         // The first message is complete; later ones follow each change. One without SVIDs says nothing new.
-        let sendable = !response.svids.is_empty() && (last.is_some() || session.settled());
+        let sendable = !response.svids.is_empty() && (last.is_some() || settled);
         if sendable && last.as_ref() != Some(&response) {
             if send(&client, Ok(response.clone())).await.is_err() {
                 return Ok(());

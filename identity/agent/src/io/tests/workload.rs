@@ -322,6 +322,48 @@ async fn w_14_jwt_bundles_hold_jwt_keys_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn w_14_a_strangers_keys_are_for_whom_a_registration_names_it() {
+    let bench = Bench::with(&[REVIEWS]);
+    let of_west = JwtKey::new(&west(), PrivateKey::local(rcgen::KeyPair::generate().unwrap()).unwrap());
+    bench.change(|state| {
+        state.bundles[1].jwt_authorities.push(of_west.authority(now() + DAY));
+        state.strangers.insert(west());
+    });
+    let foreign = foreign_token(&of_west, &bench.view.borrow().state.as_ref().unwrap().bundles[1]);
+    let mut client = SpiffeWorkloadApiClient::new(bench.connect().await);
+    let mut stream = client.fetch_jwt_bundles(with_header(JwtBundlesRequest {})).await.unwrap().into_inner();
+    let first = soon(stream.message()).await.unwrap().unwrap();
+    assert!(!first.bundles.contains_key("spiffe://west.example"));
+    let refused = check_jwt(&bench, AUDIENCE, &foreign).await.unwrap_err();
+    assert!(refused.message().contains("no bundle for trust domain west.example"), "{refused:?}");
+
+    bench.change(|state| state.registrations[0].federates_with = [west()].into());
+    let second = soon(stream.message()).await.unwrap().unwrap();
+    assert!(second.bundles.contains_key("spiffe://west.example"));
+    let valid = check_jwt(&bench, AUDIENCE, &foreign).await.unwrap();
+    assert_eq!(valid.spiffe_id, "spiffe://west.example/ns/shop/sa/reviews");
+}
+
+/// A token of west, as west would make it.
+fn foreign_token(key: &JwtKey, bundle: &hanse_identity::Bundle) -> String {
+    let id = "spiffe://west.example/ns/shop/sa/reviews";
+    let registration = registration(id, [Selector::Uid(1)]);
+    let evidence = hanse_identity::Evidence { agent: agent(), selectors: [Selector::Uid(1)].into() };
+    let none = hanse_identity::Revocations::default();
+    let ticket = hanse_identity::grant(&west(), [&registration], &none, &evidence, &crate::fixture::id(id));
+    key.issue(ticket.unwrap(), bundle, &[AUDIENCE.to_owned()], None, now()).unwrap().token.to_string()
+}
+
+#[tokio::test]
+async fn w_13_a_token_comes_with_its_identitys_hint() {
+    let bench = Bench::with(&[REVIEWS, RATINGS]);
+    bench.change(|state| state.registrations[1].hint = "internal".to_owned());
+    let svids = fetch_jwt(&bench, &[AUDIENCE], "").await.unwrap().svids;
+    let hints: Vec<&str> = svids.iter().map(|s| s.hint.as_str()).collect();
+    assert_eq!(hints, ["", "internal"]);
+}
+
+#[tokio::test]
 async fn w_15_validation_is_to_the_letter_and_returns_the_claims() {
     let bench = Bench::with(&[REVIEWS]);
     let token = fetch_jwt(&bench, &[AUDIENCE], "").await.unwrap().svids.remove(0).svid;
