@@ -45,6 +45,18 @@ async fn the_spiffe_crate_fetches_and_validates_both_kinds_of_svid() {
     assert_eq!(jwt.fetch_jwt_svid([AUDIENCE]).await.unwrap().spiffe_id().to_string(), RATINGS);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn w_4_the_endpoint_is_named_by_the_absolute_path_of_the_socket() {
+    let bench = Bench::with(&[REVIEWS]);
+    assert!(bench.socket.is_absolute());
+    let client = WorkloadApiClient::connect_to(endpoint(&bench)).await.unwrap();
+    assert_eq!(client.fetch_x509_svid().await.unwrap().spiffe_id().to_string(), REVIEWS);
+    let path = bench.socket.display();
+    for other in [format!("unix://localhost{path}"), format!("http://{path}"), format!("{path}")] {
+        assert!(WorkloadApiClient::connect_to(&other).await.is_err(), "{other}");
+    }
+}
+
 /// Says what it sees, one line each; any surprise is an exception.
 ///
 /// grpcio since 1.57 names a socket by its percent-encoded path in `:authority`, and h2 refuses that before any of our
