@@ -111,7 +111,9 @@ impl Cluster {
         let node = self.nodes[number].take().unwrap();
         let address = node.listen;
         assert_eq!(node.stop().await, Ended::Stopped);
-        let listener = TcpListener::bind(address).await.unwrap();
+        // A task of the node that has stopped may hold it for a moment still.
+        let free = || async move { TcpListener::bind(address).await.ok() };
+        let listener = eventually_asked("the node's address is free again", free).await;
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let directory = self.directories[number].path();
         let (file, authority, store) = load(directory);
