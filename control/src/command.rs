@@ -9,12 +9,13 @@ use hanse_federation::join::Offer;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::token::Invite;
 use hanse_identity::{
-    AgentScope, AuthorityCertificate, ClusterName, Crl, JwtAuthority, NodeName, Reason, Registration,
-    RevocationId, RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
+    AgentScope, AuthorityCertificate, Closing, ClusterName, Crl, JwtAuthority, NodeName, Reason,
+    Registration, RevocationId, RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::role::Role;
+use crate::state::issuance::IssuedRecord;
 
 /// What is written to the log: one Command with who asked, when, and an id by which a retry is recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,9 +75,23 @@ pub enum Command {
         reason: Reason,
         note: String,
         expires: Option<Timestamp>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        reissue: bool,
+        #[serde(default, skip_serializing_if = "Closing::is_now")]
+        closing: Closing,
     },
     Lift {
         id: RevocationId,
+    },
+    /// Takes entries of our own away, in bulk and whatever they are; `compromised` says that key compromises are meant
+    /// too. All or nothing.
+    RevocationsClear {
+        ids: Vec<RevocationId>,
+        compromised: bool,
+    },
+    /// SVIDs that a node is about to hand out, or has handed out while there was no quorum.
+    Issued {
+        records: Vec<IssuedRecord>,
     },
     /// Entries that no valid certificate can match any more.
     Lapse {
@@ -220,6 +235,10 @@ pub enum Answer {
     /// Nothing had to be changed: it was so already.
     Already,
     Revoked(RevocationId),
+    /// Recorded, but for these: revoked meanwhile, and not to be handed out.
+    Issued {
+        refused: BTreeSet<Serial>,
+    },
 }
 
 /// Why a Command changed nothing. Stable kinds: the CLI turns them into exit codes.

@@ -2,8 +2,8 @@
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
-//! agents, joined clusters), `rules` (policies, revocations, authorities), `jwt` (keys of JWT-SVIDs), `roles` (who may do what), `audit` (who did
-//! what), `snapshot` (how a State is written).
+//! agents, joined clusters), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `jwt` (keys
+//! of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `snapshot` (how a State is written).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,12 +17,17 @@ use crate::command::{Answer, Command, Outcome, Proposal, Refusal};
 mod addressed;
 pub mod audit;
 mod catalog;
+pub mod issuance;
 mod jwt;
 mod peers;
 mod registrations;
+mod revocations;
 pub mod roles;
 mod rules;
 pub mod snapshot;
+
+use issuance::Issuance;
+use revocations::Order;
 
 /// How many answers are remembered so that a retried proposal is answered and not applied again.
 pub const REMEMBERED_PROPOSALS: usize = 4096;
@@ -85,6 +90,11 @@ pub struct Private {
     /// Who did what.
     #[serde(default)]
     pub audit: audit::AuditTrail,
+    #[serde(default, skip_serializing_if = "Issuance::is_empty")]
+    pub issued: Issuance,
+    /// Revision of the last Command that was more than a batch of records: before it, nobody has to look again.
+    #[serde(default)]
+    pub moved: u64,
 }
 
 /// A control node as its cluster knows it (public part of `node init`).
@@ -164,7 +174,12 @@ impl State {
 
     /// Applies one committed proposal at log index `index`. Changes are folded into the View already.
     pub fn apply(&mut self, index: u64, proposal: &Proposal) -> (Outcome, Vec<Change>) {
-        if let Some((_, outcome)) = self.private.remembered.iter().rev().find(|(id, _)| *id == proposal.id) {
+        // Records are recognised by their serial numbers: remembering them would push out what needs remembering.
+        let records = matches!(proposal.command, Command::Issued { .. });
+        if !records
+            && let Some((_, outcome)) =
+                self.private.remembered.iter().rev().find(|(id, _)| *id == proposal.id)
+        {
             let outcome = outcome.clone();
             self.skip(index);
             return (outcome, Vec::new());
@@ -176,6 +191,15 @@ impl State {
         self.view.advance(Revision(index), &changes);
         self.private.audit.record(index, proposal, &result, !changes.is_empty());
         let outcome = Outcome { revision: index, result };
+        if records && changes.is_empty() {
+            return (outcome, changes);
+        }
+        if matches!(&outcome.result, Ok(answer) if *answer != Answer::Already) {
+            self.private.moved = index;
+        }
+        if records {
+            return (outcome, changes);
+        }
         if self.private.remembered.len() >= REMEMBERED_PROPOSALS {
             self.private.remembered.pop_front();
         }
@@ -199,10 +223,20 @@ impl State {
             Command::Unexport { service } => self.unexport(service),
             Command::PolicyApply { documents } => self.policy_apply(documents, now),
             Command::PolicyDelete { keys } => self.policy_delete(keys),
-            Command::Revoke { target, reason, note, expires } => {
-                self.revoke(index, proposal, target, *reason, note, *expires)
+            Command::Revoke { target, reason, note, expires, reissue, closing } => {
+                let order = Order {
+                    target,
+                    reason: *reason,
+                    note,
+                    expires: *expires,
+                    reissue: *reissue,
+                    closing: *closing,
+                };
+                self.revoke(index, proposal, &order)
             }
             Command::Lift { id } => self.lift(id),
+            Command::RevocationsClear { ids, compromised } => self.revocations_clear(ids, *compromised),
+            Command::Issued { records } => self.issued(records, now),
             Command::Lapse { ids } => self.lapse(ids, now),
             Command::InviteCreate { invite } => {
                 self.may_admit(&proposal.actor, &invite.admits)?;

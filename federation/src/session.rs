@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_identity::name::MemberRole;
-use hanse_identity::{ClusterName, Crl, KeyId, RevocationId, ServiceName, SpiffeId, TrustDomain};
+use hanse_identity::{
+    ClusterName, Crl, KeyId, RevocationId, RevocationTarget, ServiceName, SpiffeId, TrustDomain,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Endpoint, EndpointId, Gateway, GatewaySummary, ServiceSummary};
@@ -42,6 +44,8 @@ pub enum ImportRefusal {
     UnknownPeer(ClusterName),
     #[error("speaks of trust domain {0}, which is not its own")]
     ForeignTrustDomain(TrustDomain),
+    #[error("revokes its cluster as a whole, which is for its neighbours to do")]
+    WholeCluster,
     #[error("bundle: {0}")]
     Bundle(String),
     #[error("revocation list: {0}")]
@@ -64,6 +68,8 @@ pub enum ImportRefusal {
 pub const MAX_IMPORTED_SERVICES: usize = 20_000;
 /// Most revocations that one peer may have us remember.
 pub const MAX_IMPORTED_REVOCATIONS: usize = 20_000;
+/// Most serial numbers in the revocations that one peer may have us remember.
+pub const MAX_IMPORTED_SERIALS: usize = 200_000;
 /// Most bytes of names (identities, localities) that the services of one peer may have us remember.
 pub const MAX_IMPORTED_BYTES: usize = 32 << 20;
 /// Most bytes of revocation lists that one peer may have us remember.
@@ -301,6 +307,13 @@ pub fn admit(view: &View, peer: &ClusterName, facts: Vec<PeerFact>) -> (Vec<Peer
             Some(retelling) => retelling.revocations.clone(),
             None => theirs.cloned().collect(),
         },
+        serials: view
+            .revocations
+            .iter()
+            .filter(|r| r.id.origin == *trust_domain)
+            .filter(|r| known.retelling.as_ref().is_none_or(|named| named.revocations.contains(&r.id)))
+            .map(|r| r.serials.len())
+            .sum(),
         bundle: view.bundles.get(trust_domain).cloned(),
         crls: match (&known.retelling, view.crls.get(trust_domain)) {
             (_, None) => BTreeMap::new(),
@@ -334,6 +347,8 @@ struct Filter<'v> {
     bytes: usize,
     /// Those that count: in a retelling only what it names will be left.
     revocations: BTreeSet<RevocationId>,
+    /// Of certificates, in the revocations that count.
+    serials: usize,
     bundle: Option<hanse_identity::Bundle>,
     /// Those that count: in a retelling only what it names will be left.
     crls: BTreeMap<KeyId, Crl>,
@@ -360,7 +375,7 @@ impl Filter<'_> {
                 self.remembered = Remembered::Named(BTreeSet::new());
                 self.revocations.clear();
                 self.crls.clear();
-                self.bytes = 0;
+                (self.bytes, self.serials) = (0, 0);
             }
             PeerFact::Service(summary) => self.service(summary)?,
             PeerFact::ServiceGone(_) => {}
@@ -371,12 +386,25 @@ impl Filter<'_> {
             PeerFact::Revoked(revocation) => {
                 self.own(&revocation.id.origin)?;
                 self.own(revocation.trust_domain())?;
+                if !revocation.is_of(self.trust_domain) {
+                    let whole = matches!(revocation.target, RevocationTarget::Cluster(_));
+                    return Err(match whole {
+                        true => ImportRefusal::WholeCluster,
+                        false => ImportRefusal::TooMany("certificates in a revocation"),
+                    });
+                }
+                let serials = self.serials + revocation.serials.len();
+                if serials > MAX_IMPORTED_SERIALS {
+                    return Err(ImportRefusal::TooMany("certificates in revocations"));
+                }
                 short("bytes of text in a revocation", [&revocation.note, &revocation.actor])?;
                 let full = self.revocations.len() >= MAX_IMPORTED_REVOCATIONS;
                 if full && !self.revocations.contains(&revocation.id) {
                     return Err(ImportRefusal::TooManyRevocations(MAX_IMPORTED_REVOCATIONS));
                 }
                 self.revocations.insert(revocation.id.clone());
+                // One that is told again counts twice until the next batch: too much rather than too little.
+                self.serials = serials;
             }
             PeerFact::Unrevoked(id) => {
                 self.own(&id.origin)?;

@@ -214,10 +214,7 @@ impl View {
                 let trust_domain = peer.record.trust_domain.clone();
                 self.put_crl(&trust_domain, crl);
             }
-            PeerFact::Revoked(revocation)
-                if revocation.id.origin == peer.record.trust_domain
-                    && *revocation.trust_domain() == peer.record.trust_domain =>
-            {
+            PeerFact::Revoked(revocation) if revocation.is_of(&peer.record.trust_domain) => {
                 if let Some(named) = &mut peer.retelling {
                     named.revocations.insert(revocation.id.clone());
                 }

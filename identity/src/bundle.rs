@@ -175,6 +175,14 @@ impl Bundle {
     }
 }
 
+impl KeyId {
+    /// The first 160 bits in hex: the key identifier that our certificates carry (RFC 7093 §2, method 1, over the
+    /// whole SubjectPublicKeyInfo).
+    pub fn prefix(&self) -> String {
+        crate::wire::to_hex(&self.0[..20])
+    }
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))

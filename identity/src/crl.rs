@@ -238,18 +238,24 @@ fn bounded(revoked: &BTreeMap<Serial, CrlEntry>) -> BTreeMap<&Serial, &CrlEntry>
 pub fn revoked_serials(revocations: &Revocations, trust_domain: &TrustDomain) -> BTreeMap<Serial, CrlEntry> {
     let mut listed: BTreeMap<Serial, CrlEntry> = BTreeMap::new();
     for revocation in revocations.iter().filter(|r| r.id.origin == *trust_domain) {
-        let RevocationTarget::Serial(serial) = &revocation.target else { continue };
+        let named = match &revocation.target {
+            RevocationTarget::Serial(serial) => Some(serial),
+            _ => None,
+        };
         let entry =
             CrlEntry { at: Timestamp::from_seconds(revocation.at.seconds()), reason: revocation.reason };
-        listed
-            .entry(serial.clone())
-            .and_modify(|known| {
-                known.at = known.at.min(entry.at);
-                if known.reason == Reason::Hold {
-                    known.reason = entry.reason;
-                }
-            })
-            .or_insert(entry);
+        // Of identities, agents and keys: what lived when they were revoked.
+        for serial in revocation.serials.iter().chain(named) {
+            listed
+                .entry(serial.clone())
+                .and_modify(|known| {
+                    known.at = known.at.min(entry.at);
+                    if known.reason == Reason::Hold {
+                        known.reason = entry.reason;
+                    }
+                })
+                .or_insert(entry);
+        }
     }
     listed
 }

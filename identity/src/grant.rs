@@ -28,6 +28,8 @@ pub struct Ticket {
     pub(crate) lifetime: Duration,
     /// What it gives is not valid beyond this: the end of the registration.
     pub(crate) not_after: Option<Timestamp>,
+    /// The SVID must start after this: older ones of the identity are revoked.
+    pub(crate) watermark: Option<Timestamp>,
 }
 
 /// Why no SVID is given.
@@ -68,6 +70,12 @@ pub fn grant<'r>(
     id: &SpiffeId,
 ) -> Result<Ticket, Refusal> {
     own_and_not_revoked(trust_domain, revocations, id)?;
+    // Nothing more is issued through a revoked agent, whoever asks.
+    own_and_not_revoked(
+        trust_domain,
+        revocations,
+        &SpiffeId::member(trust_domain, MemberRole::Agent, &evidence.agent),
+    )?;
     if id.path().starts_with("/hanse/") && !id.is_member(trust_domain, MemberRole::Gateway) {
         return Err(Refusal::MemberIdentity { id: id.clone() });
     }
@@ -76,8 +84,7 @@ pub fn grant<'r>(
     let registration = matching
         .max_by_key(|r| (r.expires.unwrap_or(Timestamp(u64::MAX)), r.agent.name().is_some()))
         .ok_or_else(|| Refusal::NotRegistered { id: id.to_string(), agent: evidence.agent.clone() })?;
-    let lifetime = clamped(registration.lifetime());
-    Ok(Ticket { id: id.clone(), lifetime, not_after: registration.expires })
+    Ok(Ticket::new(id, registration.lifetime(), registration.expires, revocations))
 }
 
 /// A ticket for a member of the mesh itself (`/hanse/<role>/<name>`): a node renewing its own SVID, an agent
@@ -92,7 +99,7 @@ pub fn grant_member(
     if id.as_member().is_none_or(|(_, name)| name.parse::<NodeName>().is_err()) {
         return Err(Refusal::NotAMember { id: id.clone() });
     }
-    Ok(Ticket { id: id.clone(), lifetime: clamped(lifetime), not_after: None })
+    Ok(Ticket::new(id, lifetime, None, revocations))
 }
 
 fn own_and_not_revoked(
@@ -113,11 +120,17 @@ fn own_and_not_revoked(
     }
 }
 
-fn clamped(lifetime: Duration) -> Duration {
-    lifetime.clamp(MIN_LIFETIME, MAX_LIFETIME)
-}
-
 impl Ticket {
+    fn new(
+        id: &SpiffeId,
+        lifetime: Duration,
+        not_after: Option<Timestamp>,
+        revocations: &Revocations,
+    ) -> Self {
+        let lifetime = lifetime.clamp(MIN_LIFETIME, MAX_LIFETIME);
+        Self { id: id.clone(), lifetime, not_after, watermark: revocations.watermark(id) }
+    }
+
     pub fn id(&self) -> &SpiffeId {
         &self.id
     }

@@ -28,7 +28,7 @@ pub struct Issued {
 /// Largest CSR that is read, in bytes.
 pub const MAX_CSR_BYTES: usize = 8 * 1024;
 /// How long before `now` an SVID starts: clocks of verifiers may be behind.
-const BACKDATED: Duration = Duration::from_secs(30);
+pub(crate) const BACKDATED: Duration = Duration::from_secs(30);
 
 /// Everything that an SVID will say. Made from the ticket and the authority; of the request, only the key.
 struct Template {
@@ -59,9 +59,12 @@ pub enum IssueError {
     Recheck(String),
 }
 
+/// What an SVID says in `not_before` is in whole seconds.
+const SECOND: Duration = Duration::from_secs(1);
+
 /// Signs an SVID for the ticket's identity over the CSR's public key. The CSR's self-signature is checked
-/// (proof of possession); nothing else of it is used. `not_before` is `now` minus 30 s; `not_after` is never
-/// beyond the authority's own, nor beyond the end of the registration.
+/// (proof of possession); nothing else of it is used. `not_before` is `now` minus 30 s, but after the ticket's
+/// watermark; `not_after` is never beyond the authority's own, nor beyond the end of the registration.
 pub fn issue(
     ticket: Ticket,
     csr_der: &[u8],
@@ -84,10 +87,12 @@ pub fn issue(
         return Err(IssueError::RegistrationExpired(end));
     }
     let spki = requested_key(csr_der)?;
+    let backdated = now - BACKDATED;
     let template = Template {
         key_id: x509::key_id(&spki),
         serial,
-        not_before: now - BACKDATED,
+        // Our clock may be behind that of the node where the watermark was set.
+        not_before: ticket.watermark.map_or(backdated, |mark| backdated.max(mark + SECOND)),
         not_after: (now + ticket.lifetime).min(authority.not_after()).min(end),
         id: ticket.id,
     };

@@ -36,7 +36,7 @@ pub use issue::{IssueError, issue};
 pub use jwt::{JwtAuthority, JwtKey};
 pub use name::{ClusterName, NameError, NodeName, ServiceName, SpiffeId, TrustDomain};
 pub use private_key::PrivateKey;
-pub use revocation::{Reason, Revocation, RevocationId, RevocationTarget, Revocations};
+pub use revocation::{Closing, Reason, Revocation, RevocationId, RevocationTarget, Revocations};
 pub use svid::{Serial, Svid, SvidFacts};
 pub use time::Timestamp;
 pub use upstream::{Intermediate, Upstream};

@@ -1,14 +1,28 @@
 //! Revocations: what is no longer to be believed, since when, and until when that has to be remembered.
+//!
+//! One `Revocation` is one entry of a cluster's log; `Revocations` is the set in force, indexed for the handshake.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::{SpiffeId, TrustDomain};
+use crate::bundle::KeyId;
+use crate::issue::BACKDATED;
+use crate::name::{MemberRole, NodeName, SpiffeId, TrustDomain};
 use crate::svid::{Serial, SvidFacts};
 use crate::time::Timestamp;
+
+mod set;
+
+pub use set::Revocations;
+
+/// Most serial numbers that one revocation may carry: what an agent or an identity has alive at a time.
+pub const MAX_SERIALS: usize = 32_768;
+/// Most authorities that one revocation may carry.
+pub const MAX_AUTHORITIES: usize = crate::bundle::MAX_AUTHORITIES;
 
 /// `r-<number>@<trust domain>`: unique in the federation; the number is the committing cluster's Raft index.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,14 +31,35 @@ pub struct RevocationId {
     pub origin: TrustDomain,
 }
 
-/// What is revoked.
+/// What is revoked. All but `Identity` and `Cluster` are of the origin's own trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RevocationTarget {
-    /// One certificate of the origin's trust domain.
+    /// One certificate.
     Serial(Serial),
-    /// Every SVID of that ID issued up to `Revocation::at`, and any new one.
+    /// Every SVID of that ID and any new one; with `Revocation::reissue`, only those issued up to the watermark.
     Identity(SpiffeId),
+    /// Every SVID over that public key (SHA-256 of its SubjectPublicKeyInfo), and any new one over it.
+    Key(KeyId),
+    /// A host's agent: its own identity, every SVID that was issued through it, and any new one through it.
+    Agent(NodeName),
+    /// A control node: its own identity, and everything that its authorities have signed or will sign.
+    Node(NodeName),
+    /// A joined cluster as a whole, as its neighbours see it: everything of that trust domain.
+    Cluster(TrustDomain),
+}
+
+/// What becomes of connections that live already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Closing {
+    /// Closed at once.
+    #[default]
+    Now,
+    /// Asked to finish, and closed so many seconds after the revocation was ordered.
+    After(u32),
+    /// Left alone: only new handshakes are refused.
+    Never,
 }
 
 /// Why (RFC 5280 §5.3.1, the reasons that make sense here).
@@ -56,7 +91,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// One revocation, as committed by the cluster whose trust domain it concerns.
+/// One revocation, as committed by the cluster that ordered it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     pub id: RevocationId,
@@ -66,133 +101,150 @@ pub struct Revocation {
     pub note: String,
     /// SPIFFE ID of who ordered it.
     pub actor: String,
-    /// When it was ordered; for an identity also the watermark.
+    /// When it was ordered, by the clock of the node that took the order.
     pub at: Timestamp,
-    /// When no certificate that it could match is valid any more; `None` = stays until lifted.
+    /// When no certificate that it could match is valid any more; `None` = stays until lifted or cleared.
     pub expires: Option<Timestamp>,
+    /// The live certificates that it hits, as the issuance index had them: those of an agent, which nothing else in
+    /// them tells, and those whose issuer's clock ran ahead of the watermark. Also what a CRL needs.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub serials: BTreeSet<Serial>,
+    /// The authorities of a revoked control node.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub authorities: BTreeSet<KeyId>,
+    /// Of an identity: what was issued up to the watermark is dead, new SVIDs with new keys are given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reissue: bool,
+    #[serde(default, skip_serializing_if = "Closing::is_now")]
+    pub closing: Closing,
 }
 
-/// All revocations in force, indexed for the two questions that are asked of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Revocations {
-    by_id: BTreeMap<RevocationId, Revocation>,
-    by_serial: BTreeMap<(TrustDomain, Serial), Vec<RevocationId>>,
-    by_identity: BTreeMap<SpiffeId, Vec<RevocationId>>,
+impl Closing {
+    pub fn is_now(&self) -> bool {
+        *self == Self::Now
+    }
+
+    /// How much of `now` is left to a connection under a revocation of `at`; `None` = it may stay.
+    pub fn left(self, at: Timestamp, now: Timestamp) -> Option<Duration> {
+        match self {
+            Self::Now => Some(Duration::ZERO),
+            Self::After(seconds) => Some((at + Duration::from_secs(u64::from(seconds))).left(now)),
+            Self::Never => None,
+        }
+    }
 }
 
 impl Revocation {
-    /// Only an identity on hold can be lifted.
+    /// With nothing beyond the target: no index entries, no end, connections closed now.
+    pub fn new(id: RevocationId, target: RevocationTarget, reason: Reason, at: Timestamp) -> Self {
+        Self {
+            id,
+            target,
+            reason,
+            note: String::new(),
+            actor: String::new(),
+            at,
+            expires: None,
+            serials: BTreeSet::new(),
+            authorities: BTreeSet::new(),
+            reissue: false,
+            closing: Closing::Now,
+        }
+    }
+
+    /// Only a hold can be lifted, and a single certificate or key is never on hold: a new one costs nothing.
     pub fn can_be_lifted(&self) -> bool {
-        self.reason == Reason::Hold && matches!(self.target, RevocationTarget::Identity(_))
+        self.reason == Reason::Hold && self.target.can_be_held()
     }
 
     /// The trust domain whose names it concerns.
     pub fn trust_domain(&self) -> &TrustDomain {
         match &self.target {
-            RevocationTarget::Serial(_) => &self.id.origin,
             RevocationTarget::Identity(id) => id.trust_domain(),
+            RevocationTarget::Cluster(trust_domain) => trust_domain,
+            RevocationTarget::Serial(_)
+            | RevocationTarget::Key(_)
+            | RevocationTarget::Agent(_)
+            | RevocationTarget::Node(_) => &self.id.origin,
         }
     }
 
-    /// Whether it hits this SVID.
-    pub fn hits(&self, facts: &SvidFacts) -> bool {
+    /// The identity that gets no SVID any more because of it, if it is about one.
+    pub fn silences(&self) -> Option<SpiffeId> {
         match &self.target {
-            RevocationTarget::Serial(serial) => {
-                *facts.id.trust_domain() == self.id.origin && facts.serial == *serial
-            }
-            RevocationTarget::Identity(id) => facts.id == *id,
+            RevocationTarget::Identity(id) if !self.reissue => Some(id.clone()),
+            RevocationTarget::Agent(name) => Some(SpiffeId::member(&self.id.origin, MemberRole::Agent, name)),
+            RevocationTarget::Node(name) => Some(SpiffeId::member(&self.id.origin, MemberRole::Node, name)),
+            _ => None,
         }
+    }
+
+    /// With `reissue`: the latest `not_before` of a dead SVID. An SVID starts `BACKDATED` before it was issued, so
+    /// this is what an SVID says that was issued the moment the revocation was ordered.
+    pub fn watermark(&self) -> Option<Timestamp> {
+        self.reissue.then(|| self.at - BACKDATED)
+    }
+
+    /// Whether it hits this SVID, by what the certificate itself says.
+    pub fn hits(&self, facts: &SvidFacts) -> bool {
+        self.hits_from(facts, &[])
+    }
+
+    /// Whether it hits this SVID, whose path led over these authorities.
+    pub fn hits_from(&self, facts: &SvidFacts, authorities: &[KeyId]) -> bool {
+        let own = *facts.id.trust_domain() == self.id.origin;
+        let listed = own && self.serials.contains(&facts.serial);
+        let signed = || {
+            let by = |key: &KeyId| {
+                authorities.contains(key) || facts.authority_key_identifier.as_deref() == Some(&*key.prefix())
+            };
+            own && self.authorities.iter().any(by)
+        };
+        let silenced = || self.silences().is_some_and(|id| id == facts.id);
+        listed
+            || match &self.target {
+                RevocationTarget::Serial(serial) => own && facts.serial == *serial,
+                RevocationTarget::Identity(id) => {
+                    facts.id == *id && self.watermark().is_none_or(|mark| facts.not_before <= mark)
+                }
+                RevocationTarget::Key(key) => own && facts.key_id == *key,
+                RevocationTarget::Agent(_) => silenced(),
+                RevocationTarget::Node(_) => silenced() || signed(),
+                RevocationTarget::Cluster(trust_domain) => facts.id.trust_domain() == trust_domain,
+            }
+    }
+
+    /// Whether `trust_domain` may tell it to others: ordered by itself, about nothing but its own names, and of a size
+    /// that fits. As a whole a cluster is revoked by its neighbours, each for itself.
+    pub fn is_of(&self, trust_domain: &TrustDomain) -> bool {
+        self.id.origin == *trust_domain
+            && self.trust_domain() == trust_domain
+            && !matches!(self.target, RevocationTarget::Cluster(_))
+            && self.is_bounded()
+    }
+
+    /// Whether it is of a size that others take.
+    pub fn is_bounded(&self) -> bool {
+        self.serials.len() <= MAX_SERIALS && self.authorities.len() <= MAX_AUTHORITIES
     }
 }
 
-impl Revocations {
-    /// Adds one; the same id again replaces it.
-    pub fn insert(&mut self, revocation: Revocation) {
-        self.remove(&revocation.id.clone());
-        match &revocation.target {
-            RevocationTarget::Serial(serial) => {
-                let key = (revocation.id.origin.clone(), serial.clone());
-                self.by_serial.entry(key).or_default().push(revocation.id.clone());
-            }
-            RevocationTarget::Identity(id) => {
-                self.by_identity.entry(id.clone()).or_default().push(revocation.id.clone());
-            }
+impl RevocationTarget {
+    /// Whether there may be a hold on it.
+    pub fn can_be_held(&self) -> bool {
+        matches!(self, Self::Identity(_) | Self::Agent(_) | Self::Node(_) | Self::Cluster(_))
+    }
+
+    /// `serial`, `identity`, `key`, `agent`, `node` or `cluster`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Serial(_) => "serial",
+            Self::Identity(_) => "identity",
+            Self::Key(_) => "key",
+            Self::Agent(_) => "agent",
+            Self::Node(_) => "node",
+            Self::Cluster(_) => "cluster",
         }
-        self.by_id.insert(revocation.id.clone(), revocation);
-    }
-
-    /// Takes one away: lifted or lapsed.
-    pub fn remove(&mut self, id: &RevocationId) -> Option<Revocation> {
-        let revocation = self.by_id.remove(id)?;
-        match &revocation.target {
-            RevocationTarget::Serial(serial) => {
-                forget(&mut self.by_serial, &(id.origin.clone(), serial.clone()), id);
-            }
-            RevocationTarget::Identity(identity) => forget(&mut self.by_identity, identity, id),
-        }
-        Some(revocation)
-    }
-
-    pub fn get(&self, id: &RevocationId) -> Option<&Revocation> {
-        self.by_id.get(id)
-    }
-
-    /// In the order of their ids.
-    pub fn iter(&self) -> impl Iterator<Item = &Revocation> {
-        self.by_id.values()
-    }
-
-    pub fn len(&self) -> usize {
-        self.by_id.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
-    }
-
-    /// The revocation that hits this SVID, if any.
-    pub fn check(&self, facts: &SvidFacts) -> Option<&Revocation> {
-        if self.by_id.is_empty() {
-            return None;
-        }
-        let serial = (facts.id.trust_domain().clone(), facts.serial.clone());
-        let by_serial = self.by_serial.get(&serial).and_then(|ids| self.by_id.get(ids.first()?));
-        by_serial.or_else(|| self.of_identity(&facts.id))
-    }
-
-    /// The revocation because of which no new SVID of this identity is issued, if any.
-    pub fn of_identity(&self, id: &SpiffeId) -> Option<&Revocation> {
-        self.by_identity.get(id).and_then(|ids| ids.first()).and_then(|id| self.by_id.get(id))
-    }
-
-    /// Those that `now` no longer need to be remembered.
-    pub fn lapsed(&self, now: Timestamp) -> Vec<RevocationId> {
-        let lapsed = |r: &&Revocation| r.expires.is_some_and(|at| at <= now);
-        self.iter().filter(lapsed).map(|r| r.id.clone()).collect()
-    }
-}
-
-/// Takes `id` out of an index; what another revocation says about the same key stays.
-fn forget<K: Ord>(index: &mut BTreeMap<K, Vec<RevocationId>>, key: &K, id: &RevocationId) {
-    if let Some(ids) = index.get_mut(key) {
-        ids.retain(|i| i != id);
-        if ids.is_empty() {
-            index.remove(key);
-        }
-    }
-}
-
-impl Serialize for Revocations {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(self.by_id.values())
-    }
-}
-
-impl<'de> Deserialize<'de> for Revocations {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let mut revocations = Self::default();
-        Vec::<Revocation>::deserialize(d)?.into_iter().for_each(|r| revocations.insert(r));
-        Ok(revocations)
     }
 }
 
@@ -230,6 +282,10 @@ impl fmt::Display for RevocationTarget {
         match self {
             Self::Serial(serial) => write!(f, "serial {serial}"),
             Self::Identity(id) => write!(f, "{id}"),
+            Self::Key(key) => write!(f, "key {key}"),
+            Self::Agent(name) => write!(f, "agent {name}"),
+            Self::Node(name) => write!(f, "node {name}"),
+            Self::Cluster(trust_domain) => write!(f, "cluster of {trust_domain}"),
         }
     }
 }

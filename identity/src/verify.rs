@@ -11,7 +11,7 @@ use webpki::EndEntityCert;
 
 use crate::bundle::{Bundle, KeyId};
 use crate::name::{SpiffeId, TrustDomain};
-use crate::revocation::{RevocationId, Revocations};
+use crate::revocation::{Revocation, RevocationId, Revocations};
 use crate::svid::{MAX_CERTIFICATE_BYTES, MAX_CHAIN, SvidError, SvidFacts};
 use crate::time::Timestamp;
 use crate::x509;
@@ -124,7 +124,7 @@ pub fn verify(
         PathError::Expired => VerifyError::Expired,
         PathError::Refused(rule) => VerifyError::Path(rule),
     })?;
-    match trust.revocations.check(&facts) {
+    match trust.revocations.check_from(&facts, &path.authorities) {
         Some(r) => Err(VerifyError::Revoked { id: facts.id.clone(), revocation: r.id.clone() }),
         None => {
             let until = path.until.min(facts.not_after);
@@ -198,11 +198,21 @@ impl VerifiedCaller {
     /// Asks again: for connections that live on while the world changes. Not believed any more is who has
     /// expired, is revoked, or whose authority has gone from the bundle.
     pub fn still_believed(&self, trust: &Trust, now: Timestamp) -> Result<(), VerifyError> {
+        if let Some(r) = self.revocations(&trust.revocations).next() {
+            return Err(VerifyError::Revoked { id: self.facts.id.clone(), revocation: r.id.clone() });
+        }
+        self.still_vouched(trust, now)
+    }
+
+    /// The revocations that hit it.
+    pub fn revocations<'r>(&self, all: &'r Revocations) -> impl Iterator<Item = &'r Revocation> + use<'r> {
+        all.hitting(&self.facts, &self.authorities)
+    }
+
+    /// Whether it has not expired and its authority is still in the bundle, whatever has been revoked.
+    pub fn still_vouched(&self, trust: &Trust, now: Timestamp) -> Result<(), VerifyError> {
         if now >= self.until {
             return Err(VerifyError::Expired);
-        }
-        if let Some(r) = trust.revocations.check(&self.facts) {
-            return Err(VerifyError::Revoked { id: self.facts.id.clone(), revocation: r.id.clone() });
         }
         let trust_domain = self.facts.id.trust_domain();
         let anchors = trust.bundles.get(trust_domain);

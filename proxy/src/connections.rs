@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hanse_identity::tls::TlsIdentity;
 use hanse_identity::{
-    ClusterName, RevocationId, RevocationTarget, ServiceName, SvidFacts, Timestamp, Trust, VerifiedCaller,
+    ClusterName, Revocation, RevocationId, ServiceName, SpiffeId, Timestamp, Trust, VerifiedCaller,
     VerifyError,
 };
 use tokio::sync::{Notify, watch};
@@ -105,6 +105,17 @@ pub struct Row {
     pub not_after: String,
 }
 
+/// What a revocation would hit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Live connections that have the target at either end.
+    pub connections: u64,
+    /// Who is at the other end of them, as far as they are counted.
+    pub others: BTreeSet<SpiffeId>,
+}
+
+/// Most identities that are named as the other end.
+pub const MAX_OTHERS: usize = 64;
 /// Longest time before the end of an SVID at which its connections are asked to leave.
 const LEAVE_BEFORE_EXPIRY: Duration = Duration::from_secs(30);
 
@@ -183,14 +194,23 @@ impl Connections {
         let _ = tokio::time::timeout(within, all_gone).await;
     }
 
-    /// How many live connections the target has here, at either end.
-    pub fn count(&self, target: &RevocationTarget) -> u64 {
-        let hit = |facts: &SvidFacts| match target {
-            RevocationTarget::Serial(serial) => facts.serial == *serial,
-            RevocationTarget::Identity(id) => facts.id == *id,
-        };
-        let live = self.lock();
-        live.values().filter(|e| hit(e.entrant.peer.facts()) || hit(&e.entrant.own.facts)).count() as u64
+    /// What a revocation would hit here, were it in force.
+    pub fn reach(&self, revocation: &Revocation) -> Reach {
+        let mut reach = Reach::default();
+        for entry in self.lock().values() {
+            let (peer, own) = (&entry.entrant.peer, &entry.entrant.own.facts);
+            let (theirs, ours) =
+                (revocation.hits_from(peer.facts(), peer.authorities()), revocation.hits(own));
+            if !theirs && !ours {
+                continue;
+            }
+            reach.connections += 1;
+            let other = if theirs { &own.id } else { peer.id() };
+            if reach.others.len() < MAX_OTHERS {
+                reach.others.insert(other.clone());
+            }
+        }
+        reach
     }
 
     /// Closed so far, by revocation.
@@ -219,16 +239,21 @@ impl Connections {
 
 impl Entry {
     fn judge(&self, trust: &Trust, own_revoked: Option<&RevocationId>, now: Timestamp) -> Order {
-        let peer = &self.entrant.peer;
-        match peer.still_believed(trust, now) {
+        let (peer, own) = (&self.entrant.peer, &self.entrant.own.facts);
+        let of_peer = strictest(peer.revocations(&trust.revocations), Cause::Revoked, now);
+        let ourselves = own_revoked.and_then(|id| trust.revocations.get(id));
+        let ours = trust.revocations.hitting(own, &[]).chain(ourselves);
+        let revoked = stricter(of_peer, strictest(ours, Cause::OwnIdentityRevoked, now));
+        if matches!(revoked, Order::Close(_)) {
+            return revoked;
+        }
+        match peer.still_vouched(trust, now) {
             Ok(()) => {}
-            Err(VerifyError::Revoked { revocation, .. }) => return Order::Close(Cause::Revoked(revocation)),
             Err(VerifyError::Expired) => return Order::Close(Cause::Expired),
             Err(_) => return Order::Close(Cause::Untrusted),
         }
-        let own = trust.revocations.check(&self.entrant.own.facts).map(|r| &r.id).or(own_revoked);
-        if let Some(id) = own {
-            return Order::Close(Cause::OwnIdentityRevoked(id.clone()));
+        if revoked != Order::Stay {
+            return revoked;
         }
         let facts = peer.facts();
         let grace = (facts.not_after.since(facts.not_before) / 10).min(LEAVE_BEFORE_EXPIRY);
@@ -247,6 +272,30 @@ impl Entry {
             since: self.since.to_string(),
             not_after: peer.not_after.to_string(),
         }
+    }
+}
+
+/// What the revocations that hit one end make of a connection.
+fn strictest<'r>(
+    revocations: impl Iterator<Item = &'r Revocation>,
+    cause: impl Fn(RevocationId) -> Cause,
+    now: Timestamp,
+) -> Order {
+    revocations.fold(Order::Stay, |order, revocation| {
+        let next = match revocation.closing.left(revocation.at, now) {
+            None => return order,
+            Some(left) if left.is_zero() => Order::Close(cause(revocation.id.clone())),
+            Some(_) => Order::Leave(cause(revocation.id.clone())),
+        };
+        stricter(order, next)
+    })
+}
+
+/// The first of the two unless the second is stricter.
+fn stricter(first: Order, second: Order) -> Order {
+    match (&first, &second) {
+        (Order::Close(_), _) | (Order::Leave(_), Order::Leave(_)) | (_, Order::Stay) => first,
+        _ => second,
     }
 }
 

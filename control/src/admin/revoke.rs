@@ -1,7 +1,8 @@
 //! Documents about revocation, but for the receipt.
 
 use hanse_identity::{
-    ClusterName, Reason, Revocation, RevocationId, RevocationTarget, ServiceName, Timestamp,
+    Closing, ClusterName, Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,15 @@ use super::{Meta, Warning};
 #[serde(rename_all = "camelCase")]
 pub struct RevokePreviewRequest {
     pub target: RevocationTarget,
+    /// Of an identity: only what has been issued up to now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reissue: bool,
+}
+
+impl RevokePreviewRequest {
+    pub fn new(target: RevocationTarget) -> Self {
+        Self { target, reissue: false }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,9 +32,12 @@ pub struct RevokePreview {
     /// A revocation that hits it already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub already: Option<RevocationId>,
-    /// Proxies and gateways that run under the identity (none are known for a serial number).
+    /// Live certificates that it hits, as far as the issuance index knows them.
+    #[serde(default)]
+    pub certificates: usize,
+    /// Proxies, gateways and agents that run under a revoked identity, or show a revoked certificate.
     pub holders: Vec<String>,
-    /// Registrations from which it is issued: those agents will get no new SVID for it.
+    /// Registrations from which nothing would be issued any more.
     pub registrations: usize,
     /// Services of this cluster that only this identity may answer for.
     pub sole_server_of: Vec<ServiceName>,
@@ -39,6 +52,9 @@ pub struct RevokePreview {
 pub struct PreviewReach {
     pub cluster: ClusterName,
     pub live_connections: u64,
+    /// Identities at the other end of them.
+    #[serde(default)]
+    pub callers: Vec<SpiffeId>,
     /// Proxies and gateways that answered in time, of those that were asked.
     pub answered: usize,
     pub asked: usize,
@@ -53,6 +69,17 @@ pub struct RevokeRequest {
     pub reason: Reason,
     #[serde(default)]
     pub note: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reissue: bool,
+    #[serde(default, skip_serializing_if = "Closing::is_now")]
+    pub closing: Closing,
+}
+
+impl RevokeRequest {
+    /// Without note or reissue, connections closed at once.
+    pub fn new(target: RevocationTarget, reason: Reason) -> Self {
+        Self { target, reason, note: String::new(), reissue: false, closing: Closing::Now }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,8 +103,8 @@ pub struct RevokeStatusRequest {
 pub enum PeerQuestion {
     /// Answered by a `ReceiptPart`.
     Revocation(RevokeStatusRequest),
-    /// Answered by a `PreviewReach`.
-    Live(RevokePreviewRequest),
+    /// What this revocation would hit, were it in force. Answered by a `PreviewReach`.
+    Live(Box<Revocation>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

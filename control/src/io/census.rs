@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use hanse_federation::wire::{decode, encode};
 use hanse_identity::tls::IdentitySource as _;
-use hanse_identity::{NodeName, RevocationId, RevocationTarget, SpiffeId, Timestamp};
+use hanse_identity::{NodeName, Revocation, RevocationId, SpiffeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -30,6 +30,8 @@ pub const LIVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an agent without a stream is still waited for. Proxies and gateways are forgotten with their endpoint.
 pub const AGENT_REMEMBERED: Duration = Duration::from_secs(60);
 
+/// Most identities that are named as being connected to the target.
+pub const MAX_CALLERS: usize = 256;
 /// Causes of closed connections that are kept of one subscriber.
 pub const MAX_CAUSES: usize = 1024;
 /// Subscribers that one identity may be on one node.
@@ -78,8 +80,9 @@ pub struct SdsReport {
 #[serde(rename_all = "camelCase")]
 pub enum Query {
     Subscribers,
+    /// Live connections that this revocation would hit, were it in force.
     Live {
-        target: RevocationTarget,
+        revocation: Box<Revocation>,
     },
     /// Subscribers, with only what they closed because of this revocation.
     Revocation {
@@ -100,12 +103,27 @@ pub enum Part {
 }
 
 /// Live connections that subscribers counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LiveCount {
     pub connections: u64,
     pub answered: usize,
     pub asked: usize,
+    /// Who is at the other end, at most `MAX_CALLERS`.
+    #[serde(default)]
+    pub callers: BTreeSet<SpiffeId>,
+}
+
+impl LiveCount {
+    fn add(&mut self, other: Self) {
+        self.connections += other.connections;
+        self.answered += other.answered;
+        self.asked += other.asked;
+        self.callers.extend(other.callers);
+        while self.callers.len() > MAX_CALLERS {
+            self.callers.pop_last();
+        }
+    }
 }
 
 /// How a node stands.
@@ -128,7 +146,7 @@ pub struct Gathered {
 #[derive(Clone, Debug)]
 pub struct LiveQuestion {
     pub query: u64,
-    pub target: RevocationTarget,
+    pub revocation: Arc<Revocation>,
 }
 
 /// Names one stream of one subscriber; another stream of the same name is another one.
@@ -150,7 +168,7 @@ pub struct Census {
 struct Table {
     entries: BTreeMap<(SubscriberKind, NodeName), Entry>,
     /// Who waits for which live query.
-    live: HashMap<u64, mpsc::Sender<u64>>,
+    live: HashMap<u64, mpsc::Sender<LiveCount>>,
 }
 
 struct Entry {
@@ -287,8 +305,9 @@ impl Census {
         table.entries.values().map(|entry| entry.subscriber.clone()).collect()
     }
 
-    /// Asks every proxy and gateway here how many live connections the target has.
-    pub async fn live(&self, target: &RevocationTarget) -> LiveCount {
+    /// Asks every proxy and gateway here how many live connections the revocation would hit.
+    pub async fn live(&self, revocation: &Revocation) -> LiveCount {
+        let revocation = Arc::new(revocation.clone());
         let query = self.next.fetch_add(1, Ordering::Relaxed);
         let streams: Vec<_> = {
             let table = self.table();
@@ -299,14 +318,13 @@ impl Census {
         self.table().live.insert(query, answers);
         for stream in &streams {
             // A stream whose queue is full is about to be cut; it then counts as not answering.
-            let _ = stream.try_send(LiveQuestion { query, target: target.clone() });
+            let _ = stream.try_send(LiveQuestion { query, revocation: revocation.clone() });
         }
         let mut count = LiveCount { asked: streams.len(), ..LiveCount::default() };
         let all = async {
             while count.answered < count.asked {
-                let Some(connections) = answered.recv().await else { break };
-                count.answered += 1;
-                count.connections += connections;
+                let Some(answer) = answered.recv().await else { break };
+                count.add(answer);
             }
         };
         // Late answers are missing from the count, and the count says so.
@@ -316,10 +334,10 @@ impl Census {
     }
 
     /// A subscriber's answer to a live query; one that came too late finds nobody waiting.
-    pub fn live_answer(&self, query: u64, connections: u64) {
+    pub fn live_answer(&self, query: u64, answer: LiveCount) {
         let waiting = self.table().live.get(&query).cloned();
         if let Some(waiting) = waiting {
-            let _ = waiting.try_send(connections);
+            let _ = waiting.try_send(answer);
         }
     }
 
@@ -342,7 +360,7 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
             subscribers.iter_mut().for_each(|s| s.closed.retain(|cause, _| cause == id));
             Part::Subscribers(subscribers)
         }
-        Query::Live { target } => Part::Live(context.census.live(target).await),
+        Query::Live { revocation } => Part::Live(context.census.live(revocation).await),
         Query::PeerLinks => Part::PeerLinks(context.peers.reports(now())),
         Query::Node => Part::Node(NodeReport {
             status: context.handle.status(),
@@ -406,9 +424,7 @@ impl Gathered {
         let mut sum = LiveCount { asked: self.silent.len(), ..LiveCount::default() };
         for (_, part) in &self.parts {
             if let Part::Live(count) = part {
-                sum.connections += count.connections;
-                sum.answered += count.answered;
-                sum.asked += count.asked;
+                sum.add(count.clone());
             }
         }
         sum

@@ -256,15 +256,12 @@ mod tests {
     use hanse_identity::{Reason, Revocation, RevocationTarget};
 
     fn revocation(id: &str) -> Revocation {
-        Revocation {
-            id: id.parse().unwrap(),
-            target: RevocationTarget::Identity("spiffe://west.example/ns/shop/sa/ratings".parse().unwrap()),
-            reason: Reason::Hold,
-            note: String::new(),
-            actor: String::new(),
-            at: Timestamp(1),
-            expires: None,
-        }
+        Revocation::new(
+            id.parse().unwrap(),
+            RevocationTarget::Identity("spiffe://west.example/ns/shop/sa/ratings".parse().unwrap()),
+            Reason::Hold,
+            Timestamp(1),
+        )
     }
 
     #[test]

@@ -11,7 +11,7 @@ use hanse_federation::view::PeerState;
 use hanse_federation::wire::{decode, encode};
 use hanse_federation::{Change, PeerFact};
 use hanse_identity::token::{Admits, TokenError};
-use hanse_identity::{ClusterName, RevocationTarget, TrustDomain};
+use hanse_identity::{ClusterName, TrustDomain};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -138,13 +138,11 @@ impl Peer for PeerService {
                 }
                 Ok(Response::new(document(&revoke::own_part(&self.context, &question.id).await)))
             }
-            PeerQuestion::Live(question) => {
-                if let RevocationTarget::Identity(id) = &question.target
-                    && *id.trust_domain() != trust_domain
-                {
+            PeerQuestion::Live(revocation) => {
+                if !revocation.is_of(&trust_domain) {
                     return Err(foreign());
                 }
-                Ok(Response::new(document(&revoke::own_reach(&self.context, &question.target).await)))
+                Ok(Response::new(document(&revoke::own_reach(&self.context, &revocation).await)))
             }
         }
     }

@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::census::{LiveQuestion, StreamKey};
+use super::census::{LiveCount, LiveQuestion, MAX_CALLERS, StreamKey};
 use super::context::{Context, now, stopped};
 use super::driver::Applied;
 use super::roles::{caller_of, is_workload};
@@ -272,7 +272,8 @@ impl Subscription {
 
     fn ask(&mut self, question: &LiveQuestion) -> Result<(), End> {
         self.asked = Some(question.query);
-        self.send(Down::Live(LiveQuery { query: question.query, target: encode(&question.target) }))
+        let revocation = encode(&*question.revocation);
+        self.send(Down::Live(LiveQuery { query: question.query, revocation }))
     }
 
     fn hear(&mut self, message: Up) -> Result<(), End> {
@@ -296,7 +297,11 @@ impl Subscription {
                 // Only what was asked, and only once.
                 if self.asked == Some(reply.query) {
                     self.asked = None;
-                    self.context.census.live_answer(reply.query, reply.connections);
+                    let others =
+                        reply.others.iter().take(MAX_CALLERS).filter_map(|id| id.parse().ok()).collect();
+                    let count =
+                        LiveCount { connections: reply.connections, answered: 1, asked: 0, callers: others };
+                    self.context.census.live_answer(reply.query, count);
                 }
                 Ok(())
             }

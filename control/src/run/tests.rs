@@ -151,7 +151,7 @@ async fn a_watcher_hears_announces_acknowledges_and_is_cut_when_revoked() {
     for subscriber in [&mut proxy, &mut other] {
         subscriber.until("the endpoint", 0, |view| view.endpoints.contains_key(&name)).await;
     }
-    let question = RevokePreviewRequest { target: RevocationTarget::Identity(reviews.clone()) };
+    let question = RevokePreviewRequest::new(RevocationTarget::Identity(reviews.clone()));
     let live = client.call(&question);
     let never = |view: &View| view.revision.0 == u64::MAX;
     let preview = tokio::select! {
@@ -164,11 +164,7 @@ async fn a_watcher_hears_announces_acknowledges_and_is_cut_when_revoked() {
     assert_eq!(preview.holders, ["reviews-1"]);
 
     let revoked = client
-        .call(&RevokeRequest {
-            target: RevocationTarget::Identity(reviews.clone()),
-            reason: Reason::KeyCompromise,
-            note: "test".to_owned(),
-        })
+        .call(&RevokeRequest::new(RevocationTarget::Identity(reviews.clone()), Reason::KeyCompromise))
         .await
         .unwrap();
     for subscriber in [&mut proxy, &mut other] {
@@ -350,7 +346,7 @@ async fn told_across(east: &Cluster, west: &Cluster, at_east: &Client, at_west: 
 /// A revocation at east is committed at west, and the receipt counts both sides' gateways.
 async fn revoked_across(at_east: &Client, east_gateway: &mut Subscriber, west_gateway: &mut Subscriber) {
     let target = RevocationTarget::Identity("spiffe://east.example/ns/shop/sa/reviews".parse().unwrap());
-    let request = RevokeRequest { target, reason: Reason::KeyCompromise, note: String::new() };
+    let request = RevokeRequest::new(target, Reason::KeyCompromise);
     let revoked = at_east.call(&request).await.unwrap();
     for gateway in [east_gateway, west_gateway] {
         gateway.until("the revocation", 0, |view| view.revocations.get(&revoked.id).is_some()).await;

@@ -199,6 +199,8 @@ mod tests {
             reason: Reason::Hold,
             note: String::new(),
             expires: None,
+            reissue: false,
+            closing: Default::default(),
         };
         let Answer::Revoked(first) = cluster.apply(revoke()).unwrap() else { panic!("no revocation") };
         assert!(cluster.endpoint().is_none());

@@ -148,6 +148,12 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::Announce { .. } | Command::Withdraw { .. } | Command::PeerFacts { .. } => return None,
         // It follows from revocations, which are here.
         Command::CrlPublish { .. } => return None,
+        // What nodes issue is in the issuance index.
+        Command::Issued { .. } => return None,
+        Command::RevocationsClear { ids, compromised } => {
+            let compromises = if *compromised { ", key compromises too" } else { "" };
+            ("revoke-clear", format!("{}{compromises}", several_of(ids.iter().map(ToString::to_string))))
+        }
         Command::Export { service, to } => ("service-export", format!("{service} to {}", receivers(to))),
         Command::Unexport { service } => ("service-unexport", service.to_string()),
         Command::PolicyApply { documents } => {

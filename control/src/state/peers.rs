@@ -10,7 +10,7 @@ use hanse_federation::{Change, PeerFact};
 use hanse_identity::crl::MAX_CRL_BYTES;
 use hanse_identity::name::MemberRole;
 use hanse_identity::token::{Admits, Invite};
-use hanse_identity::{ClusterName, RevocationTarget, SpiffeId, Timestamp};
+use hanse_identity::{ClusterName, SpiffeId, Timestamp};
 
 use super::catalog::check_host_port;
 use super::{
@@ -135,6 +135,10 @@ impl State {
             let (taken, by) = (&offer.trust_domain, &peer.record.cluster);
             return Err(Refusal::Precondition(format!("trust domain {taken} is that of {by}")));
         }
+        if let Some(revocation) = self.view.revocations.of_cluster(&offer.trust_domain) {
+            let why = format!("the cluster of {} is revoked by {}", offer.trust_domain, revocation.id);
+            return Err(Refusal::Precondition(why));
+        }
         if offer.bundle.trust_domain != offer.trust_domain || offer.bundle.authorities.is_empty() {
             return Err(Refusal::Invalid(format!(
                 "the offer's bundle is not that of {}",
@@ -229,13 +233,7 @@ fn speaks_of_itself(peer: &PeerRecord, fact: &PeerFact) -> bool {
                 })
         }
         PeerFact::Bundle(bundle) => bundle.trust_domain == *own && !bundle.authorities.is_empty(),
-        PeerFact::Revoked(revocation) => {
-            let names_own = match &revocation.target {
-                RevocationTarget::Serial(_) => true,
-                RevocationTarget::Identity(id) => id.trust_domain() == own,
-            };
-            revocation.id.origin == *own && names_own
-        }
+        PeerFact::Revoked(revocation) => revocation.is_of(own),
         PeerFact::Unrevoked(id) => id.origin == *own,
         // A View takes it in only for an authority of the peer's own bundle.
         PeerFact::Crl(crl) => crl.der.len() <= MAX_CRL_BYTES,

@@ -214,12 +214,26 @@ fn withdraw(proxy: &str, life: (u64, u64)) -> Command {
 
 fn revoke_identity(identity: &str, reason: Reason) -> Command {
     let target = RevocationTarget::Identity(id(identity));
-    Command::Revoke { target, reason, note: "test".into(), expires: Some(NOW + Duration::from_secs(60)) }
+    Command::Revoke {
+        target,
+        reason,
+        note: "test".into(),
+        expires: Some(NOW + Duration::from_secs(60)),
+        reissue: false,
+        closing: Default::default(),
+    }
 }
 
 fn revoke_serial(number: u8, expires: Option<Timestamp>) -> Command {
     let target = RevocationTarget::Serial(Serial::new(&[number]).unwrap());
-    Command::Revoke { target, reason: Reason::KeyCompromise, note: String::new(), expires }
+    Command::Revoke {
+        target,
+        reason: Reason::KeyCompromise,
+        note: String::new(),
+        expires,
+        reissue: false,
+        closing: Default::default(),
+    }
 }
 
 fn own_revocation(number: u64) -> RevocationId {
@@ -536,10 +550,24 @@ fn serials_lapse_and_identities_do_not() {
     assert_eq!(log.done(lapse()), vec![Change::Unrevoked(serial.clone())]);
     log.precondition(Command::Lift { id: identity.clone() });
     let target = RevocationTarget::Serial(Serial::new(&[6]).unwrap());
-    log.invalid(Command::Revoke { target, reason: Reason::Hold, note: String::new(), expires: None });
+    log.invalid(Command::Revoke {
+        target,
+        reason: Reason::Hold,
+        note: String::new(),
+        expires: None,
+        reissue: false,
+        closing: Default::default(),
+    });
     let target = RevocationTarget::Identity(id(RATINGS));
     let note = "n".repeat(MAX_TEXT_BYTES + 1);
-    log.invalid(Command::Revoke { target, reason: Reason::Hold, note, expires: None });
+    log.invalid(Command::Revoke {
+        target,
+        reason: Reason::Hold,
+        note,
+        expires: None,
+        reissue: false,
+        closing: Default::default(),
+    });
 }
 
 #[test]
@@ -666,14 +694,13 @@ fn a_deposed_leader_does_not_take_back_what_the_next_one_has_heard() {
 fn what_peers_have_told_does_not_keep_a_cluster_from_revoking() {
     let mut log = Log::new();
     log.done(add("i-1", "west"));
-    let theirs = |number| Revocation {
-        id: RevocationId { number, origin: td("west.example") },
-        target: RevocationTarget::Serial(Serial::new(&[1]).unwrap()),
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-        actor: String::new(),
-        at: NOW,
-        expires: None,
+    let theirs = |number| {
+        Revocation::new(
+            RevocationId { number, origin: td("west.example") },
+            RevocationTarget::Serial(Serial::new(&[1]).unwrap()),
+            Reason::KeyCompromise,
+            NOW,
+        )
     };
     (0..MAX_REVOCATIONS as u64).for_each(|number| log.state.view.revocations.insert(theirs(number)));
     let (result, _) = log.run(revoke_identity(REVIEWS, Reason::Hold));
@@ -724,14 +751,8 @@ fn a_peer_speaks_only_of_itself() {
     };
     let stolen = ServiceSummary { identities: BTreeSet::from([id(REVIEWS)]), ..own.clone() };
     let bundle = Bundle::new(td("east.example"), 99, vec![authority(66)]);
-    let revocation = |origin: &str, target| Revocation {
-        id: RevocationId { number: 5, origin: td(origin) },
-        target,
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-        actor: String::new(),
-        at: NOW,
-        expires: None,
+    let revocation = |origin: &str, target| {
+        Revocation::new(RevocationId { number: 5, origin: td(origin) }, target, Reason::KeyCompromise, NOW)
     };
     let theirs = RevocationTarget::Identity(id("spiffe://west.example/ns/shop/sa/x"));
     let changes = log.done(told(vec![

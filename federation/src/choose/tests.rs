@@ -245,15 +245,12 @@ fn whoever_is_revoked_is_not_ready() {
         [(1, "spiffe://west.example/ns/shop/sa/a"), (2, "spiffe://east.example/ns/shop/sa/reviews")]
     {
         let id: SpiffeId = id.parse().unwrap();
-        view.apply(&Change::Revoked(Revocation {
-            id: RevocationId { number, origin: id.trust_domain().clone() },
-            target: RevocationTarget::Identity(id),
-            reason: Reason::KeyCompromise,
-            note: String::new(),
-            actor: String::new(),
-            at: Timestamp(0),
-            expires: None,
-        }));
+        view.apply(&Change::Revoked(Revocation::new(
+            RevocationId { number, origin: id.trust_domain().clone() },
+            RevocationTarget::Identity(id),
+            Reason::KeyCompromise,
+            Timestamp(0),
+        )));
     }
     let mut ladder = ladder(&view);
     assert_eq!(ladder.candidate(&"a".parse().unwrap()).unwrap().ready_weight, 0);

@@ -64,15 +64,7 @@ fn bundle(cluster: &str, sequence: u64) -> Bundle {
 }
 
 fn revocation(origin: &str, number: u64, target: RevocationTarget) -> Revocation {
-    Revocation {
-        id: RevocationId { number, origin: domain(origin) },
-        target,
-        reason: Reason::Hold,
-        note: String::new(),
-        actor: "test".to_owned(),
-        at: Timestamp(number),
-        expires: None,
-    }
+    Revocation::new(RevocationId { number, origin: domain(origin) }, target, Reason::Hold, Timestamp(number))
 }
 
 fn summary(name: &str, identity: &str) -> ServiceSummary {

@@ -41,15 +41,12 @@ fn summary(name: &str) -> ServiceSummary {
 }
 
 fn revocation(number: u64, origin: &str, id: &str) -> Revocation {
-    Revocation {
-        id: RevocationId { number, origin: origin.parse().unwrap() },
-        target: RevocationTarget::Identity(id.parse().unwrap()),
-        reason: Reason::Unspecified,
-        note: String::new(),
-        actor: "spiffe://east.example/hanse/admin/ann".into(),
-        at: Timestamp(5),
-        expires: None,
-    }
+    Revocation::new(
+        RevocationId { number, origin: origin.parse().unwrap() },
+        RevocationTarget::Identity(id.parse().unwrap()),
+        Reason::Unspecified,
+        Timestamp(5),
+    )
 }
 
 fn tell(view: &mut View, facts: impl IntoIterator<Item = PeerFact>) {

@@ -56,12 +56,15 @@ pub struct Announce {
     #[prost(bytes = "vec", tag = "1")]
     pub announcement: ::prost::alloc::vec::Vec<u8>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LiveReply {
     #[prost(uint64, tag = "1")]
     pub query: u64,
     #[prost(uint64, tag = "2")]
     pub connections: u64,
+    /// SPIFFE IDs at the other end of those connections, as far as they are counted.
+    #[prost(string, repeated, tag = "3")]
+    pub others: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchDown {
@@ -97,12 +100,12 @@ pub struct Changes {
     #[prost(bytes = "vec", repeated, tag = "2")]
     pub change: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
-/// How many live connections does this target have at your end?
+/// How many live connections at your end would this revocation hit, were it in force?
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LiveQuery {
     #[prost(uint64, tag = "1")]
     pub query: u64,
-    /// JSON of identity::RevocationTarget.
+    /// JSON of identity::Revocation.
     #[prost(bytes = "vec", tag = "2")]
-    pub target: ::prost::alloc::vec::Vec<u8>,
+    pub revocation: ::prost::alloc::vec::Vec<u8>,
 }

@@ -104,15 +104,12 @@ fn serial() -> Serial {
 }
 
 fn revoke(id: &SpiffeId) -> Revocation {
-    Revocation {
-        id: RevocationId { number: 9, origin: id.trust_domain().clone() },
-        target: RevocationTarget::Identity(id.clone()),
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-        actor: "spiffe://west.example/hanse/admin/test".to_owned(),
-        at: now(),
-        expires: None,
-    }
+    Revocation::new(
+        RevocationId { number: 9, origin: id.trust_domain().clone() },
+        RevocationTarget::Identity(id.clone()),
+        Reason::KeyCompromise,
+        now(),
+    )
 }
 
 /// A View of `own` that is joined with `peer`, whose one gateway is reached at `tunnel`.
@@ -359,7 +356,7 @@ fn a_revocation_cuts_the_connection_and_every_stream_on_it() {
             streams.push(stream);
         }
         let product = world.west.id("product");
-        assert_eq!(world.door.plane().connections.count(&RevocationTarget::Identity(product.clone())), 1);
+        assert_eq!(world.door.plane().connections.reach(&revoke(&product)).connections, 1);
         assert_eq!(world.echo.talking(), 3);
 
         // Only the far side hears of it: the caller's own proxy does not help.

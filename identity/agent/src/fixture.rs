@@ -77,15 +77,7 @@ pub fn state(registrations: Vec<Registration>, bundles: Vec<Bundle>) -> AgentSta
 }
 
 pub fn revocation(number: u64, target: RevocationTarget) -> Revocation {
-    Revocation {
-        id: RevocationId { number, origin: east() },
-        target,
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-        actor: "spiffe://east.example/hanse/admin/ada".to_owned(),
-        at: now(),
-        expires: None,
-    }
+    Revocation::new(RevocationId { number, origin: east() }, target, Reason::KeyCompromise, now())
 }
 
 /// User that the tests run as.

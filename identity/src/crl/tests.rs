@@ -13,15 +13,12 @@ fn entry(reason: Reason) -> CrlEntry {
 }
 
 fn revocation(number: u64, origin: &TrustDomain, target: RevocationTarget, reason: Reason) -> Revocation {
-    Revocation {
-        id: RevocationId { number, origin: origin.clone() },
+    Revocation::new(
+        RevocationId { number, origin: origin.clone() },
         target,
         reason,
-        note: String::new(),
-        actor: String::new(),
-        at: NOW - Duration::from_millis(500),
-        expires: None,
-    }
+        NOW - Duration::from_millis(500),
+    )
 }
 
 fn params(authority: &Authority) -> CertificateRevocationListParams {

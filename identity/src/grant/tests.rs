@@ -10,15 +10,12 @@ fn ask(registrations: &[Registration], revocations: &Revocations, name: &str) ->
 
 fn revoked(name: &str) -> Revocations {
     let mut revocations = Revocations::default();
-    revocations.insert(Revocation {
-        id: RevocationId { number: 7, origin: east() },
-        target: RevocationTarget::Identity(id(name)),
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-        actor: "spiffe://east.example/hanse/admin/ann".to_owned(),
-        at: NOW,
-        expires: None,
-    });
+    revocations.insert(Revocation::new(
+        RevocationId { number: 7, origin: east() },
+        RevocationTarget::Identity(id(name)),
+        Reason::KeyCompromise,
+        NOW,
+    ));
     revocations
 }
 

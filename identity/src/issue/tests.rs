@@ -11,7 +11,7 @@ use crate::svid::SvidError;
 use crate::verify::{Usage, verify};
 
 fn ticket(name: &str, lifetime: Duration) -> Ticket {
-    Ticket { id: id(name), lifetime, not_after: None }
+    Ticket { id: id(name), lifetime, not_after: None, watermark: None }
 }
 
 fn request() -> Vec<u8> {

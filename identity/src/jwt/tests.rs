@@ -391,15 +391,12 @@ fn a_retired_or_expired_key_is_not_believed() {
 fn a_revoked_identity_is_refused_whatever_its_token_says() {
     let forge = Forge::new();
     let token = forge.token(&forge.header(), &Forge::claims());
-    let revocation = Revocation {
-        id: RevocationId { number: 7, origin: east() },
-        target: RevocationTarget::Identity(id(REVIEWS)),
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-        actor: String::new(),
-        at: NOW - HOUR,
-        expires: None,
-    };
+    let revocation = Revocation::new(
+        RevocationId { number: 7, origin: east() },
+        RevocationTarget::Identity(id(REVIEWS)),
+        Reason::KeyCompromise,
+        NOW - HOUR,
+    );
     let mut revocations = Revocations::default();
     revocations.insert(revocation);
     let error = validate(|_| Some(&forge.bundle), &revocations, &token, AUDIENCE, NOW).unwrap_err();

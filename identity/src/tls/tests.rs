@@ -231,15 +231,12 @@ fn the_revoked_are_refused_on_either_side() {
     let mesh = mesh();
     let revoked = |target| {
         let mut trust = mesh.trust();
-        trust.revocations.insert(Revocation {
-            id: RevocationId { number: 1, origin: east() },
+        trust.revocations.insert(Revocation::new(
+            RevocationId { number: 1, origin: east() },
             target,
-            reason: Reason::KeyCompromise,
-            note: String::new(),
-            actor: NODE.to_owned(),
-            at: NOW,
-            expires: None,
-        });
+            Reason::KeyCompromise,
+            NOW,
+        ));
         believing(trust)
     };
     let trust = revoked(RevocationTarget::Identity(id(RATINGS)));

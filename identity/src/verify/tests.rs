@@ -18,15 +18,7 @@ fn check(trust: &Trust, chain: &[&[u8]]) -> Result<VerifiedCaller, VerifyError> 
 }
 
 fn revoke(number: u64, target: RevocationTarget) -> Revocation {
-    Revocation {
-        id: RevocationId { number, origin: east() },
-        target,
-        reason: Reason::Hold,
-        note: String::new(),
-        actor: "spiffe://east.example/hanse/admin/ann".to_owned(),
-        at: NOW,
-        expires: None,
-    }
+    Revocation::new(RevocationId { number, origin: east() }, target, Reason::Hold, NOW)
 }
 
 #[test]

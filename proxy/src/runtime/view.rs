@@ -13,7 +13,7 @@ use hanse_federation::wire::{decode, encode};
 use hanse_federation::{Change, Revision, View};
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{Expect, IdentitySource, TrustSource, client_config};
-use hanse_identity::{RevocationTarget, Trust};
+use hanse_identity::{Revocation, Trust};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
@@ -197,9 +197,10 @@ impl Follower {
                 Some(watch_down::Message::Snapshot(snapshot)) => fold.snapshot(&self.plane, &snapshot)?,
                 Some(watch_down::Message::Changes(changes)) => fold.changes(&changes)?,
                 Some(watch_down::Message::Live(query)) => {
-                    let target: RevocationTarget = decode("live query", &query.target)?;
-                    let connections = self.plane.connections.count(&target);
-                    let reply = pb::LiveReply { query: query.query, connections };
+                    let revocation: Revocation = decode("live query", &query.revocation)?;
+                    let reach = self.plane.connections.reach(&revocation);
+                    let others = reach.others.iter().map(ToString::to_string).collect();
+                    let reply = pb::LiveReply { query: query.query, connections: reach.connections, others };
                     send(up, watch_up::Message::Live(reply)).await?;
                 }
                 None => {}

@@ -325,9 +325,14 @@ fn a_revocation_closes_live_connections_and_refuses_new_ones() {
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), ".");
         assert_eq!(shop.reviews.plane.connections.len(), 1);
         let product = shop.east.id("product");
-        let target = hanse_identity::RevocationTarget::Identity(product.clone());
-        assert_eq!(shop.reviews.plane.connections.count(&target), 1);
-        assert_eq!(shop.product.plane.connections.count(&target), 1, "our own end counts too");
+        let reach = shop.reviews.plane.connections.reach(&revoke(&product, 9));
+        assert_eq!((reach.connections, reach.others), (1, [shop.east.id("reviews")].into()));
+        let reach = shop.product.plane.connections.reach(&revoke(&product, 9));
+        assert_eq!(
+            (reach.connections, reach.others),
+            (1, [shop.east.id("reviews")].into()),
+            "our own end counts too"
+        );
 
         // Only the server's side hears of it: the live stream is cut from there.
         let revocation = revoke(&product, 9);

@@ -332,14 +332,13 @@ fn lies(own: &TrustDomain) -> Vec<PeerFact> {
         .parse()
         .expect("a trust domain");
     let id = SpiffeId::workload(&victim, "shop", "productpage").expect("labels");
-    let revocation = |origin: &TrustDomain| Revocation {
-        id: RevocationId { number: 1_000_000, origin: origin.clone() },
-        target: RevocationTarget::Identity(id.clone()),
-        reason: Reason::Hold,
-        note: "a lie".to_owned(),
-        actor: String::new(),
-        at: Timestamp(1),
-        expires: None,
+    let revocation = |origin: &TrustDomain| {
+        Revocation::new(
+            RevocationId { number: 1_000_000, origin: origin.clone() },
+            RevocationTarget::Identity(id.clone()),
+            Reason::Hold,
+            Timestamp(1),
+        )
     };
     let service: ServiceName = "shop/reviews".parse().expect("labels");
     let summary = hanse_federation::catalog::ServiceSummary {

@@ -162,6 +162,7 @@ impl World {
                 Ok(Answer::Done) => "done".to_owned(),
                 Ok(Answer::Already) => "already so".to_owned(),
                 Ok(Answer::Revoked(id)) => format!("revoked as {id}"),
+                Ok(Answer::Issued { refused }) => format!("recorded, {} refused", refused.len()),
                 Err(refusal) => format!("refused: {refusal}"),
             },
             Some(Err(why)) => format!("unknown: {why}"),
@@ -210,7 +211,17 @@ impl World {
         let Ok(id) = id.parse::<SpiffeId>() else { return Ok(format!("{id} is no SPIFFE ID")) };
         let reason = if reason == Some("hold") { Reason::Hold } else { Reason::KeyCompromise };
         let target = RevocationTarget::Identity(id);
-        self.ordered(cluster, Command::Revoke { target, reason, note: String::new(), expires: None })
+        self.ordered(
+            cluster,
+            Command::Revoke {
+                target,
+                reason,
+                note: String::new(),
+                expires: None,
+                reissue: false,
+                closing: Default::default(),
+            },
+        )
     }
 
     fn do_read(&mut self, cluster: &str) -> Result<String, Violation> {

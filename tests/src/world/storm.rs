@@ -211,7 +211,14 @@ impl World {
             (_, 1) => (identity, Reason::KeyCompromise),
             _ => (identity, Reason::Hold),
         };
-        let command = Command::Revoke { target, reason, note: String::new(), expires: None };
+        let command = Command::Revoke {
+            target,
+            reason,
+            note: String::new(),
+            expires: None,
+            reissue: false,
+            closing: Default::default(),
+        };
         self.order(cluster, "admin", command);
     }
 
@@ -356,12 +363,7 @@ impl World {
         let mut asked = Vec::new();
         for cluster in 0..self.clusters.len() {
             let truth = self.ledger.truth(cluster);
-            let believed = |id: &SpiffeId| {
-                truth.revocations.iter().all(|r| match &r.target {
-                    RevocationTarget::Identity(revoked) => revoked != id,
-                    RevocationTarget::Serial(_) => true,
-                })
-            };
+            let believed = |id: &SpiffeId| truth.revocations.of_identity(id).is_none();
             let answers = truth.endpoints_of(&service).any(|e| e.ready && believed(&e.identity));
             let proxies = &self.clusters[cluster].proxies;
             let caller = proxies.iter().position(|p| p.kind == ProxyKind::Sidecar && p.services.is_empty());

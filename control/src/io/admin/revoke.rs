@@ -1,12 +1,13 @@
 //! Revocation: the blast radius before, the Command, and the receipt after: in this cluster and in every joined one.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use hanse_federation::View;
 use hanse_federation::wire::{decode, encode};
 use hanse_identity::grant::MAX_LIFETIME;
-use hanse_identity::{RevocationId, RevocationTarget, ServiceName};
+use hanse_identity::{Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId};
 use serde::de::DeserializeOwned;
 use tonic::Status;
 
@@ -34,10 +35,11 @@ pub async fn preview(call: Call, request: RevokePreviewRequest) -> Result<Revoke
     let context = &call.context;
     let mut reading = call.read().await;
     let state = reading.state.clone();
-    let question = PeerQuestion::Live(request.clone());
+    let draft = draft(&state, &request).map_err(|refusal| refused(&refusal))?;
+    let question = PeerQuestion::Live(Box::new(draft.clone()));
     let (own, theirs, gathered) = tokio::join!(
-        own_reach(context, &request.target),
-        ask_peers::<PreviewReach>(context, &state, &question, &request.target),
+        own_reach(context, &draft),
+        ask_peers::<PreviewReach>(context, &state, &question, draft.is_of(&context.trust_domain)),
         gather(context, &Query::Subscribers),
     );
     let (subscribers, silent) = gathered.subscribers();
@@ -47,6 +49,7 @@ pub async fn preview(call: Call, request: RevokePreviewRequest) -> Result<Revoke
         reach.push(answer.unwrap_or_else(|error| PreviewReach {
             cluster,
             live_connections: 0,
+            callers: Vec::new(),
             answered: 0,
             asked: 0,
             error: Some(error),
@@ -59,12 +62,10 @@ pub async fn preview(call: Call, request: RevokePreviewRequest) -> Result<Revoke
     errors.into_iter().for_each(|message| reading.partial("E6201", message));
     Ok(RevokePreview {
         already: state.view.revocations.iter().find(|r| r.target == request.target).map(|r| r.id.clone()),
-        holders: holders(&request.target, merged(subscribers)),
-        registrations: match &request.target {
-            RevocationTarget::Identity(id) => state.registrations_of(id).count(),
-            RevocationTarget::Serial(_) => 0,
-        },
-        sole_server_of: sole_server_of(&state.view, &request.target),
+        certificates: state.live_certificates(&draft, now()),
+        holders: holders(&state, &draft, merged(subscribers)),
+        registrations: registrations(&state, &draft),
+        sole_server_of: sole_server_of(&state.view, &draft),
         reach,
         target: request.target,
         meta: reading.meta,
@@ -72,27 +73,72 @@ pub async fn preview(call: Call, request: RevokePreviewRequest) -> Result<Revoke
     })
 }
 
-fn holders(target: &RevocationTarget, subscribers: Vec<Subscriber>) -> Vec<String> {
-    match target {
-        RevocationTarget::Identity(id) => {
-            subscribers.into_iter().filter(|s| s.identity == *id).map(|s| s.name.to_string()).collect()
+/// The revocation as it would be committed now.
+fn draft(state: &State, request: &RevokePreviewRequest) -> Result<Revocation, Refusal> {
+    let origin = state.view.trust_domain.clone();
+    let id = RevocationId { number: state.view.revision.0, origin };
+    let (serials, authorities) = state.expanded(&request.target, now())?;
+    let reissue = request.reissue && matches!(request.target, RevocationTarget::Identity(_));
+    let target = request.target.clone();
+    Ok(Revocation {
+        serials,
+        authorities,
+        reissue,
+        ..Revocation::new(id, target, Reason::Unspecified, now())
+    })
+}
+
+/// The identities that it concerns: by name, or because they have a certificate that it hits.
+fn concerned(state: &State, draft: &Revocation) -> BTreeSet<SpiffeId> {
+    let issued = draft.serials.iter().filter_map(|serial| state.private.issued.get(serial));
+    let serial = match &draft.target {
+        RevocationTarget::Serial(serial) => state.private.issued.get(serial),
+        _ => None,
+    };
+    let named = match &draft.target {
+        RevocationTarget::Identity(id) => Some(id.clone()),
+        _ => draft.silences(),
+    };
+    issued.chain(serial).map(|svid| svid.id.clone()).chain(named).collect()
+}
+
+fn holders(state: &State, draft: &Revocation, subscribers: Vec<Subscriber>) -> Vec<String> {
+    let concerned = concerned(state, draft);
+    let hit = |s: &Subscriber| concerned.contains(&s.identity) || draft_is_of_domain(draft, &s.identity);
+    subscribers.into_iter().filter(hit).map(|s| s.name.to_string()).collect()
+}
+
+fn draft_is_of_domain(draft: &Revocation, id: &SpiffeId) -> bool {
+    matches!(&draft.target, RevocationTarget::Cluster(trust_domain) if id.trust_domain() == trust_domain)
+}
+
+fn registrations(state: &State, draft: &Revocation) -> usize {
+    match &draft.target {
+        RevocationTarget::Identity(id) if !draft.reissue => state.registrations_of(id).count(),
+        RevocationTarget::Agent(agent) => {
+            state.private.registrations.values().filter(|r| r.agent.name() == Some(agent)).count()
         }
-        RevocationTarget::Serial(_) => Vec::new(),
+        _ => 0,
     }
 }
 
-fn sole_server_of(view: &View, target: &RevocationTarget) -> Vec<ServiceName> {
-    let RevocationTarget::Identity(id) = target else { return Vec::new() };
-    let only = |s: &&hanse_federation::Service| s.identities.len() == 1 && s.identities.contains(id);
+/// Services that nobody else here may answer for; none if new certificates are given.
+fn sole_server_of(view: &View, draft: &Revocation) -> Vec<ServiceName> {
+    let RevocationTarget::Identity(id) = &draft.target else { return Vec::new() };
+    let only = |s: &&hanse_federation::Service| {
+        !draft.reissue && s.identities.len() == 1 && s.identities.contains(id)
+    };
     view.services.values().filter(only).map(|s| s.name.clone()).collect()
 }
 
-/// Live connections of the target in this cluster.
-pub async fn own_reach(context: &Context, target: &RevocationTarget) -> PreviewReach {
-    let live = gather(context, &Query::Live { target: target.clone() }).await.live();
+/// Live connections in this cluster that a revocation would hit.
+pub async fn own_reach(context: &Context, revocation: &Revocation) -> PreviewReach {
+    let query = Query::Live { revocation: Box::new(revocation.clone()) };
+    let live = gather(context, &query).await.live();
     PreviewReach {
         cluster: context.cluster.clone(),
         live_connections: live.connections,
+        callers: live.callers.into_iter().collect(),
         answered: live.answered,
         asked: live.asked,
         error: None,
@@ -100,13 +146,13 @@ pub async fn own_reach(context: &Context, target: &RevocationTarget) -> PreviewR
 }
 
 pub async fn revoke(call: Call, request: RevokeRequest) -> Result<Revoked, Status> {
-    let expires = match &request.target {
-        // No certificate of that number can outlive the longest lifetime that is granted.
+    let RevokeRequest { target, reason, note, reissue, closing } = request;
+    let expires = match &target {
+        // Of a number that the index does not know: no certificate can outlive the longest lifetime.
         RevocationTarget::Serial(_) => Some(now() + MAX_LIFETIME + CLOCK_MARGIN),
-        RevocationTarget::Identity(_) => None,
+        _ => None,
     };
-    let command =
-        Command::Revoke { target: request.target, reason: request.reason, note: request.note, expires };
+    let command = Command::Revoke { target, reason, note, expires, reissue, closing };
     match call.write(command).await? {
         (revision, Answer::Revoked(id)) => {
             let state = call.context.handle.state();
@@ -124,17 +170,12 @@ pub async fn status(call: Call, request: RevokeStatusRequest) -> Result<Receipt,
         return Err(refused(&Refusal::NotFound { what: format!("revocation {}", request.id) }));
     };
     // Peers hear of what concerns our own names. A hold on somebody else's, and what they told us, is theirs.
-    let told =
-        revocation.id.origin == context.trust_domain && *revocation.trust_domain() == context.trust_domain;
+    let told = revocation.is_of(&context.trust_domain);
     let question = PeerQuestion::Revocation(request.clone());
-    let asked = async {
-        if told {
-            ask_peers::<ReceiptPart>(context, &state, &question, &revocation.target).await
-        } else {
-            Vec::new()
-        }
-    };
-    let (own, theirs) = tokio::join!(own_part(context, &request.id), asked);
+    let (own, theirs) = tokio::join!(
+        own_part(context, &request.id),
+        ask_peers::<ReceiptPart>(context, &state, &question, told)
+    );
     let mut parts = vec![own];
     for (cluster, part) in theirs {
         parts.push(part.unwrap_or_else(|error| ReceiptPart::unreachable(cluster, error)));
@@ -149,25 +190,20 @@ pub async fn own_part(context: &Context, id: &RevocationId) -> ReceiptPart {
     part_of(context.cluster.clone(), id, revision, subscribers, silent)
 }
 
-/// Asks every peer the same, at the same time.
+/// Asks every peer the same, at the same time; nobody if it is not `theirs_too`: they answer only about our own names.
 async fn ask_peers<A: DeserializeOwned>(
     context: &Context,
     state: &State,
     question: &PeerQuestion,
-    target: &RevocationTarget,
+    theirs_too: bool,
 ) -> Vec<(hanse_identity::ClusterName, Result<A, String>)> {
-    let asked = state.view.peers.values().map(|peer| async move {
+    let peers = state.view.peers.values().filter(|_| theirs_too);
+    let asked = peers.map(|peer| async move {
         let cluster = peer.record.cluster.clone();
-        if let RevocationTarget::Identity(id) = target
-            && *id.trust_domain() != context.trust_domain
-        {
-            // They answer only about our own names.
-            return None;
-        }
         let answer = tokio::time::timeout(PEER_TIMEOUT, ask_peer(context, peer, question)).await;
-        Some((cluster, answer.unwrap_or_else(|_| Err(format!("no answer within {PEER_TIMEOUT:?}")))))
+        (cluster, answer.unwrap_or_else(|_| Err(format!("no answer within {PEER_TIMEOUT:?}"))))
     });
-    join_all(asked).await.into_iter().flatten().collect()
+    join_all(asked).await
 }
 
 async fn ask_peer<A: DeserializeOwned>(

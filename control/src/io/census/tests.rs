@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use hanse_identity::{Reason, RevocationTarget};
+
 use super::*;
 
 fn id(name: &str) -> SpiffeId {
@@ -68,12 +70,19 @@ async fn live_connections_are_added_up_and_silence_is_told() {
     let answering = census.clone();
     tokio::spawn(async move {
         let question = first.recv().await.unwrap();
-        answering.live_answer(question.query, 5);
-        answering.live_answer(question.query + 1000, 7);
+        let caller = LiveCount { connections: 5, answered: 1, asked: 0, callers: [id("b")].into() };
+        answering.live_answer(question.query, caller.clone());
+        answering.live_answer(question.query + 1000, caller);
     });
-    let count = census.live(&RevocationTarget::Identity(id("a"))).await;
-    assert_eq!(count, LiveCount { connections: 5, answered: 1, asked: 2 });
-    census.live_answer(1, 1);
+    let revocation = Revocation::new(
+        "r-1@east.example".parse().unwrap(),
+        RevocationTarget::Identity(id("a")),
+        Reason::Hold,
+        Timestamp(1),
+    );
+    let count = census.live(&revocation).await;
+    assert_eq!(count, LiveCount { connections: 5, answered: 1, asked: 2, callers: [id("b")].into() });
+    census.live_answer(1, LiveCount::default());
 }
 
 #[test]

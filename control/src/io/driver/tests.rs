@@ -181,7 +181,14 @@ async fn what_is_too_large_is_refused_at_the_door() {
     let (handle, _running) = in_memory(node_file(1)).unwrap();
     let note = "n".repeat(node::MAX_PROPOSAL_BYTES);
     let target = hanse_identity::RevocationTarget::Identity("spiffe://east.example/x".parse().unwrap());
-    let command = Command::Revoke { target, reason: hanse_identity::Reason::Hold, note, expires: None };
+    let command = Command::Revoke {
+        target,
+        reason: hanse_identity::Reason::Hold,
+        note,
+        expires: None,
+        reissue: false,
+        closing: Default::default(),
+    };
     assert!(matches!(handle.propose("me", command).await, Err(ProposeError::TooLarge(_))));
 }
 

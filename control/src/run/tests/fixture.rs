@@ -296,7 +296,8 @@ impl Subscriber {
                 match down.message.unwrap() {
                     Down::Changes(changes) => self.apply(changes.revision, &changes.change).await,
                     Down::Live(query) => {
-                        self.say(Up::Live(LiveReply { query: query.query, connections })).await;
+                        self.say(Up::Live(LiveReply { query: query.query, connections, others: Vec::new() }))
+                            .await;
                     }
                     Down::Snapshot(_) => panic!("a second snapshot"),
                 }

@@ -31,11 +31,7 @@ async fn every_authority_has_a_list_that_follows_what_is_revoked() {
 
     let client = east.client().await;
     let serial: Serial = "41:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f:10".parse().unwrap();
-    let request = RevokeRequest {
-        target: RevocationTarget::Serial(serial.clone()),
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-    };
+    let request = RevokeRequest::new(RevocationTarget::Serial(serial.clone()), Reason::KeyCompromise);
     let revoked = client.call(&request).await.unwrap();
     let listed = vec![vec![serial.clone()]; 3];
     east.until("the serial number in every list", |n| serials(&lists(n, &own)) == listed).await;

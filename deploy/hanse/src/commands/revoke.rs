@@ -95,14 +95,14 @@ pub async fn wait(
 async fn revoke(global: &Global, what: &RevokeWhat) -> Outcome {
     let (target, reason) = (target(what)?, reason(what)?);
     let connection = Connection::open(global)?;
-    let preview = connection.call(&RevokePreviewRequest { target: target.clone() }).await?;
+    let preview = connection.call(&RevokePreviewRequest::new(target.clone())).await?;
     talk(global, &blast_radius(&preview));
     if what.dry_run {
         output::print(global.output, "RevokePreview", &preview, "dry run: nothing was changed\n");
         return Ok(Exit::Done);
     }
     super::confirm(global, word(&target).as_str())?;
-    let request = RevokeRequest { target, reason, note: what.note.clone() };
+    let request = RevokeRequest { note: what.note.clone(), ..RevokeRequest::new(target, reason) };
     let revoked = commit(&connection, &request).await?;
     talk(global, &format!("  committed {} at {} #{}", revoked.id, connection.name, revoked.revision));
     if what.no_wait {
@@ -143,6 +143,9 @@ fn word(target: &RevocationTarget) -> String {
     match target {
         RevocationTarget::Serial(serial) => serial.to_string(),
         RevocationTarget::Identity(id) => id.path().rsplit('/').next().unwrap_or_default().to_owned(),
+        RevocationTarget::Key(key) => key.prefix(),
+        RevocationTarget::Agent(name) | RevocationTarget::Node(name) => name.to_string(),
+        RevocationTarget::Cluster(trust_domain) => trust_domain.to_string(),
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use hanse_federation::wire::decode;
 use hanse_federation::{Locality, Revision};
+use hanse_identity::ServiceName;
 use hanse_identity::tls::{ClientAuth, server_config};
-use hanse_identity::{RevocationTarget, ServiceName};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
@@ -188,10 +188,10 @@ fn a_view_comes_down_and_what_is_done_with_it_goes_up() {
         assert!(second.ready && second.sequence > first.sequence);
         assert_eq!(second.incarnation, first.incarnation);
 
-        let target = encode(&RevocationTarget::Identity(followed.east.id("product")));
-        session.say(watch_down::Message::Live(pb::LiveQuery { query: 5, target })).await;
+        let revocation = encode(&crate::sidecar::tests::world::revoke(&followed.east.id("product"), 9));
+        session.say(watch_down::Message::Live(pb::LiveQuery { query: 5, revocation })).await;
         let reply = session.next().await;
-        assert_eq!(reply, watch_up::Message::Live(pb::LiveReply { query: 5, connections: 0 }));
+        assert_eq!(reply, watch_up::Message::Live(pb::LiveReply { query: 5, ..Default::default() }));
     });
 }
 

@@ -94,15 +94,12 @@ impl Domain {
 
 /// A revocation of that identity.
 pub fn revoke(id: &SpiffeId, number: u64) -> Revocation {
-    Revocation {
-        id: RevocationId { number, origin: id.trust_domain().clone() },
-        target: RevocationTarget::Identity(id.clone()),
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-        actor: "spiffe://east.example/hanse/admin/test".to_owned(),
-        at: now(),
-        expires: None,
-    }
+    Revocation::new(
+        RevocationId { number, origin: id.trust_domain().clone() },
+        RevocationTarget::Identity(id.clone()),
+        Reason::KeyCompromise,
+        now(),
+    )
 }
 
 /// A View of a cluster that believes in these domains; the first is its own, and names it: `east.example` is `east`.

@@ -143,9 +143,8 @@ impl Story<'_> {
         let domain = trust_domain(&self.home).parse()?;
         let nobody = SpiffeId::workload(&domain, "verify", "nobody")?;
         let request = RevokeRequest {
-            target: RevocationTarget::Identity(nobody),
-            reason: Reason::Hold,
             note: "something to remember".to_owned(),
+            ..RevokeRequest::new(RevocationTarget::Identity(nobody), Reason::Hold)
         };
         let revoked = crate::commands::revoke::commit(connection, &request).await?;
         let before = self.remembered(connection).await?;

@@ -46,10 +46,10 @@ impl Story<'_> {
         }
         let thief = self.thief().await?;
         tokio::time::sleep(BEFORE).await;
-        let preview = connection.call(&RevokePreviewRequest { target: target.clone() }).await?;
+        let preview = connection.call(&RevokePreviewRequest::new(target.clone())).await?;
         let note = "verify".to_owned();
         let (asked, asked_at) = (Instant::now(), crate::now());
-        let request = RevokeRequest { target, reason: Reason::Hold, note };
+        let request = RevokeRequest { note, ..RevokeRequest::new(target, Reason::Hold) };
         let revoked = revoke::commit(connection, &request).await?;
         let committed = asked.elapsed();
         let (receipt, complete_after) = revoke::wait(connection, &revoked.id, RECEIPT_TIMEOUT).await?;

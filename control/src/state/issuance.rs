@@ -1,0 +1,285 @@
+//! The issuance index: which SVIDs live, from whom and through whom. It is what a revocation of an identity, an agent
+//! or a key is expanded from.
+//!
+//! Records come in batches before the SVIDs are handed out, so the log orders issuing and revoking: what is not in
+//! the index when a revocation is applied is refused when its record comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use hanse_federation::Change;
+use hanse_identity::name::MemberRole;
+use hanse_identity::revocation::MAX_SERIALS;
+use hanse_identity::{
+    KeyId, NodeName, Revocation, RevocationId, RevocationTarget, Serial, SpiffeId, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Decision, State};
+use crate::command::{Answer, Refusal};
+
+/// Most records of one Command.
+pub const MAX_ISSUED_BATCH: usize = 256;
+/// Most records that are kept; beyond, those that end soonest go.
+pub const MAX_ISSUED: usize = 500_000;
+/// How long after its end a record is kept: the clock of whoever proposes may run ahead.
+pub const ISSUED_MARGIN: Duration = Duration::from_secs(300);
+
+/// An SVID that was issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuedSvid {
+    pub serial: Serial,
+    pub id: SpiffeId,
+    /// Of the certificate's public key.
+    pub key: KeyId,
+    /// Of the authority that signed it.
+    pub authority: KeyId,
+    /// Through which it was asked for.
+    pub agent: NodeName,
+    /// The control node that signed it.
+    pub node: NodeName,
+    pub not_after: Timestamp,
+}
+
+/// A record as it is proposed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuedRecord {
+    #[serde(flatten)]
+    pub svid: IssuedSvid,
+    /// Revision of the State in which it was granted: later revocations were not known then.
+    pub granted: u64,
+    /// It has been handed out already, while there was no quorum: it cannot be refused any more, only revoked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub handed_out: bool,
+}
+
+/// The index. Written compactly: names once, and a row per SVID.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Issuance {
+    by_serial: BTreeMap<Serial, IssuedSvid>,
+    by_end: BTreeSet<(Timestamp, Serial)>,
+}
+
+impl Issuance {
+    pub fn len(&self) -> usize {
+        self.by_serial.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_serial.is_empty()
+    }
+
+    pub fn get(&self, serial: &Serial) -> Option<&IssuedSvid> {
+        self.by_serial.get(serial)
+    }
+
+    /// Those that still live at `now`, or may by a clock that is behind.
+    pub fn live(&self, now: Timestamp) -> impl Iterator<Item = &IssuedSvid> {
+        let lives = move |(end, _): &&(Timestamp, Serial)| *end + ISSUED_MARGIN > now;
+        self.by_end.iter().rev().take_while(lives).filter_map(|(_, serial)| self.by_serial.get(serial))
+    }
+
+    fn insert(&mut self, svid: IssuedSvid) {
+        if let Some(known) = self.by_serial.get(&svid.serial) {
+            self.by_end.remove(&(known.not_after, known.serial.clone()));
+        }
+        self.by_end.insert((svid.not_after, svid.serial.clone()));
+        self.by_serial.insert(svid.serial.clone(), svid);
+        while self.len() > MAX_ISSUED {
+            self.drop_first();
+        }
+    }
+
+    fn prune(&mut self, now: Timestamp) {
+        while self.by_end.first().is_some_and(|(end, _)| *end + ISSUED_MARGIN <= now) {
+            self.drop_first();
+        }
+    }
+
+    fn drop_first(&mut self) {
+        if let Some((_, serial)) = self.by_end.pop_first() {
+            self.by_serial.remove(&serial);
+        }
+    }
+}
+
+impl State {
+    /// Takes records in; those of SVIDs that are revoked by now are refused and must not be handed out. One that has
+    /// been handed out is added to the revocations that it has slipped past.
+    pub(super) fn issued(&mut self, records: &[IssuedRecord], now: Timestamp) -> Decision {
+        if records.len() > MAX_ISSUED_BATCH {
+            return Err(Refusal::Invalid(format!("at most {MAX_ISSUED_BATCH} records are taken at once")));
+        }
+        self.private.issued.prune(now);
+        let mut refused = BTreeSet::new();
+        let mut grown: BTreeMap<RevocationId, BTreeSet<Serial>> = BTreeMap::new();
+        for record in records.iter().filter(|r| r.svid.not_after + ISSUED_MARGIN > now) {
+            let serial = &record.svid.serial;
+            let against = self.against(record);
+            if !against.is_empty() && !record.handed_out {
+                refused.insert(serial.clone());
+                continue;
+            }
+            for revocation in against.into_iter().filter(|r| lists_serials(r)) {
+                grown.entry(revocation.id.clone()).or_default().insert(serial.clone());
+            }
+            self.private.issued.insert(record.svid.clone());
+        }
+        let changes = grown.into_iter().filter_map(|(id, serials)| {
+            let mut revocation = self.view.revocations.get(&id)?.clone();
+            let room = MAX_SERIALS.saturating_sub(revocation.serials.len());
+            revocation.serials.extend(serials.into_iter().take(room));
+            Some(Change::Revoked(revocation))
+        });
+        Ok((Answer::Issued { refused }, changes.collect()))
+    }
+
+    /// The revocations because of which this SVID must not be.
+    fn against(&self, record: &IssuedRecord) -> Vec<&Revocation> {
+        let (own, svid, all) = (&self.view.trust_domain, &record.svid, &self.view.revocations);
+        let agent = SpiffeId::member(own, MemberRole::Agent, &svid.agent);
+        let later = |r: &&Revocation| r.id.origin == *own && r.id.number > record.granted;
+        [
+            all.of_identity(&svid.id),
+            all.of_identity(&agent),
+            all.of_key(own, svid.key),
+            all.of_authority(own, svid.authority),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(all.reissued(&svid.id).filter(later))
+        .collect()
+    }
+
+    /// The serial numbers and authorities that revoking `target` takes in. `Err`: more than one revocation may carry.
+    pub fn expanded(
+        &self,
+        target: &RevocationTarget,
+        now: Timestamp,
+    ) -> Result<(BTreeSet<Serial>, BTreeSet<KeyId>), Refusal> {
+        let live = self.private.issued.live(now);
+        let of = |hit: &dyn Fn(&IssuedSvid) -> bool| -> Result<BTreeSet<Serial>, Refusal> {
+            let serials: BTreeSet<Serial> = live.filter(|s| hit(s)).map(|s| s.serial.clone()).collect();
+            if serials.len() > MAX_SERIALS {
+                let why = format!(
+                    "{} live certificates of {target}, one revocation takes {MAX_SERIALS}",
+                    serials.len()
+                );
+                return Err(Refusal::Limit(why));
+            }
+            Ok(serials)
+        };
+        let none = BTreeSet::new();
+        Ok(match target {
+            RevocationTarget::Serial(_) | RevocationTarget::Cluster(_) => (none, BTreeSet::new()),
+            RevocationTarget::Identity(id) => (of(&|s| s.id == *id)?, BTreeSet::new()),
+            RevocationTarget::Key(key) => (of(&|s| s.key == *key)?, BTreeSet::new()),
+            RevocationTarget::Agent(agent) => (of(&|s| s.agent == *agent)?, BTreeSet::new()),
+            // All that its authorities have signed: the authorities say so.
+            RevocationTarget::Node(node) => (none, self.authorities_of(node)),
+        })
+    }
+
+    /// The authorities of a control node: as it was founded, as the bundle names them, and as the index knows them.
+    fn authorities_of(&self, node: &NodeName) -> BTreeSet<KeyId> {
+        let founded = self.private.nodes.values().filter(|n| n.name == *node).map(|n| n.authority.key_id);
+        let bundle = self.view.bundles.get(&self.view.trust_domain);
+        let published = bundle.into_iter().flat_map(|b| &b.authorities);
+        let published = published.filter(|a| names_node(&a.subject, node)).map(|a| a.key_id);
+        let used = self.private.issued.by_serial.values().filter(|s| s.node == *node).map(|s| s.authority);
+        founded.chain(published).chain(used).collect()
+    }
+
+    /// How many live certificates the index has for a revocation, as it would be.
+    pub fn live_certificates(&self, revocation: &Revocation, now: Timestamp) -> usize {
+        let hit = |s: &&IssuedSvid| match &revocation.target {
+            RevocationTarget::Serial(serial) => s.serial == *serial,
+            RevocationTarget::Identity(id) => s.id == *id,
+            RevocationTarget::Key(key) => s.key == *key,
+            RevocationTarget::Agent(agent) => s.agent == *agent,
+            RevocationTarget::Node(_) => revocation.authorities.contains(&s.authority),
+            RevocationTarget::Cluster(_) => false,
+        };
+        self.private.issued.live(now).filter(|s| s.not_after > now).filter(hit).count()
+    }
+}
+
+/// Whether a revocation has the serial numbers of what it hits.
+fn lists_serials(revocation: &Revocation) -> bool {
+    matches!(
+        revocation.target,
+        RevocationTarget::Identity(_) | RevocationTarget::Key(_) | RevocationTarget::Agent(_)
+    )
+}
+
+/// Whether the subject of an authority (RFC 4514) names that node: `CN=<node> <digits of the key>`.
+fn names_node(subject: &str, node: &NodeName) -> bool {
+    let common = subject.split(',').find_map(|part| part.trim().strip_prefix("CN="));
+    common.and_then(|name| name.split_once(' ')).is_some_and(|(name, _)| name == node.as_str())
+}
+
+/// How the index is written: `[serial, key, id, agent, signer, notAfter]` with positions in the tables.
+#[derive(Default, Serialize, Deserialize)]
+struct Written {
+    ids: Vec<SpiffeId>,
+    agents: Vec<NodeName>,
+    signers: Vec<(NodeName, KeyId)>,
+    svids: Vec<(Serial, KeyId, usize, usize, usize, Timestamp)>,
+}
+
+/// Gives every value a position, once.
+struct Positions<T>(BTreeMap<T, usize>);
+
+impl<T: Ord + Clone> Positions<T> {
+    fn of(&mut self, table: &mut Vec<T>, value: &T) -> usize {
+        if let Some(position) = self.0.get(value) {
+            return *position;
+        }
+        table.push(value.clone());
+        self.0.insert(value.clone(), table.len() - 1);
+        table.len() - 1
+    }
+}
+
+impl Serialize for Issuance {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut written = Written::default();
+        let mut ids = Positions(BTreeMap::new());
+        let mut agents = Positions(BTreeMap::new());
+        let mut signers = Positions(BTreeMap::new());
+        for svid in self.by_serial.values() {
+            let id = ids.of(&mut written.ids, &svid.id);
+            let agent = agents.of(&mut written.agents, &svid.agent);
+            let signer = signers.of(&mut written.signers, &(svid.node.clone(), svid.authority));
+            written.svids.push((svid.serial.clone(), svid.key, id, agent, signer, svid.not_after));
+        }
+        written.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Issuance {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let written = Written::deserialize(deserializer)?;
+        let beyond =
+            || serde::de::Error::custom("a row of the issuance index names what is not in its tables");
+        let mut issuance = Self::default();
+        for (serial, key, id, agent, signer, not_after) in written.svids {
+            let (node, authority) = written.signers.get(signer).cloned().ok_or_else(beyond)?;
+            issuance.insert(IssuedSvid {
+                serial,
+                id: written.ids.get(id).cloned().ok_or_else(beyond)?,
+                key,
+                authority,
+                agent: written.agents.get(agent).cloned().ok_or_else(beyond)?,
+                node,
+                not_after,
+            });
+        }
+        Ok(issuance)
+    }
+}
+
+#[cfg(test)]
+mod tests;
