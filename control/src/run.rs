@@ -202,6 +202,7 @@ fn context(
         trust,
         own,
         census: Census::new(file.record.name.clone()),
+        recorder: Default::default(),
         links,
         peers: peer_link::PeerLinks::default(),
         revisions: Default::default(),
@@ -218,6 +219,10 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
     tokio::spawn(watching::sweep_own(context.clone()));
     tokio::spawn(watching::sweep_silent_nodes(context.clone()));
     tokio::spawn(keep_lapsing(context.clone()));
+    let recording = context.clone();
+    tokio::spawn(async move {
+        recording.recorder.run(recording.handle.clone(), recording.stop.clone()).await;
+    });
     tokio::spawn(crl::keep_publishing(context.clone()));
     tokio::spawn(keep_registrations_lapsing(context.clone()));
     tokio::spawn(jwt::keep(context.clone()));

@@ -17,6 +17,7 @@ use super::census::Census;
 use super::dial::ALPN_H2;
 use super::driver::Handle;
 use super::http::Metrics;
+use super::issuance::Recorder;
 use super::jwt::JwtKeys;
 use super::key_store::KeyStore;
 use super::keys;
@@ -46,6 +47,7 @@ pub struct Context {
     pub trust: Arc<StateTrust>,
     pub own: Arc<OwnIdentity>,
     pub census: Census,
+    pub recorder: Recorder,
     pub links: Arc<NodeLinks>,
     pub peers: PeerLinks,
     pub revisions: RevocationRevisions,

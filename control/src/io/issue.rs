@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use hanse_federation::View;
@@ -28,12 +28,16 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::census::{SdsReport, StreamKey};
 use super::context::{Context, now, stopped};
+use super::issuance::Recorded;
 use super::keys::random_serial;
+use super::quorum::{Leash, NO_QUORUM};
 use super::roles::{caller_of, connection_of};
 use super::status::{answered, no_outcome};
+use super::watch::SIGN_OF_LIFE;
 use crate::admin::SubscriberKind;
 use crate::command::Command;
 use crate::state::State;
+use crate::state::issuance::{IssuedRecord, IssuedSvid};
 use crate::wire::issue::issue_server::Issue;
 
 /// How long an SVID waits for a read that has seen every acknowledged revocation, before the local State decides.
@@ -55,11 +59,47 @@ impl IssueService {
         Self { context }
     }
 
-    fn sign(&self, ticket: Ticket, csr_der: &[u8]) -> Result<Vec<Vec<u8>>, Status> {
-        let issued = issue(ticket, csr_der, &self.context.authority, random_serial(), now())
+    /// Signs, and has the SVID recorded before anybody gets it. `state` is what the ticket was granted in.
+    async fn sign(
+        &self,
+        state: &State,
+        agent: &NodeName,
+        ticket: Ticket,
+        csr_der: &[u8],
+    ) -> Result<Vec<Vec<u8>>, Status> {
+        let context = &self.context;
+        let issued = issue(ticket, csr_der, &context.authority, random_serial(), now())
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
-        self.context.metrics.svid_issued.inc();
-        tracing::info!(id = %issued.facts.id, serial = %issued.facts.serial, not_after = %issued.facts.not_after, "SVID issued");
+        let facts = &issued.facts;
+        let signer = &context.authority;
+        let authority = signer.intermediate().map_or(signer.certificate().key_id, |own| own.key_id);
+        // A key that has been revoked gets no new certificate either, and nothing more is signed for a revoked node.
+        if let Some(revocation) = state.view.revocations.check_from(facts, &[authority]) {
+            let why = format!("what {} asks for is revoked by {}", facts.id, revocation.id);
+            return Err(Status::permission_denied(why));
+        }
+        let svid = IssuedSvid {
+            serial: facts.serial.clone(),
+            id: facts.id.clone(),
+            key: facts.key_id,
+            authority,
+            agent: agent.clone(),
+            node: context.name.clone(),
+            not_after: facts.not_after,
+        };
+        let record = IssuedRecord { svid, granted: state.view.revision.0, handed_out: false };
+        let recorded = match context.recorder.record(record).await {
+            Recorded::Yes => true,
+            Recorded::Owed => false,
+            Recorded::Refused => {
+                return Err(Status::unavailable("it was revoked while it was being issued: ask again"));
+            }
+            Recorded::Overloaded => {
+                return Err(Status::resource_exhausted("too many SVIDs wait to be recorded: ask again"));
+            }
+        };
+        context.metrics.svid_issued.inc();
+        tracing::info!(id = %facts.id, serial = %facts.serial, not_after = %facts.not_after, recorded, "SVID issued");
         Ok(issued.chain)
     }
 
@@ -178,7 +218,7 @@ impl Issue for IssueService {
             self.context.handle.propose(&id.to_string(), command).await.map_err(|e| no_outcome(&e))?;
         answered(outcome)?;
         let state = self.context.handle.state();
-        let chain_der = self.sign(self.member_ticket(&state, &id)?, &request.csr_der)?;
+        let chain_der = self.sign(&state, &agent, self.member_ticket(&state, &id)?, &request.csr_der).await?;
         let bundle = own_bundle(&state)?;
         tracing::info!(%agent, "agent joined");
         Ok(Response::new(JoinAgentReply {
@@ -195,7 +235,9 @@ impl Issue for IssueService {
         if !state.private.agents.contains_key(&agent) {
             return Err(Status::permission_denied(format!("no agent {agent} has joined this cluster")));
         }
-        let chain_der = self.sign(self.member_ticket(&state, &id)?, &request.into_inner().csr_der)?;
+        let chain_der = self
+            .sign(&state, &agent, self.member_ticket(&state, &id)?, &request.into_inner().csr_der)
+            .await?;
         Ok(Response::new(SvidReply { chain_der }))
     }
 
@@ -203,8 +245,8 @@ impl Issue for IssueService {
         let (agent, _) = agent_of(&request)?;
         let request = request.into_inner();
         let state = self.fresh_state().await;
-        let ticket = self.workload_ticket(&state, agent, &request.spiffe_id, &request.selectors)?;
-        let chain_der = self.sign(ticket, &request.csr_der)?;
+        let ticket = self.workload_ticket(&state, agent.clone(), &request.spiffe_id, &request.selectors)?;
+        let chain_der = self.sign(&state, &agent, ticket, &request.csr_der).await?;
         Ok(Response::new(SvidReply { chain_der }))
     }
 
@@ -264,6 +306,8 @@ impl AgentStream<'_> {
     async fn run(mut self, mut taken_over: mpsc::Receiver<super::census::LiveQuestion>) {
         let (mut states, mut stop) = (self.context.handle.states(), self.context.stop.clone());
         let mut refresh = tokio::time::interval(AGENT_REFRESH);
+        let mut look = tokio::time::interval(SIGN_OF_LIFE);
+        let mut leash = Leash::new(self.context.handle.status().leader.is_some(), Instant::now());
         let mut told: Option<AgentState> = None;
         loop {
             let state = states.borrow_and_update().clone();
@@ -292,6 +336,13 @@ impl AgentStream<'_> {
                     }
                     _ => return,
                 },
+                _ = look.tick() => {
+                    let led = self.context.handle.status().leader.is_some();
+                    if leash.is_over(led, Instant::now()) {
+                        let _ = self.down.try_send(Err(Status::unavailable(NO_QUORUM)));
+                        return;
+                    }
+                }
                 _ = taken_over.recv() => return,
                 () = stopped(&mut stop) => return,
             }

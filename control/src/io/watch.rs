@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::census::{LiveCount, LiveQuestion, MAX_CALLERS, StreamKey};
 use super::context::{Context, now, stopped};
 use super::driver::Applied;
+use super::quorum::{Leash, NO_QUORUM};
 use super::roles::{caller_of, is_workload};
 use super::status::unreadable;
 use crate::admin::SubscriberKind;
@@ -212,6 +213,7 @@ impl Subscription {
             return end;
         }
         let mut alive = tokio::time::interval(SIGN_OF_LIFE);
+        let mut leash = Leash::new(self.context.handle.status().leader.is_some(), std::time::Instant::now());
         loop {
             let step = tokio::select! {
                 received = feed.recv() => match received {
@@ -229,7 +231,13 @@ impl Subscription {
                     Some(question) => self.ask(&question),
                     None => Err(End::TakenOver),
                 },
-                _ = alive.tick() => self.send(Down::Changes(Changes { revision: self.told, change: vec![] })),
+                _ = alive.tick() => {
+                    let led = self.context.handle.status().leader.is_some();
+                    match leash.is_over(led, std::time::Instant::now()) {
+                        true => Err(End::Refused(Status::unavailable(NO_QUORUM))),
+                        false => self.send(Down::Changes(Changes { revision: self.told, change: vec![] })),
+                    }
+                }
                 () = stopped(&mut stop) => Err(End::Stopping),
             };
             if let Err(end) = step {

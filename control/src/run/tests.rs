@@ -107,6 +107,13 @@ async fn a_token_admits_one_agent_and_that_agent_gets_what_is_registered() {
     assert_eq!(unregistered.code(), Code::PermissionDenied);
     let svid = workload(&east, &client, &agent, &id, &["shop/reviews"]).await;
     assert_eq!(svid.facts.id, id);
+    // Both are in the log's index, with whom they came through and who signed them.
+    let state = east.any().context.handle.state();
+    for issued in [&agent.facts, &svid.facts] {
+        let record = state.private.issued.get(&issued.serial).expect("it was recorded before it was given");
+        assert_eq!((&record.id, record.key, record.not_after), (&issued.id, issued.key_id, issued.not_after));
+        assert_eq!((record.agent.as_str(), record.node.as_str()), ("host-1", "east-1"));
+    }
     let wrong = issue_svid(&east, &agent, &id, &["unix:uid:1001"]).await.unwrap_err();
     assert_eq!(wrong.code(), Code::PermissionDenied);
 
@@ -126,6 +133,42 @@ async fn a_token_admits_one_agent_and_that_agent_gets_what_is_registered() {
     let denied =
         unary::<_, crate::wire::control::Document>(nobody.channel, "/hanse.control.v1.Admin/NodeList", list);
     assert_eq!(denied.await.unwrap_err().code(), Code::Unauthenticated);
+    east.stop().await;
+}
+
+/// A node that is cut off from its cluster hears of no revocation: who listens to it is sent away, and who comes back
+/// because there is nobody else is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_quorum_streams_end_and_who_comes_back_is_kept() {
+    let mut east = found("east", 3).await;
+    let client = east.client().await;
+    let agent = join_agent(&east, "host-1", &agent_token(&client, "host-1").await).await.unwrap();
+    let id: SpiffeId = "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap();
+    let svid = workload(&east, &client, &agent, &id, &["shop/reviews"]).await;
+    let (_up, mut down) = open_watch(&east, &svid, "reviews-1", "proxy", 0).await.unwrap();
+    down.next().await.unwrap().unwrap();
+    // `any` is the first of the running.
+    for number in [1, 2] {
+        assert_eq!(east.nodes[number].take().unwrap().stop().await, Ended::Stopped);
+    }
+    let ended = tokio::time::timeout(fixture::PATIENCE, async {
+        loop {
+            if let Err(status) = down.next().await.expect("a stream ends with a word") {
+                return status;
+            }
+        }
+    });
+    assert_eq!(ended.await.expect("it ends").code(), Code::Unavailable);
+
+    let (_up, mut again) = open_watch(&east, &svid, "reviews-1", "proxy", 0).await.unwrap();
+    let since = std::time::Instant::now();
+    while since.elapsed() < crate::io::quorum::LEADERLESS + Duration::from_secs(2) {
+        again.next().await.expect("it goes on").expect("it goes on");
+    }
+    assert!(east.any().context.handle.status().leader.is_none());
+    // Static stability: an SVID is still renewed, and its record is owed.
+    let renewed = issue_svid(&east, &agent, &id, &["unix:uid:1000"]).await.unwrap();
+    assert!(east.any().context.handle.state().private.issued.get(&renewed.facts.serial).is_none());
     east.stop().await;
 }
 

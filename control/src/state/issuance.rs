@@ -184,10 +184,15 @@ impl State {
 
     /// The authorities of a control node: as it was founded, as the bundle names them, and as the index knows them.
     fn authorities_of(&self, node: &NodeName) -> BTreeSet<KeyId> {
-        let founded = self.private.nodes.values().filter(|n| n.name == *node).map(|n| n.authority.key_id);
+        let founded = self.private.nodes.values().filter(|n| n.name == *node).map(|n| n.signing_key());
         let bundle = self.view.bundles.get(&self.view.trust_domain);
         let published = bundle.into_iter().flat_map(|b| &b.authorities);
-        let published = published.filter(|a| names_node(&a.subject, node)).map(|a| a.key_id);
+        // A root of the user's own house is no node's own, whatever it is called: others stand below it too.
+        let shared = |key: &KeyId| {
+            self.private.nodes.values().any(|n| n.authority.key_id == *key && n.signing_key() != *key)
+        };
+        let published =
+            published.filter(|a| names_node(&a.subject, node) && !shared(&a.key_id)).map(|a| a.key_id);
         let used = self.private.issued.by_serial.values().filter(|s| s.node == *node).map(|s| s.authority);
         founded.chain(published).chain(used).collect()
     }

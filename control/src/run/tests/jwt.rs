@@ -83,11 +83,7 @@ async fn tokens_are_signed_for_what_a_registration_gives_and_nothing_else() {
 
     assert_eq!(code(issue_jwt(&east, &agent, &id, &[], 0).await), Code::InvalidArgument);
     assert_eq!(code(issue_jwt(&east, &workload, &id, &[AUDIENCE], 0).await), Code::PermissionDenied);
-    let request = RevokeRequest {
-        target: RevocationTarget::Identity(id.clone()),
-        reason: Reason::KeyCompromise,
-        note: String::new(),
-    };
+    let request = RevokeRequest::new(RevocationTarget::Identity(id.clone()), Reason::KeyCompromise);
     client.call(&request).await.unwrap();
     assert_eq!(code(issue_jwt(&east, &agent, &id, &[AUDIENCE], 0).await), Code::PermissionDenied);
     east.stop().await;

@@ -32,6 +32,7 @@ impl Cluster {
             address: format!("127.0.0.1:{n}"),
             peer_address: format!("127.0.0.1:{n}"),
             authority: authority(n),
+            intermediate: None,
         };
         let nodes = (1..=3).map(node).collect();
         let mut state = State::founded("east".parse().unwrap(), "east.example".parse().unwrap(), nodes);

@@ -52,15 +52,12 @@ fn connect(
 
 fn revoked(mesh: &Mesh) -> Trust {
     let mut trust = mesh.trust();
-    trust.revocations.insert(Revocation {
-        id: RevocationId { number: 1, origin: east() },
-        target: RevocationTarget::Identity(id(RATINGS)),
-        reason: Reason::Hold,
-        note: String::new(),
-        actor: "spiffe://east.example/hanse/admin/ann".to_owned(),
-        at: NOW,
-        expires: None,
-    });
+    trust.revocations.insert(Revocation::new(
+        RevocationId { number: 1, origin: east() },
+        RevocationTarget::Identity(id(RATINGS)),
+        Reason::Hold,
+        NOW,
+    ));
     trust
 }
 

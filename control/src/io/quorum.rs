@@ -1,0 +1,66 @@
+//! Quorum: when a subscriber's stream ends because this node has nobody to follow.
+//!
+//! A node that is cut off from its cluster hears of no revocation, and neither would those who go on listening to it:
+//! they are sent away, to find one that is not cut off. Who finds none comes back and is kept longer, so that with no
+//! quorum anywhere nobody is sent from door to door; what proxies and agents know, they go on serving on.
+
+use std::time::{Duration, Instant};
+
+/// How long a stream that has known a leader goes on without one: an election takes less.
+pub const LEADERLESS: Duration = Duration::from_secs(3);
+/// How long one that came while there was none is kept, before its subscriber is to look elsewhere once more.
+pub const LEADERLESS_FROM_THE_START: Duration = Duration::from_secs(20);
+/// What a stream ends with.
+pub const NO_QUORUM: &str = "this node has no quorum: what it knows may be old";
+
+/// How much longer one stream may go on.
+#[derive(Clone, Copy, Debug)]
+pub struct Leash {
+    /// When there was a leader last, or the stream began.
+    led: Instant,
+    within: Duration,
+}
+
+impl Leash {
+    pub fn new(led: bool, now: Instant) -> Self {
+        Self { led: now, within: if led { LEADERLESS } else { LEADERLESS_FROM_THE_START } }
+    }
+
+    /// Takes in whether there is a leader; says whether the stream has to end.
+    pub fn is_over(&mut self, led: bool, now: Instant) -> bool {
+        if led {
+            *self = Self::new(true, now);
+            return false;
+        }
+        now.duration_since(self.led) >= self.within
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_outlives_an_election_and_not_a_partition() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut leash = Leash::new(true, at(0));
+        assert!(!leash.is_over(true, at(10_000)));
+        assert!(!leash.is_over(false, at(12_900)), "an election");
+        assert!(!leash.is_over(true, at(12_950)));
+        assert!(!leash.is_over(false, at(13_000)));
+        assert!(leash.is_over(false, at(15_950)));
+    }
+
+    #[test]
+    fn who_found_nobody_elsewhere_is_kept_longer() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut leash = Leash::new(false, at(0));
+        assert!(!leash.is_over(false, at(19_999)));
+        assert!(leash.is_over(false, at(20_000)));
+        let mut found = Leash::new(false, at(0));
+        assert!(!found.is_over(true, at(5_000)));
+        assert!(found.is_over(false, at(8_000)), "from then on it is a stream like any other");
+    }
+}
