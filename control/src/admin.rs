@@ -17,12 +17,14 @@ use serde::{Deserialize, Serialize};
 
 mod audit;
 mod cluster;
+mod federation;
 mod receipt;
 mod revoke;
 mod role;
 
 pub use audit::*;
 pub use cluster::*;
+pub use federation::*;
 pub use receipt::{Behind, ReachState, Receipt, ReceiptPart, Tally, merged, part_of};
 pub use revoke::*;
 pub use role::*;
@@ -70,6 +72,10 @@ calls! {
     WorkloadDeleteRequest => Written, "WorkloadDelete";
     ProxyListRequest => Listing<ProxyItem>, "ProxyList";
     AuditListRequest => AuditList, "AuditList";
+    FederationPutRequest => Written, "FederationPut";
+    FederationListRequest => Listing<FederationItem>, "FederationList";
+    FederationRefreshRequest => FederationItem, "FederationRefresh";
+    FederationDeleteRequest => Written, "FederationDelete";
     RoleListRequest => Listing<RoleItem>, "RoleList";
     RoleBindRequest => Written, "RoleBind";
     RoleUnbindRequest => Written, "RoleUnbind";

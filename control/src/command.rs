@@ -7,10 +7,12 @@ use hanse_federation::catalog::{Announcement, Export, Session};
 use hanse_federation::change::PeerFact;
 use hanse_federation::join::Offer;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
+use hanse_federation::stranger::Federation;
 use hanse_identity::token::Invite;
 use hanse_identity::{
-    AgentScope, AuthorityCertificate, Closing, ClusterName, Crl, JwtAuthority, NodeName, Reason,
-    Registration, RevocationId, RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, VerifiedCaller,
+    AgentScope, AuthorityCertificate, Bundle, Closing, ClusterName, Crl, JwtAuthority, NodeName, Reason,
+    Registration, RevocationId, RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, TrustDomain,
+    VerifiedCaller,
 };
 use serde::{Deserialize, Serialize};
 
@@ -168,6 +170,19 @@ pub enum Command {
     RoleUnbind {
         id: SpiffeId,
         roles: BTreeSet<Role>,
+    },
+    /// Begins or changes a relationship with a foreign trust domain; the bundle is the administrator's own word.
+    FederationPut {
+        federation: Box<Federation>,
+        bundle: Option<Box<Bundle>>,
+    },
+    FederationDelete {
+        trust_domain: TrustDomain,
+    },
+    /// A bundle that was fetched for the relationship that began at `since`.
+    ForeignBundlePut {
+        bundle: Box<Bundle>,
+        since: Timestamp,
     },
 }
 

@@ -1,6 +1,7 @@
 //! The shell of the control node: what touches disk, sockets and clocks.
 
 pub mod admin;
+pub mod bundle_endpoint;
 pub mod census;
 pub mod context;
 pub mod crl;
@@ -22,4 +23,5 @@ pub mod roles;
 pub mod server;
 pub mod status;
 pub mod store;
+pub mod strangers;
 pub mod watch;

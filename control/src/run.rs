@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::command::Command;
+use crate::io::bundle_endpoint::{self, Shown};
 use crate::io::census::Census;
 use crate::io::context::{Context, OwnIdentity, StateTrust, now, stopped};
 use crate::io::driver::{self, Ended, Options, Running};
@@ -21,7 +22,7 @@ use crate::io::jwt::{self, JwtKeys};
 use crate::io::key_store::{KeyFlags, KeyStore};
 use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
-use crate::io::{crl, peer_link, server, watch as watching};
+use crate::io::{crl, peer_link, server, strangers, watch as watching};
 
 /// How long requests under way may take to end once the node is to stop, while it may still lead.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -55,6 +56,58 @@ pub struct Config {
     pub svid_lifetime: Duration,
     #[command(flatten)]
     pub keys: KeyFlags,
+    #[command(flatten)]
+    pub endpoint: EndpointFlags,
+}
+
+/// The endpoint where foreign trust domains fetch this cluster's bundle.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct EndpointFlags {
+    /// Address of the SPIFFE bundle endpoint (HTTPS, no client certificate), for foreign trust domains [default: none].
+    #[arg(long, value_name = "ADDR")]
+    pub bundle_endpoint: Option<SocketAddr>,
+    /// How whoever asks there authenticates it: https_spiffe (as spiffe://TRUST-DOMAIN/hanse/endpoint/bundle) or https_web.
+    #[arg(long, value_name = "PROFILE", value_enum, default_value_t, requires = "bundle_endpoint")]
+    pub bundle_endpoint_profile: EndpointProfile,
+    /// For https_web: PEM file with the certificate and what is between it and a root; read again when it changes.
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "bundle_endpoint_key",
+        required_if_eq("bundle_endpoint_profile", "https_web")
+    )]
+    pub bundle_endpoint_cert: Option<PathBuf>,
+    /// For https_web: PEM file with its private key, not readable by others.
+    #[arg(long, value_name = "FILE", requires = "bundle_endpoint_cert")]
+    pub bundle_endpoint_key: Option<PathBuf>,
+}
+
+/// SPIFFE Federation §5.2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum EndpointProfile {
+    #[default]
+    #[value(name = "https_spiffe")]
+    HttpsSpiffe,
+    #[value(name = "https_web")]
+    HttpsWeb,
+}
+
+impl EndpointFlags {
+    /// What the endpoint shows; an error if the flags do not fit each other.
+    fn shown(&self) -> anyhow::Result<Shown> {
+        match (self.bundle_endpoint_profile, &self.bundle_endpoint_cert, &self.bundle_endpoint_key) {
+            (EndpointProfile::HttpsSpiffe, None, None) => Ok(Shown::Svid),
+            (EndpointProfile::HttpsWeb, Some(certificate), Some(key)) => {
+                Ok(Shown::Files { certificate: certificate.clone(), key: key.clone() })
+            }
+            (EndpointProfile::HttpsSpiffe, ..) => Err(anyhow::anyhow!(
+                "--bundle-endpoint-cert and --bundle-endpoint-key are for --bundle-endpoint-profile https_web"
+            )),
+            (EndpointProfile::HttpsWeb, ..) => Err(anyhow::anyhow!(
+                "https_web needs --bundle-endpoint-cert FILE and --bundle-endpoint-key FILE"
+            )),
+        }
+    }
 }
 
 /// `24h`, `30m`, `90s`: between the shortest and the longest lifetime that is granted.
@@ -94,6 +147,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let file = keys::load_node(&config.data_dir)?;
         let store = config.keys.open(&config.data_dir, &file.trust_domain)?;
         let authority = keys::first_authority(&file, store.as_ref())?;
+        let endpoint = match config.endpoint.bundle_endpoint {
+            Some(address) => {
+                let listener = TcpListener::bind(address)
+                    .await
+                    .with_context(|| format!("cannot listen on {address}"))?;
+                Some((listener, config.endpoint.shown()?))
+            }
+            None => None,
+        };
         let initial_nodes = match &config.initial_nodes {
             Some(path) => keys::load_nodes(path)?,
             None => Vec::new(),
@@ -101,6 +163,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let mut options = Options::new(config.data_dir.clone(), file, initial_nodes);
         options.snapshot_every = config.snapshot_every;
         let mut node = start(options, NodeKeys { store, authority }, config.svid_lifetime, listener, admin)?;
+        let mut endpoint = match endpoint {
+            Some((listener, shown)) => {
+                tokio::spawn(bundle_endpoint::serve(node.context.clone(), listener, shown))
+            }
+            None => tokio::spawn(std::future::pending()),
+        };
         let asked = tokio::select! {
             asked = stop_asked() => asked,
             ended = node.running.ended() => Err(anyhow::anyhow!("the node's loop has ended: {ended}")),
@@ -109,8 +177,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
                 Ok(Err(error)) => Err(error),
                 Err(error) => Err(error.into()),
             },
+            served = &mut endpoint => match served {
+                Ok(Ok(())) => Err(anyhow::anyhow!("the bundle endpoint has ended")),
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(error.into()),
+            },
         };
         node.stop().await;
+        endpoint.abort();
         asked
     });
     // What is left blocks nobody: the disk is written, the lead handed over.
@@ -205,6 +279,7 @@ fn context(
         recorder: Default::default(),
         links,
         peers: peer_link::PeerLinks::default(),
+        strangers: strangers::StrangerLinks::default(),
         revisions: Default::default(),
         metrics: Metrics::default(),
         member_lifetime,
@@ -216,6 +291,7 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
     tokio::spawn(context.clone().keep_renewing(renewal_due));
     tokio::spawn(context.clone().keep_noting());
     tokio::spawn(peer_link::supervise(context.clone()));
+    tokio::spawn(strangers::supervise(context.clone()));
     tokio::spawn(watching::sweep_own(context.clone()));
     tokio::spawn(watching::sweep_silent_nodes(context.clone()));
     tokio::spawn(keep_lapsing(context.clone()));

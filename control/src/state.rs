@@ -3,7 +3,8 @@
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
 //! agents, joined clusters), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `jwt` (keys
-//! of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `snapshot` (how a State is written).
+//! of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `strangers` (foreign trust domains), `snapshot`
+//! (how a State is written).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,6 +26,7 @@ mod revocations;
 pub mod roles;
 mod rules;
 pub mod snapshot;
+pub mod strangers;
 
 use issuance::Issuance;
 use revocations::Order;
@@ -87,6 +89,9 @@ pub struct Private {
     /// Who was given which roles.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub roles: roles::Bindings,
+    /// Foreign trust domains. Not in the View: nothing of the mesh itself believes them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub strangers: strangers::Strangers,
     /// Who did what.
     #[serde(default)]
     pub audit: audit::AuditTrail,
@@ -266,6 +271,11 @@ impl State {
             Command::JwtAuthorityPublish { node, authority } => {
                 self.jwt_authority_publish(node, authority, now)
             }
+            Command::FederationPut { federation, bundle } => {
+                self.federation_put(federation, bundle.as_deref(), now)
+            }
+            Command::FederationDelete { trust_domain } => self.federation_delete(trust_domain),
+            Command::ForeignBundlePut { bundle, since } => self.foreign_bundle_put(bundle, *since, now),
         }
     }
 

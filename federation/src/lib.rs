@@ -14,6 +14,7 @@ pub mod lease;
 pub mod policy;
 pub mod session;
 pub mod sni;
+pub mod stranger;
 pub mod view;
 pub mod wire;
 

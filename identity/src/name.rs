@@ -140,10 +140,12 @@ pub enum MemberRole {
     Agent,
     Gateway,
     Admin,
+    /// A bundle endpoint, which strangers ask; may do nothing else.
+    Endpoint,
 }
 
 impl MemberRole {
-    pub const ALL: [MemberRole; 4] = [Self::Node, Self::Agent, Self::Gateway, Self::Admin];
+    pub const ALL: [MemberRole; 5] = [Self::Node, Self::Agent, Self::Gateway, Self::Admin, Self::Endpoint];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -151,6 +153,7 @@ impl MemberRole {
             Self::Agent => "agent",
             Self::Gateway => "gateway",
             Self::Admin => "admin",
+            Self::Endpoint => "endpoint",
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::svid::{Svid, SvidError};
 use crate::time::Timestamp;
 use crate::verify::{Trust, Usage, VerifiedCaller, VerifyError, verify};
 
+pub mod outside;
 mod verifier;
 
 use verifier::{PinnedVerifier, SessionIdentity, SvidVerifier};

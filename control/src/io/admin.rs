@@ -20,7 +20,8 @@ use super::roles::caller_of;
 use super::status::{answered, document, no_outcome, read};
 use crate::admin::{
     AdminCall, AgentListRequest, AgentTokenCreateRequest, AuditListRequest, ClusterCheckRequest,
-    ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest, Meta,
+    ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest,
+    FederationDeleteRequest, FederationListRequest, FederationPutRequest, FederationRefreshRequest, Meta,
     NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest,
     ProxyListRequest, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest,
     RevokeStatusRequest, RoleBindRequest, RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest,
@@ -35,6 +36,7 @@ use crate::wire::control::admin_server::Admin;
 
 pub mod audit;
 pub mod cluster;
+pub mod federation;
 pub mod identity;
 pub mod node;
 pub mod policy;
@@ -140,6 +142,10 @@ admin_service! {
     workload_list(WorkloadListRequest) => identity::workloads;
     workload_delete(WorkloadDeleteRequest) => identity::delete;
     audit_list(AuditListRequest) => audit::list;
+    federation_put(FederationPutRequest) => federation::put;
+    federation_list(FederationListRequest) => federation::list;
+    federation_refresh(FederationRefreshRequest) => federation::refresh;
+    federation_delete(FederationDeleteRequest) => federation::delete;
     role_list(RoleListRequest) => role::list;
     role_bind(RoleBindRequest) => role::bind;
     role_unbind(RoleUnbindRequest) => role::unbind;

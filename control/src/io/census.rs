@@ -20,6 +20,7 @@ use super::driver::Status;
 use super::node_link::CensusSource;
 use super::peer_link::PeerLinkReport;
 use super::status::{document, read};
+use super::strangers::StrangerReport;
 use crate::admin::SubscriberKind;
 use crate::wire::control::Document;
 
@@ -90,6 +91,8 @@ pub enum Query {
     },
     PeerLinks,
     Node,
+    /// How its fetches of foreign bundles went.
+    Strangers,
 }
 
 /// What it answers.
@@ -100,6 +103,7 @@ pub enum Part {
     Live(LiveCount),
     PeerLinks(Vec<PeerLinkReport>),
     Node(NodeReport),
+    Strangers(Vec<StrangerReport>),
 }
 
 /// Live connections that subscribers counted.
@@ -362,6 +366,10 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
         }
         Query::Live { revocation } => Part::Live(context.census.live(revocation).await),
         Query::PeerLinks => Part::PeerLinks(context.peers.reports(now())),
+        Query::Strangers => {
+            let state = context.handle.state();
+            Part::Strangers(context.strangers.reports(&state.private.strangers))
+        }
         Query::Node => Part::Node(NodeReport {
             status: context.handle.status(),
             certificate_not_after: context.own.identity().map(|own| own.facts.not_after),

@@ -23,6 +23,7 @@ use super::key_store::KeyStore;
 use super::keys;
 use super::node_link::NodeLinks;
 use super::peer_link::PeerLinks;
+use super::strangers::StrangerLinks;
 use crate::state::State;
 
 pub use super::keys::now;
@@ -50,6 +51,7 @@ pub struct Context {
     pub recorder: Recorder,
     pub links: Arc<NodeLinks>,
     pub peers: PeerLinks,
+    pub strangers: StrangerLinks,
     pub revisions: RevocationRevisions,
     pub metrics: Metrics,
     /// Lifetime of members' SVIDs that this node signs: its own and agents'.

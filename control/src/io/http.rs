@@ -37,6 +37,8 @@ pub struct Metrics {
     pub denied: Counter,
     pub handshakes_failed: Counter,
     pub connections_cut: Counter,
+    pub bundles_served: Counter,
+    pub stranger_fetches_failed: Counter,
 }
 
 /// Serves until the node stops.
@@ -149,6 +151,16 @@ fn metrics(context: &Context) -> Response<Full<Bytes>> {
         "Connections whose caller was no longer believed",
         counters.connections_cut.clone(),
     );
+    registry.register(
+        "bundles_served",
+        "Own bundles that the bundle endpoint handed out",
+        counters.bundles_served.clone(),
+    );
+    registry.register(
+        "foreign_bundle_fetches_failed",
+        "Fetches of foreign trust domains' bundles that came to nothing",
+        counters.stranger_fetches_failed.clone(),
+    );
     let mut body = String::new();
     match encode(&mut body, &registry) {
         Ok(()) => respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body),
@@ -205,6 +217,7 @@ fn registry_metrics(context: &Context, registry: &mut Registry) {
             "Subscribers with a stream to this node",
             subscribers.iter().filter(|s| s.connected).count() as u64,
         ),
+        ("foreign_trust_domains", "Foreign trust domains", state.private.strangers.len() as u64),
         ("peers", "Joined clusters", view.peers.len() as u64),
         ("peers_connected", "Joined clusters that this node hears", connected as u64),
         (

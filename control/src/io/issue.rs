@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use hanse_federation::View;
 use hanse_federation::wire::encode;
 use hanse_identity::grant::{self, grant_member};
 use hanse_identity::jwt::JwtIssueError;
@@ -20,7 +19,7 @@ use hanse_identity::wire::issue::{
     AgentDown, AgentUp, IssueJwtRequest, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply,
     RenewAgentRequest, SvidReply,
 };
-use hanse_identity::{Bundle, Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, TrustDomain, issue};
+use hanse_identity::{Bundle, Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, issue};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -357,7 +356,9 @@ impl AgentStream<'_> {
 }
 
 /// What this agent needs to know of a State.
-fn agent_state(state: &State, agent: &NodeName) -> AgentState {
+pub(crate) fn agent_state(state: &State, agent: &NodeName) -> AgentState {
+    let strangers = &state.private.strangers;
+    let foreign = strangers.values().filter_map(|s| s.bundle.as_ref());
     AgentState {
         revision: state.view.revision.0,
         registrations: state
@@ -367,18 +368,12 @@ fn agent_state(state: &State, agent: &NodeName) -> AgentState {
             .filter(|r| r.agent.covers(agent))
             .cloned()
             .collect(),
-        bundles: state.view.bundles.values().cloned().collect(),
+        bundles: state.view.bundles.values().chain(foreign).cloned().collect(),
         crls: state.view.crls.clone(),
-        strangers: strangers(&state.view),
+        strangers: strangers.keys().cloned().collect(),
         revocations: state.view.revocations.clone(),
         endpoints: state.private.nodes.values().map(|n| n.address.clone()).collect(),
     }
-}
-
-/// Trust domains whose bundles this cluster has although they are neither its own nor a joined cluster's.
-fn strangers(view: &View) -> BTreeSet<TrustDomain> {
-    let known = |domain: &&TrustDomain| **domain != view.trust_domain && view.peer_of(domain).is_none();
-    view.bundles.keys().filter(known).cloned().collect()
 }
 
 /// Whether anything but the revision is different.

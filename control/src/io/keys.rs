@@ -241,6 +241,24 @@ pub fn node_svid(
     Ok(Svid::new(chain, key)?)
 }
 
+/// The SVID of the bundle endpoint: the same ID on every node, so that whoever federates with this cluster can ask any.
+pub fn endpoint_svid(
+    authority: &Authority,
+    revocations: &Revocations,
+    lifetime: Duration,
+    now: Timestamp,
+) -> Result<Svid, SignError> {
+    let id = endpoint_id(authority.trust_domain());
+    let (chain, key) = sign_member(authority, &id, revocations, lifetime, now)?;
+    Ok(Svid::new(chain, key)?)
+}
+
+/// `spiffe://<trust domain>/hanse/endpoint/bundle`.
+pub fn endpoint_id(trust_domain: &TrustDomain) -> SpiffeId {
+    let name = "bundle".parse().expect("a literal that is a node name");
+    SpiffeId::member(trust_domain, MemberRole::Endpoint, &name)
+}
+
 /// Makes the credential of an administrator: key born here, signed by this node's authority, believing in the
 /// authorities of all `nodes`.
 pub fn mint_credential(

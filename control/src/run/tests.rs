@@ -40,6 +40,7 @@ mod duties;
 mod fixture;
 mod jwt;
 mod lists;
+mod strangers;
 mod upstream;
 
 use fixture::*;

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Answer, Command, Proposal, Refusal};
 
 /// Most rows about what changed something.
-pub const MAX_CHANGED: usize = 10_000;
-/// Most rows about what changed nothing: bounded apart, so that a flood of refused requests drives out no deed.
-pub const MAX_UNCHANGED: usize = 2_000;
+pub const MAX_DEEDS: usize = 10_000;
+/// Most rows about what changed nothing, and about what strangers cause: bounded apart, so that a flood of refused
+/// requests drives out no deed.
+pub const MAX_OTHERS: usize = 2_000;
 /// Longest texts of a row, in bytes; together with the rest a row has at most about 1 KiB.
 const MAX_ACTOR_BYTES: usize = super::roles::MAX_HOLDER_BYTES;
 const MAX_TARGET_BYTES: usize = 200;
@@ -63,9 +64,9 @@ pub enum AuditOutcome {
 #[serde(rename_all = "camelCase")]
 pub struct AuditTrail {
     /// Oldest first.
-    changed: VecDeque<Arc<AuditRow>>,
+    deeds: VecDeque<Arc<AuditRow>>,
     /// Oldest first.
-    unchanged: VecDeque<Arc<AuditRow>>,
+    others: VecDeque<Arc<AuditRow>>,
     /// Rows that had to make room.
     forgotten: u64,
 }
@@ -95,9 +96,12 @@ impl AuditTrail {
             Ok(Answer::Revoked(_)) if !changed => AuditOutcome::Already,
             Ok(_) => AuditOutcome::Done,
         };
+        // How often a foreign domain changes its bundle is not in our hands.
+        let by_a_stranger =
+            proposal.actor.is_empty() && matches!(proposal.command, Command::ForeignBundlePut { .. });
         let (rows, most) = match outcome {
-            AuditOutcome::Done => (&mut self.changed, MAX_CHANGED),
-            _ => (&mut self.unchanged, MAX_UNCHANGED),
+            AuditOutcome::Done if !by_a_stranger => (&mut self.deeds, MAX_DEEDS),
+            _ => (&mut self.others, MAX_OTHERS),
         };
         if rows.len() >= most {
             rows.pop_front();
@@ -117,8 +121,8 @@ impl AuditTrail {
 
     /// Newest first.
     pub fn newest(&self) -> impl Iterator<Item = &AuditRow> {
-        let mut changed = self.changed.iter().rev().peekable();
-        let mut unchanged = self.unchanged.iter().rev().peekable();
+        let mut changed = self.deeds.iter().rev().peekable();
+        let mut unchanged = self.others.iter().rev().peekable();
         std::iter::from_fn(move || {
             let from_changed = match (changed.peek(), unchanged.peek()) {
                 (Some(one), Some(other)) => one.revision > other.revision,
@@ -129,7 +133,7 @@ impl AuditTrail {
     }
 
     pub fn len(&self) -> usize {
-        self.changed.len() + self.unchanged.len()
+        self.deeds.len() + self.others.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -195,6 +199,20 @@ pub fn subject(command: &Command) -> Option<Subject> {
             ("jwt-authority-publish", format!("{} of node {node}", authority.key_id))
         }
         Command::RoleBind { id, roles } => ("role-bind", format!("{id}: {}", named(roles))),
+        Command::FederationPut { federation: f, bundle } => {
+            let given = if bundle.is_some() { ", with a bundle" } else { "" };
+            ("federation-put", format!("{} from {} by {}{given}", f.trust_domain, f.url, f.profile.as_str()))
+        }
+        Command::FederationDelete { trust_domain } => ("federation-delete", trust_domain.to_string()),
+        Command::ForeignBundlePut { bundle, .. } => (
+            "foreign-bundle",
+            format!(
+                "{}, sequence {}, {} authorities",
+                bundle.trust_domain,
+                bundle.sequence,
+                bundle.authorities.len()
+            ),
+        ),
         Command::RoleUnbind { id, roles } => ("role-unbind", format!("{id}: {}", named(roles))),
     };
     let note = match command {
@@ -265,18 +283,18 @@ mod tests {
         };
         trail.record(1, &proposal, &Ok(Answer::Done), true);
         let refused = Err(Refusal::Invalid("\"".repeat(10_000)));
-        for index in 2..2 + 2 * MAX_UNCHANGED as u64 {
+        for index in 2..2 + 2 * MAX_OTHERS as u64 {
             trail.record(index, &proposal, &refused, false);
         }
-        assert_eq!(trail.len(), 1 + MAX_UNCHANGED);
-        assert_eq!(trail.forgotten(), MAX_UNCHANGED as u64);
+        assert_eq!(trail.len(), 1 + MAX_OTHERS);
+        assert_eq!(trail.forgotten(), MAX_OTHERS as u64);
         let rows: Vec<_> = trail.newest().collect();
         assert!(rows.windows(2).all(|pair| pair[0].revision > pair[1].revision));
         assert_eq!(rows.last().unwrap().outcome, AuditOutcome::Done, "the deed is still there");
-        for index in 0..MAX_CHANGED as u64 + 10 {
+        for index in 0..MAX_DEEDS as u64 + 10 {
             trail.record(10_000 + index, &proposal, &Ok(Answer::Done), true);
         }
-        assert_eq!(trail.len(), MAX_CHANGED + MAX_UNCHANGED);
+        assert_eq!(trail.len(), MAX_DEEDS + MAX_OTHERS);
     }
 
     #[test]

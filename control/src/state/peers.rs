@@ -145,6 +145,12 @@ impl State {
                 offer.trust_domain
             )));
         }
+        if self.private.strangers.contains_key(&offer.trust_domain) {
+            return Err(Refusal::Precondition(format!(
+                "{} is federated with as a stranger; end that first: hanse trust federation delete",
+                offer.trust_domain
+            )));
+        }
         bounded("peers", self.view.peers.len(), MAX_PEERS)?;
         let record = join::record(offer, invite, now);
         check_endpoints(&record.endpoints)?;

@@ -20,6 +20,7 @@ use super::*;
 use crate::command::Told;
 
 mod duties;
+mod strangers;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 

@@ -4,11 +4,13 @@ pub mod agent;
 pub mod audit;
 pub mod cluster;
 pub mod context;
+pub mod federation;
 pub mod node;
 pub mod policy;
 pub mod revoke;
 pub mod role;
 pub mod service;
+pub mod trust;
 pub mod workload;
 
 use std::io::{BufRead, IsTerminal, Write};

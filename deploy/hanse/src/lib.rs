@@ -72,6 +72,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Policy(command) => block_on(commands::policy::run(&global, &command)),
         Command::Revoke(command) => block_on(commands::revoke::run(&global, &command)),
         Command::Workload(command) => block_on(commands::workload::run(&global, &command)),
+        Command::Trust(command) => block_on(commands::trust::run(&global, &command)),
         Command::Audit(command) => block_on(commands::audit::run(&global, &command)),
         Command::Role(command) => block_on(commands::role::run(&global, &command)),
         Command::Context(command) => commands::context::run(&global, &command),

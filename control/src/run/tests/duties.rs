@@ -33,11 +33,17 @@ const WRITES: &[(&str, &str, &str)] = &[
         r#"{"id":"spiffe://east.example/ns/shop/sa/reviews","agent":"host-1"}"#,
         "workload-delete",
     ),
+    (
+        "FederationPut",
+        r#"{"federation":{"trustDomain":"north.example","url":"https://127.0.0.1:1/","profile":{"https_web":{}}}}"#,
+        "federation-put",
+    ),
+    ("FederationDelete", r#"{"trustDomain":"north.example"}"#, "federation-delete"),
     ("RoleBind", r#"{"id":"spiffe://east.example/ns/ops/sa/x","roles":["viewer"]}"#, "role-bind"),
     ("RoleUnbind", r#"{"id":"spiffe://east.example/ns/ops/sa/x","roles":["viewer"]}"#, "role-unbind"),
 ];
-/// Writes that need a second cluster: `clusters_join_tell_revoke_and_leave` looks at their rows.
-const WITH_A_PEER: [&str; 2] = ["ClusterJoin", "ClusterLeave"];
+/// Writes that need a second cluster: `clusters_join_tell_revoke_and_leave` and the tests of strangers look at their rows.
+const WITH_A_PEER: [&str; 3] = ["ClusterJoin", "ClusterLeave", "FederationRefresh"];
 const POLICY: &str = "apiVersion: gateway.networking.k8s.io/v1\\nkind: HTTPRoute\\nmetadata: {name: r, namespace: shop}\\nspec:\\n  parentRefs: [{group: '', kind: Service, name: reviews}]\\n  rules:\\n  - backendRefs: [{name: reviews, port: 80}]\\n";
 
 fn admin_path(rpc: &str) -> &'static str {

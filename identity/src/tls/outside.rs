@@ -1,0 +1,76 @@
+//! TLS towards those who are not of the mesh: bundle endpoints, ours and other domains' (SPIFFE Federation §5).
+//!
+//! The one place where a certificate of the web is believed, and it proves nothing but the host of a URL: what comes
+//! over such a connection is a foreign domain's public bundle, never an identity. TLS 1.3 only, as everywhere here.
+
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoServerSessionStorage;
+use rustls::version::TLS13;
+
+use super::{IdentitySource, SessionIdentity, finished_client, provider};
+
+/// Why a configuration cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OutsideError {
+    #[error("none of the {0} roots can be used")]
+    NoRoots(usize),
+    #[error("the certificate and its key cannot be used: {0}")]
+    Certificate(String),
+}
+
+/// A client that shows nothing and believes whom these roots of the web vouch for, by the name in the URL
+/// (`https_web`).
+pub fn web_client_config(
+    roots: &[CertificateDer<'_>],
+    alpn: &[&[u8]],
+) -> Result<Arc<rustls::ClientConfig>, OutsideError> {
+    let mut store = RootCertStore::empty();
+    let (added, _) = store.add_parsable_certificates(roots.iter().map(|der| der.clone().into_owned()));
+    let none = || OutsideError::NoRoots(roots.len());
+    if added == 0 {
+        return Err(none());
+    }
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider().clone())
+        .build()
+        .map_err(|_| none())?;
+    let config = rustls::ClientConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has TLS 1.3 cipher suites")
+        .with_webpki_verifier(verifier)
+        .with_no_client_auth();
+    Ok(finished_client(config, alpn))
+}
+
+/// A server that shows an SVID and asks for no certificate (`https_spiffe`; Federation §5.2.2.2).
+pub fn open_server_config(identity: Arc<dyn IdentitySource>, alpn: &[&[u8]]) -> Arc<rustls::ServerConfig> {
+    let config = server_builder().with_cert_resolver(Arc::new(SessionIdentity(identity)));
+    finished_server(config, alpn)
+}
+
+/// A server that shows a certificate of the web and asks for none (`https_web`; Federation §5.2.1.2).
+pub fn web_server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    alpn: &[&[u8]],
+) -> Result<Arc<rustls::ServerConfig>, OutsideError> {
+    let config = server_builder().with_single_cert(chain, key);
+    config.map(|config| finished_server(config, alpn)).map_err(|e| OutsideError::Certificate(e.to_string()))
+}
+
+fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert> {
+    rustls::ServerConfig::builder_with_provider(provider().clone())
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has TLS 1.3 cipher suites")
+        .with_no_client_auth()
+}
+
+fn finished_server(mut config: rustls::ServerConfig, alpn: &[&[u8]]) -> Arc<rustls::ServerConfig> {
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(config)
+}
