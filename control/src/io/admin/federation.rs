@@ -18,9 +18,12 @@ use crate::io::strangers::{LookError, StrangerReport, freshest, look};
 
 pub async fn put(call: Call, request: FederationPutRequest) -> Result<Written, Status> {
     let bundle = request.read_bundle().map_err(|e| refused(&Refusal::Invalid(format!("the bundle: {e}"))))?;
-    // An empty set says that every key is revoked; nobody means to begin with that.
-    if bundle.as_ref().is_some_and(|b| b.authorities.is_empty() && b.jwt_authorities.is_empty()) {
-        return Err(refused(&Refusal::Invalid("the bundle has no key that can be used".into())));
+    // JWT keys name no trust domain, certificates do: without one of them it may be anybody's bundle. And an empty set
+    // says that every key is revoked; nobody means to begin with that.
+    if bundle.as_ref().is_some_and(|b| b.authorities.is_empty()) {
+        let domain = &request.federation.trust_domain;
+        let why = format!("the bundle has no X.509 authority of {domain} that can be used");
+        return Err(refused(&Refusal::Invalid(why)));
     }
     let command =
         Command::FederationPut { federation: Box::new(request.federation), bundle: bundle.map(Box::new) };

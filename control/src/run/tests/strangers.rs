@@ -176,6 +176,8 @@ async fn ask(
 async fn f_1_a_published_authority_is_in_the_document_before_it_is_used() {
     let east = found("east", 1).await;
     let address = endpoint(&east, Shown::Svid).await;
+    // The node publishes its JWT key when it has started: after that nothing changes by itself.
+    east.until("the JWT key", |_| !east.bundle().jwt_authorities.is_empty()).await;
     let state = east.any().context.handle.state();
     // East as a stranger would know it: its bundle of now.
     let trust = Arc::new(FixedTrust(Arc::new(Trust::new([&east.bundle()], Revocations::default()))));
