@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -213,12 +213,12 @@ async fn keep_reading(certificate: Arc<Certificate>, chain: PathBuf, key: PathBu
     }
 }
 
-async fn file_times(chain: &PathBuf, key: &PathBuf) -> FileTimes {
-    let time = async |path: &PathBuf| tokio::fs::metadata(path).await.ok()?.modified().ok();
+async fn file_times(chain: &Path, key: &Path) -> FileTimes {
+    let time = async |path: &Path| tokio::fs::metadata(path).await.ok()?.modified().ok();
     [time(chain).await, time(key).await]
 }
 
-fn read_files(chain: &PathBuf, key: &PathBuf) -> Result<Arc<rustls::ServerConfig>, String> {
+fn read_files(chain: &Path, key: &Path) -> Result<Arc<rustls::ServerConfig>, String> {
     let pem = std::fs::read(chain).map_err(|e| format!("{}: {e}", chain.display()))?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let certificates = certificates.map_err(|e| format!("{}: {e:?}", chain.display()))?;
