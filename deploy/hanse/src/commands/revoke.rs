@@ -1,17 +1,20 @@
 //! `hanse revoke`: what it would hit before, the receipt after, and the list.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hanse_control::admin::{
     ReachState, Receipt, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreview,
     RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked, Tally,
 };
-use hanse_identity::{Reason, RevocationId, RevocationTarget};
+use hanse_identity::{Closing, Reason, RevocationId, RevocationTarget, Serial, SvidFacts};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Outcome, talk};
-use crate::cli::{Global, RevokeCommand, RevokeVerb, RevokeWhat};
+use crate::cli::{Global, RevokeCommand, RevokeVerb, RevokeWhat, parse_duration};
 use crate::context::Connection;
 use crate::errors::{Exit, Failure};
 use crate::output::{self, Listing};
@@ -45,13 +48,47 @@ fn revocation_id(text: &str) -> Result<RevocationId, Failure> {
 }
 
 fn target(what: &RevokeWhat) -> Result<RevocationTarget, Failure> {
-    match (&what.serial, &what.identity) {
-        (Some(serial), None) => serial
-            .parse()
-            .map(RevocationTarget::Serial)
-            .map_err(|rule| Failure::usage(format!("{serial:?} {rule}"))),
-        (None, Some(identity)) => Ok(RevocationTarget::Identity(identity.clone())),
-        _ => Err(Failure::usage("what is to be revoked?").fix("--identity SPIFFE-ID, or --serial HEX")),
+    if let Some(serial) = &what.serial {
+        let serial = serial.parse().map_err(|rule| Failure::usage(format!("{serial:?} {rule}")))?;
+        return Ok(RevocationTarget::Serial(serial));
+    }
+    if let Some(file) = &what.cert {
+        return serial_of(file).map(RevocationTarget::Serial);
+    }
+    if let Some(key) = &what.key {
+        let key = key.parse().map_err(|rule| Failure::usage(format!("{key:?} {rule}")))?;
+        return Ok(RevocationTarget::Key(key));
+    }
+    let named = None
+        .or(what.identity.clone().map(RevocationTarget::Identity))
+        .or(what.agent.clone().map(RevocationTarget::Agent))
+        .or(what.node.clone().map(RevocationTarget::Node))
+        .or(what.trust_domain.clone().map(RevocationTarget::Cluster));
+    named.ok_or_else(|| {
+        Failure::usage("what is to be revoked?")
+            .fix("--identity SPIFFE-ID, --serial HEX, --cert FILE, --key HEX, --agent NAME, --node NAME, or --cluster TRUST-DOMAIN")
+    })
+}
+
+/// The serial number of the first certificate in a PEM file.
+fn serial_of(file: &Path) -> Result<Serial, Failure> {
+    let bad = |why: String| Failure::usage(format!("{}: {why}", file.display()));
+    let pem = std::fs::read(file).map_err(|e| bad(e.to_string()))?;
+    let leaf =
+        CertificateDer::from_pem_slice(&pem).map_err(|_| bad("it has no certificate in PEM".to_owned()))?;
+    Ok(SvidFacts::parse(&leaf).map_err(|e| bad(e.to_string()))?.serial)
+}
+
+fn closing(what: &RevokeWhat) -> Result<Closing, Failure> {
+    match what.close_connections.as_str() {
+        "now" => Ok(Closing::Now),
+        "never" => Ok(Closing::Never),
+        time => {
+            let time = parse_duration(time).map_err(|rule| {
+                Failure::usage(format!("--close-connections {time:?}: now, never, or a time: {rule}"))
+            })?;
+            Ok(Closing::After(u32::try_from(time.as_secs()).unwrap_or(u32::MAX)))
+        }
     }
 }
 
@@ -93,7 +130,7 @@ pub async fn wait(
 }
 
 async fn revoke(global: &Global, what: &RevokeWhat) -> Outcome {
-    let (target, reason) = (target(what)?, reason(what)?);
+    let (target, reason, closing) = (target(what)?, reason(what)?, closing(what)?);
     let connection = Connection::open(global)?;
     let preview = connection.call(&RevokePreviewRequest::new(target.clone())).await?;
     talk(global, &blast_radius(&preview));
@@ -102,7 +139,7 @@ async fn revoke(global: &Global, what: &RevokeWhat) -> Outcome {
         return Ok(Exit::Done);
     }
     super::confirm(global, word(&target).as_str())?;
-    let request = RevokeRequest { note: what.note.clone(), ..RevokeRequest::new(target, reason) };
+    let request = RevokeRequest { target, reason, note: what.note.clone(), reissue: what.reissue, closing };
     let revoked = commit(&connection, &request).await?;
     talk(global, &format!("  committed {} at {} #{}", revoked.id, connection.name, revoked.revision));
     if what.no_wait {
@@ -230,4 +267,43 @@ async fn list(global: &Global) -> Outcome {
     .warnings(&revocations.warnings)
     .print(global.output);
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_target_has_its_flag() {
+        let key = "ab".repeat(32);
+        let id: hanse_identity::SpiffeId = "spiffe://east.example/ns/shop/sa/ratings".parse().unwrap();
+        let none = RevokeWhat::default;
+        for (what, text) in [
+            (RevokeWhat { serial: Some("3f:09".into()), ..none() }, "serial 3f09".to_owned()),
+            (RevokeWhat { identity: Some(id.clone()), ..none() }, id.to_string()),
+            (
+                RevokeWhat { key: Some(key.clone()), ..none() },
+                RevocationTarget::Key(key.parse().unwrap()).to_string(),
+            ),
+            (RevokeWhat { agent: Some("host-1".parse().unwrap()), ..none() }, "agent host-1".to_owned()),
+            (RevokeWhat { node: Some("east-2".parse().unwrap()), ..none() }, "node east-2".to_owned()),
+        ] {
+            assert_eq!(target(&what).unwrap().to_string(), text);
+        }
+        let west = RevokeWhat { trust_domain: Some("west.example".parse().unwrap()), ..none() };
+        assert!(matches!(target(&west).unwrap(), RevocationTarget::Cluster(_)));
+        assert!(target(&none()).is_err());
+        assert!(target(&RevokeWhat { key: Some("ab".into()), ..none() }).is_err());
+        assert!(target(&RevokeWhat { cert: Some("/nonexistent".into()), ..none() }).is_err());
+    }
+
+    #[test]
+    fn connections_are_closed_now_later_or_never() {
+        let told =
+            |text: &str| closing(&RevokeWhat { close_connections: text.to_owned(), ..RevokeWhat::default() });
+        assert_eq!(told("now").unwrap(), Closing::Now);
+        assert_eq!(told("never").unwrap(), Closing::Never);
+        assert_eq!(told("30s").unwrap(), Closing::After(30));
+        assert!(told("soon").is_err());
+    }
 }
