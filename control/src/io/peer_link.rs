@@ -40,6 +40,8 @@ const MEASURE: Duration = Duration::from_secs(5);
 const LOGGED_REFUSALS: usize = 8;
 /// Pause before a batch that could not be committed is proposed again.
 const COMMIT_RETRY: Duration = Duration::from_millis(200);
+/// How long our own side's farewell may take to be committed, once the other side has removed us because of it.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Largest message of a peer: with what is held, still below the largest proposal.
 const MAX_MESSAGE_BYTES: usize = 2 << 20;
 
@@ -381,8 +383,16 @@ impl PeerLink {
         }
     }
 
-    /// The other side has removed us: we forget it too, unless we have joined anew since the session began.
+    /// The other side has removed us: we forget it too, unless we have joined anew since the session began. If it was
+    /// our own administrator who left, that Command is on its way and is the one that belongs in the audit trail.
     async fn forget_peer(&self, invite: String) {
+        let mut states = self.context.handle.states();
+        let gone = states.wait_for(|state| {
+            state.view.peers.get(&self.cluster).is_none_or(|peer| peer.record.invite != invite)
+        });
+        if tokio::time::timeout(FAREWELL, gone).await.is_ok() {
+            return;
+        }
         let command = Command::PeerRemove { cluster: self.cluster.clone(), only_invite: Some(invite) };
         match self.context.handle.propose("", command).await {
             Ok(outcome) => {
