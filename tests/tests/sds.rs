@@ -230,17 +230,18 @@ impl Scene {
         let (door, target) = (envoy::free_address()?, envoy::free_address()?);
         let agent = path.display().to_string();
         let config = envoy::Config {
-            binary,
-            dir: dir.path(),
             agent: &agent,
             mutual_tls: door,
+            answer: envoy::ANSWER,
+            egress: envoy::free_address()?,
+            admin: envoy::free_address()?,
             target,
             target_id: ENVOY_ID,
             trust,
             delta,
         };
         Ok(Self {
-            envoy: Envoy::start(&config)?,
+            envoy: Envoy::start(binary, dir.path(), &config)?,
             door,
             view,
             shared,
@@ -474,7 +475,7 @@ impl Caller {
             tls.write_all(b"GET / HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n").await?;
             // Not to the end: Envoy leaves a connection that it closes open for a second.
             let (mut answer, mut text) = (Vec::new(), String::new());
-            while !text.ends_with("an Envoy answers\n") {
+            while !text.ends_with(envoy::ANSWER) {
                 ensure!(tls.read_buf(&mut answer).await? > 0, "the answer ends with {text:?}");
                 text = String::from_utf8_lossy(&answer).into_owned();
             }

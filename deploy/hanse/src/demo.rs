@@ -2,12 +2,13 @@
 //!
 //! `spec` says what there is, `prepare` puts it on disk, `process` starts and ends it, `up` brings it up in
 //! order, `keep` answers while it runs, `damage` breaks and heals. `app` and `wire` are processes of the demo
-//! itself. `verify` tells the story; `thief` is its villain.
+//! itself. `verify` tells the story; `thief` is its villain, and an `envoy` its guest.
 
 pub mod app;
 pub mod cli;
 pub mod client;
 pub mod damage;
+pub mod envoy;
 pub mod find;
 pub mod keep;
 pub mod load;

@@ -64,6 +64,7 @@ fn dispatch(cli: Cli) -> Outcome {
             DemoCommand::App(config) => role(demo::app::run(config)),
             DemoCommand::Wire(config) => role(demo::wire::run(config)),
             DemoCommand::Thief(config) => role(demo::thief::run(config)),
+            DemoCommand::Envoy(launch) => role(demo::envoy::launch(launch)),
             command => block_on(demo::verbs::run(&global, command)),
         },
         Command::Node(command) => block_on(commands::node::run(&global, &command)),

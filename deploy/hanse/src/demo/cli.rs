@@ -50,6 +50,9 @@ pub enum DemoCommand {
     /// Somebody who has stolen a workload's identity
     #[command(hide = true)]
     Thief(super::thief::Config),
+    /// An Envoy that ends with the demo
+    #[command(hide = true)]
+    Envoy(super::envoy::Launch),
     /// Keep a demo that was started with -d
     #[command(hide = true)]
     Supervise {
@@ -72,6 +75,10 @@ pub struct UpArgs {
     /// With --verify: allow every figure this many times its target (a debug build, a machine with other work)
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub slack: u32,
+    /// With --verify: the Envoy executable that is a workload of the story [default: the one of the Python virtual
+    /// environment that HANSE_INTEROP_ENVOY_VENV names, or envoy in the path; without one the step is skipped]
+    #[arg(long, requires = "verify", value_name = "PATH")]
+    pub envoy: Option<PathBuf>,
     /// Control nodes per cluster: 1, 3 or 5
     #[arg(long, default_value_t = 3)]
     pub nodes: usize,

@@ -30,9 +30,6 @@ const SVID_TIMEOUT: Duration = Duration::from_secs(20);
 const KNOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pace of knocking, per door.
 const KNOCK_EVERY: Duration = Duration::from_millis(20);
-/// Connections held open at each door.
-const HELD: usize = 2;
-
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// The agent's Unix socket
@@ -54,6 +51,8 @@ pub struct Door {
     /// The service that is asked for: by a GET at a proxy, by a CONNECT at a gateway.
     pub authority: String,
     pub gateway: bool,
+    /// Connections held open there.
+    pub held: usize,
 }
 
 /// What happened.
@@ -88,7 +87,7 @@ async fn prowl(socket: PathBuf, doors: Vec<Door>) -> anyhow::Result<()> {
     let facts = credentials.current().context("the SVID was waited for")?.identity.facts.clone();
     let mut held = Vec::new();
     for door in &doors {
-        for _ in 0..HELD {
+        for _ in 0..door.held {
             let (stream, connection) = knock(&credentials, door).await.with_context(|| door.name.clone())?;
             let name = door.name.clone();
             held.push(tokio::spawn(async move {

@@ -1,6 +1,6 @@
 //! What `hanse demo …` does: starts, shows, breaks, heals and ends demos.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::cli::{BreakCommand, DemoCommand, UpArgs, Which};
 use super::damage::{Damage, What};
+use super::envoy;
 use super::find;
 use super::keep::{self, Keeper, Request};
 use super::process::DemoFile;
@@ -39,7 +40,7 @@ pub async fn run(global: &Global, command: DemoCommand) -> Outcome {
             keep::supervise(dir, spec).await?;
             Ok(Exit::Done)
         }
-        DemoCommand::App(_) | DemoCommand::Wire(_) | DemoCommand::Thief(_) => {
+        DemoCommand::App(_) | DemoCommand::Wire(_) | DemoCommand::Thief(_) | DemoCommand::Envoy(_) => {
             unreachable!("the roles of the demo are started before this runtime")
         }
     }
@@ -54,15 +55,31 @@ async fn start(global: &Global, up: UpArgs) -> Outcome {
         rps: up.rps,
     };
     spec.check().map_err(Failure::usage)?;
+    let envoy = match &up.envoy {
+        Some(path) if !envoy::is_elf(path) => {
+            return Err(Failure::usage(format!(
+                "--envoy {}: it is no executable (a script is not attested)",
+                path.display()
+            )));
+        }
+        Some(path) => Some(path.canonicalize().map_err(|e| Failure::unreadable(path, e))?),
+        None => envoy::installed(),
+    };
     let directory = super::prepare::directory()?;
-    let result = start_in(global, &up, spec, &directory).await;
+    let result = start_in(global, &up, spec, &directory, envoy).await;
     if result.is_err() {
         find::remove(&directory)?;
     }
     result
 }
 
-async fn start_in(global: &Global, up: &UpArgs, spec: Spec, directory: &Path) -> Outcome {
+async fn start_in(
+    global: &Global,
+    up: &UpArgs,
+    spec: Spec,
+    directory: &Path,
+    envoy: Option<PathBuf>,
+) -> Outcome {
     let table = !global.output.is_json() && !up.verify;
     let say = move |line: &str| {
         if table {
@@ -84,7 +101,7 @@ async fn start_in(global: &Global, up: &UpArgs, spec: Spec, directory: &Path) ->
     let mut keeper = Keeper::listen(&demo)?;
     if up.verify {
         let report = tokio::select! {
-            report = super::verify::run(global, &demo, up.slack) => Some(report),
+            report = super::verify::run(global, &demo, up.slack, envoy) => Some(report),
             () = super::signals::terminated() => None,
         };
         keeper.close().await;

@@ -5,6 +5,7 @@
 mod basics;
 mod control;
 mod dark;
+mod envoy;
 mod failover;
 mod policies;
 mod revocation;
@@ -12,6 +13,7 @@ mod split;
 mod theft;
 mod trust;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +42,8 @@ pub struct Verdict {
     /// The figures that decide, for people.
     pub summary: String,
     pub evidence: Value,
+    /// Not told, for want of what it is about.
+    pub skipped: bool,
 }
 
 /// A step that has been told.
@@ -47,6 +51,8 @@ pub struct Verdict {
 pub struct Step {
     pub name: String,
     pub ok: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     pub ms: u64,
     pub evidence: Value,
     #[serde(skip)]
@@ -60,6 +66,8 @@ struct Story<'d> {
     away: String,
     /// How many times its target a figure may be.
     slack: u32,
+    /// A stock Envoy, where one is installed.
+    envoy: Option<PathBuf>,
 }
 
 impl Story<'_> {
@@ -71,14 +79,18 @@ impl Story<'_> {
 
 impl Verdict {
     fn new(ok: bool, summary: impl Into<String>, evidence: Value) -> Self {
-        Self { ok, summary: summary.into(), evidence }
+        Self { ok, summary: summary.into(), evidence, skipped: false }
+    }
+
+    fn skipped(why: &str) -> Self {
+        Self { skipped: true, ..Self::new(true, format!("skipped: {why}"), json!({ "skipped": why })) }
     }
 }
 
-/// Runs steps 1 to 13 on a demo that runs.
-pub async fn run(global: &Global, demo: &Arc<Demo>, slack: u32) -> Vec<Step> {
+/// Runs every step but the last on a demo that runs.
+pub async fn run(global: &Global, demo: &Arc<Demo>, slack: u32, envoy: Option<PathBuf>) -> Vec<Step> {
     let (home, away) = (demo.spec.clusters[0].clone(), demo.spec.clusters[1].clone());
-    let story = Story { demo, home, away, slack };
+    let story = Story { demo, home, away, slack, envoy };
     let mut steps = Vec::new();
     macro_rules! tell {
         ($($name:literal => $step:expr;)*) => {
@@ -98,12 +110,13 @@ pub async fn run(global: &Global, demo: &Arc<Demo>, slack: u32) -> Vec<Step> {
         "kill -9 the leader under load and writes" => story.kill_leader();
         "the wire falls silent; a whole cluster is paused" => story.dark();
         "revoke productpage while it holds live connections" => story.revoke();
+        "a stock Envoy is a workload: called, calling, rotated, revoked" => story.envoy();
         "kill -9 all control nodes of a cluster for 10 s" => story.kill_control();
     }
     steps
 }
 
-/// Ends the demo (step 14), reports, and decides.
+/// Ends the demo (the last step), reports, and decides.
 pub async fn finish(global: &Global, demo: Arc<Demo>, mut steps: Vec<Step>) -> Outcome {
     let started = Instant::now();
     let processes: Vec<Identity> = demo
@@ -128,13 +141,17 @@ pub async fn finish(global: &Global, demo: Arc<Demo>, mut steps: Vec<Step>) -> O
     );
     steps.push(step(global, steps.len() + 1, "down: no process, no file left", started, verdict));
     let ok = steps.iter().all(|s| s.ok);
-    let good = steps.iter().filter(|s| s.ok).count();
+    let good = steps.iter().filter(|s| s.ok && !s.skipped).count();
+    let skipped = match steps.iter().filter(|s| s.skipped).count() {
+        0 => String::new(),
+        n => format!(", {n} skipped"),
+    };
     if global.output.is_json() {
         let report = json!({ "ok": ok, "steps": steps, "steadyLoad": steady });
         output::print(global.output, "DemoVerify", &report, "");
     } else {
         output::data(&format!(
-            "{good} of {} steps hold; steady load: {} ok, {} failed\n",
+            "{good} of {} steps hold{skipped}; steady load: {} ok, {} failed\n",
             steps.len(),
             steady.ok,
             steady.failed
@@ -191,11 +208,16 @@ fn step(global: &Global, number: usize, name: &str, started: Instant, verdict: V
     let step = Step {
         name: name.to_owned(),
         ok: verdict.ok,
+        skipped: verdict.skipped,
         ms: started.elapsed().as_millis() as u64,
         evidence: verdict.evidence,
         summary: verdict.summary,
     };
-    let mark = if step.ok { "✓" } else { "✗" };
+    let mark = match (step.ok, step.skipped) {
+        (_, true) => "–",
+        (true, false) => "✓",
+        (false, false) => "✗",
+    };
     let line = format!(
         "{mark} {number:>2} {name}   {:.1} s\n     {}\n",
         started.elapsed().as_secs_f64(),

@@ -181,7 +181,7 @@ fn lock(state: &Mutex<Stream>) -> std::sync::MutexGuard<'_, Stream> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn receipt_line(receipt: &Receipt, after: Duration) -> String {
+pub(super) fn receipt_line(receipt: &Receipt, after: Duration) -> String {
     let state = if receipt.complete { "complete" } else { "NOT complete" };
     let parts = receipt.parts.iter().map(|p| {
         let enforced = p.proxies.enforced + p.gateways.enforced + p.agents.enforced;

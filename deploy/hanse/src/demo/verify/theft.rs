@@ -18,14 +18,16 @@ use crate::demo::thief::{Door, Event};
 
 /// How long the thief may take to be in.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections that it holds at each door where they are to be cut.
+const HELD: usize = 2;
 
 /// A thief that runs; dropping it ends it.
 pub struct Thief {
     _child: tokio::process::Child,
     events: Arc<Mutex<Vec<Event>>>,
-    doors: Vec<String>,
-    held: usize,
+    doors: Vec<(String, usize)>,
     pub id: String,
+    pub serial: String,
 }
 
 impl Story<'_> {
@@ -39,6 +41,7 @@ impl Story<'_> {
                 trust_domain: trust_domain(&self.home).parse()?,
                 authority: "details.shop.svc.cluster.local".to_owned(),
                 gateway: false,
+                held: HELD,
             },
             Door {
                 name: self.away.clone(),
@@ -46,13 +49,19 @@ impl Story<'_> {
                 trust_domain: trust_domain(&self.away).parse()?,
                 authority: "details.shop.svc.cluster.local:80".to_owned(),
                 gateway: true,
+                held: HELD,
             },
         ];
+        self.thief_at(&doors).await
+    }
+
+    /// The same at these doors.
+    pub(super) async fn thief_at(&self, doors: &[Door]) -> anyhow::Result<Thief> {
         let proxy = self.demo.supervisor.plan(&self.home, Role::Proxy, "productpage-1");
         let executable = proxy.context("productpage has a proxy")?.executable;
         let cluster = self.demo.clusters.iter().find(|c| c.name == self.home);
         let socket = &cluster.context("home is a cluster of the demo")?.agent_socket;
-        Thief::start(&executable, socket, &doors, &self.demo.directory.join("logs/thief.log")).await
+        Thief::start(&executable, socket, doors, &self.demo.directory.join("logs/thief.log")).await
     }
 }
 
@@ -83,11 +92,11 @@ impl Thief {
             }
         });
         let ready = tokio::time::timeout(READY_TIMEOUT, is_ready).await;
-        let Ok(Ok(Event::Ready { id, held, .. })) = ready else {
+        let Ok(Ok(Event::Ready { id, serial, .. })) = ready else {
             anyhow::bail!("the thief did not get in: {}", crate::demo::up::log_tail(log, 5));
         };
-        let doors = doors.iter().map(|d| d.name.clone()).collect();
-        Ok(Self { _child: child, events, doors, held, id })
+        let doors = doors.iter().map(|d| (d.name.clone(), d.held)).collect();
+        Ok(Self { _child: child, events, doors, id, serial })
     }
 
     /// What became of the thief since `asked`: per door whether it was cut and refused within `limit`, as evidence.
@@ -97,8 +106,8 @@ impl Thief {
         let mut evidence = serde_json::Map::new();
         let mut lines = Vec::new();
         let mut ok = true;
-        for door in &self.doors {
-            let (holds, line, figures) = at_door(&events, door, asked, limit, self.held / self.doors.len());
+        for (door, held) in &self.doors {
+            let (holds, line, figures) = at_door(&events, door, asked, limit, *held);
             ok &= holds;
             lines.push(line);
             evidence.insert(door.clone(), figures);
@@ -146,10 +155,11 @@ fn at_door(
         && last_let_in <= limit
         && let_in_before > 0
         && refused > 0;
-    let line = format!(
-        "{name}: {} of {held} cut within {longest} ms, last let in after {last_let_in} ms, {refused} refused",
-        cuts.len()
-    );
+    let cut = match held {
+        0 => String::new(),
+        held => format!("{} of {held} cut within {longest} ms, ", cuts.len()),
+    };
+    let line = format!("{name}: {cut}last let in after {last_let_in} ms, {refused} refused");
     let figures = json!({
         "held": held, "cut": cuts.len(), "longestCutMs": longest, "letInBefore": let_in_before,
         "lastLetInMs": last_let_in, "refused": refused, "refusals": reasons,
