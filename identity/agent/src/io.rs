@@ -5,6 +5,7 @@ pub mod control_link;
 pub mod join;
 pub mod jwt;
 pub mod reflection;
+pub mod rejoin;
 pub mod sds;
 pub mod session;
 pub mod socket;

@@ -31,6 +31,7 @@ use tonic::transport::Server;
 
 use io::control_link::{ControlLink, Membership};
 use io::jwt::JwtDesk;
+use io::rejoin::{Wanted, new_token};
 use io::store::{Store, StoredIdentity, read_token};
 use io::svids::Svids;
 use io::telemetry::Metrics;
@@ -46,6 +47,8 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 128;
 /// Largest request of a local caller; Envoy's description of itself is about 60 KiB.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// In the data directory: where a new join token is looked for if the command line names no file.
+const TOKEN_FILE: &str = "join-token";
 
 /// `hanse agent`
 #[derive(Clone, Debug, clap::Args)]
@@ -59,7 +62,8 @@ pub struct Config {
     /// Unix socket on which local processes get their identities (Envoy SDS and SPIFFE Workload API).
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
-    /// File with a join token for this agent; needed on the first start only.
+    /// File with a join token for this agent: needed on the first start, and looked at again, without a restart, whenever
+    /// the agent's own SVID is not accepted any more [default, for that: DATA-DIR/join-token]
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
     /// Control node to try besides those that the token and the cluster name; may be repeated.
@@ -72,8 +76,16 @@ pub struct Config {
 
 /// Where the agent's own identity comes from.
 enum Start {
+    /// It may have expired meanwhile: then the agent waits for a new token.
     Stored(StoredIdentity),
     Token(JoinToken),
+}
+
+impl Config {
+    /// Where a new join token is looked for.
+    fn token_file(&self) -> PathBuf {
+        self.join_token_file.clone().unwrap_or_else(|| self.data_dir.join(TOKEN_FILE))
+    }
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -91,33 +103,23 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 /// Decides between the stored identity and the token.
 fn start(config: &Config, store: &Store, now: Timestamp) -> anyhow::Result<Start> {
-    let expired = match store.identity()? {
-        None => None,
-        Some(stored) => {
-            ensure!(
-                stored.name == config.name,
-                "{} belongs to agent {}, not {}",
-                config.data_dir.display(),
-                stored.name,
-                config.name
-            );
-            let not_after = stored.svid().context("the agent's own SVID cannot be read")?.facts.not_after;
-            if now < not_after {
-                if config.join_token_file.is_some() {
-                    tracing::info!("this agent has joined already, the join token is not used");
-                }
-                return Ok(Start::Stored(stored));
-            }
-            Some(not_after)
-        }
-    };
-    match (&config.join_token_file, expired) {
-        (Some(path), _) => Ok(Start::Token(read_token(path, &config.name, now)?)),
-        (None, Some(not_after)) => bail!(
-            "this agent's own SVID expired at {not_after}: make a new join token for agent {} and give it with --join-token-file",
+    if let Some(stored) = store.identity()? {
+        ensure!(
+            stored.name == config.name,
+            "{} belongs to agent {}, not {}",
+            config.data_dir.display(),
+            stored.name,
             config.name
-        ),
-        (None, None) => bail!(
+        );
+        let not_after = stored.svid().context("the agent's own SVID cannot be read")?.facts.not_after;
+        if now < not_after && config.join_token_file.is_some() {
+            tracing::info!("this agent has joined already, the join token is not used");
+        }
+        return Ok(Start::Stored(stored));
+    }
+    match &config.join_token_file {
+        Some(path) => Ok(Start::Token(read_token(path, &config.name, now)?)),
+        None => bail!(
             "this agent has not joined a cluster: make a join token for agent {} and give it with --join-token-file",
             config.name
         ),
@@ -167,7 +169,8 @@ async fn serve(
     result
 }
 
-/// Joins if need be, then follows the control nodes.
+/// Joins if need be, then follows the control nodes; joins anew when its own SVID is of no use any more and there is a
+/// new token. What is held for local processes is not touched by that.
 async fn be_member(
     config: Config,
     store: Store,
@@ -176,7 +179,7 @@ async fn be_member(
     view: watch::Sender<View>,
     shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let stored = match start {
+    let mut stored = match start {
         Start::Stored(stored) => stored,
         Start::Token(token) => {
             let stored = join::join(&token, &config.name, &config.control, &store).await?;
@@ -184,9 +187,35 @@ async fn be_member(
             stored
         }
     };
-    let svid = stored.svid().context("the agent's own SVID cannot be read")?;
-    let membership = Membership::new(store, stored, config.control);
-    link.run(membership, svid, view, shutdown).await.context("the agent's own SVID cannot be used")
+    let (file, mut refused) = (config.token_file(), String::new());
+    loop {
+        let svid = stored.svid().context("the agent's own SVID cannot be read")?;
+        let (invite, trust_domain) = (stored.invite.clone(), stored.trust_domain.clone());
+        let spent = [invite.as_str(), refused.as_str()];
+        let wanted = Wanted { agent: &config.name, trust_domain: &trust_domain, file: &file, spent };
+        let membership = Membership::new(store.clone(), stored, config.control.clone());
+        let token = tokio::select! {
+            // First: it puts the own SVID in use, which the other is about.
+            biased;
+            ended = Arc::clone(&link).run(membership, svid, &view, shutdown.clone()) => {
+                return ended.context("the agent's own SVID cannot be used");
+            }
+            token = new_token(&link, &wanted) => token,
+        };
+        let joined = join::join(&token, &config.name, &config.control, &store).await;
+        stored = match joined {
+            Ok(stored) => {
+                link.rejoined();
+                tracing::info!(cluster = %stored.cluster, "joined the cluster anew");
+                stored
+            }
+            Err(error) => {
+                tracing::error!(invite = token.invite, %error, "joining anew failed");
+                refused = token.invite.clone();
+                store.identity()?.context("the agent's own identity is gone from its data directory")?
+            }
+        };
+    }
 }
 
 /// Serves both protocols to local callers until shutdown.

@@ -42,6 +42,7 @@ fn stored(lifetime: Duration) -> StoredIdentity {
         key_pem: String::new(),
         bundle: bundle(&[&east_1]),
         endpoints: vec!["127.0.0.1:1".to_owned()],
+        invite: String::new(),
     };
     stored.set_svid(&svid);
     stored
@@ -131,20 +132,23 @@ fn a_valid_stored_identity_is_used_and_a_token_is_not() {
 }
 
 #[test]
-fn without_a_usable_identity_a_token_is_demanded() {
+fn without_an_identity_a_token_is_demanded_and_an_expired_one_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path(), None);
     let store = Store::open(&config.data_dir).unwrap();
     let told = |config: &Config, at| start(config, &store, at).err().unwrap().to_string();
     assert!(told(&config, now()).contains("has not joined"));
-    store.write_identity(&stored(Duration::from_secs(3600))).unwrap();
-    let after = later(now(), 7200);
-    let expired = told(&config, after);
-    assert!(expired.contains("expired") && expired.contains("new join token"), "{expired}");
     let path = dir.path().join("token");
-    std::fs::write(&path, token(for_this_agent(), later(after, 60))).unwrap();
-    config.join_token_file = Some(path);
-    assert!(matches!(start(&config, &store, after), Ok(Start::Token(_))));
+    std::fs::write(&path, token(for_this_agent(), later(now(), 60))).unwrap();
+    config.join_token_file = Some(path.clone());
+    assert!(matches!(start(&config, &store, now()), Ok(Start::Token(_))));
+    assert_eq!(config.token_file(), path);
+    // Expired or not, and whatever the token file says by now: it starts, and says elsewhere what it waits for.
+    std::fs::remove_file(path).unwrap();
+    store.write_identity(&stored(Duration::from_secs(3600))).unwrap();
+    assert!(matches!(start(&config, &store, later(now(), 7200)), Ok(Start::Stored(_))));
+    config.join_token_file = None;
+    assert_eq!(config.token_file(), config.data_dir.join("join-token"));
     config.name = "host-2".parse().unwrap();
     assert!(told(&config, now()).contains("host-1"));
 }

@@ -85,19 +85,22 @@ impl Admin {
         }
     }
 
-    fn not_ready(&self) -> Option<&'static str> {
+    fn not_ready(&self) -> Option<String> {
         let view = self.shared.view.borrow();
-        if view.trust_domain.is_none() {
-            Some("not joined")
+        let why = if self.link.own_revoked() {
+            "the agent's own identity is revoked"
+        } else if let Some(trouble) = self.link.trouble() {
+            return Some(trouble);
+        } else if view.trust_domain.is_none() {
+            "not joined"
         } else if view.state.is_none() {
-            Some("no state from a control node yet")
-        } else if self.link.own_revoked() {
-            Some("the agent's own identity is revoked")
+            "no state from a control node yet"
         } else if self.link.own_not_after() <= now() {
-            Some("the agent's own SVID has expired")
+            "the agent's own SVID has expired"
         } else {
-            None
-        }
+            return None;
+        };
+        Some(why.to_owned())
     }
 
     fn metrics(&self) -> String {
@@ -116,6 +119,7 @@ impl Admin {
         metrics.sds_behind.set(i64::from(sds.subscribers - sds.acknowledged));
         metrics.sds_rejecting.set(i64::from(sds.rejected));
         metrics.workload_api_streams.set(count(self.shared.streams.count(workload_api::KIND)));
+        metrics.must_join_anew.set(i64::from(self.link.trouble().is_some()));
         metrics.own_not_after.set(i64::try_from(self.link.own_not_after().seconds()).unwrap_or(i64::MAX));
         metrics.to_text()
     }
@@ -154,6 +158,7 @@ impl Admin {
             },
             "crlsWithheld": withheld(&view),
             "connected": self.link.connected(),
+            "mustJoinAnew": self.link.trouble(),
             "ownNotAfter": self.link.own_not_after().to_string(),
             "registrations": view.state.as_ref().map(|s| s.registrations.clone()).unwrap_or_default(),
             "held": held.collect::<Vec<_>>(),

@@ -16,11 +16,12 @@ use hanse_identity::svid::{Svid, SvidFacts};
 use hanse_identity::tls::{self, Expect, IdentitySource, TlsIdentity, TrustSource};
 use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{AgentUp, IssueJwtRequest, IssueSvidRequest, RenewAgentRequest};
-use hanse_identity::{Revocations, Selector, SpiffeId, Trust, Usage, VerifyError, renewal, verify};
+use hanse_identity::{RevocationId, Selector, SpiffeId, Trust, Usage, VerifyError, renewal, verify};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -96,6 +97,21 @@ pub(super) enum WatchEnd {
     Moved,
 }
 
+impl WatchEnd {
+    /// Whether the control node was there and did not accept the agent's own SVID: in words, or by an alert of TLS,
+    /// which a client of TLS 1.3 reads only after its handshake, somewhere below HTTP/2.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Status(status)
+                if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated) =>
+            {
+                true
+            }
+            end => format!("{end:?}").contains("AlertReceived"),
+        }
+    }
+}
+
 /// Why the agent's own SVID was not renewed.
 #[derive(Debug, thiserror::Error)]
 enum RenewError {
@@ -115,6 +131,12 @@ pub struct ControlLink {
     strikes: AtomicU32,
     own_revoked: AtomicBool,
     own_not_after: AtomicU64,
+    /// The control node that was dialled last does not accept the own SVID.
+    refused: AtomicBool,
+    /// Why the agent has to join anew, and what it waits for.
+    trouble: ArcSwapOption<String>,
+    /// Hits the own SVID, but not a new one of the same name.
+    evicted_by: ArcSwapOption<RevocationId>,
     streams: Streams,
     metrics: Arc<Metrics>,
 }
@@ -195,6 +217,9 @@ impl ControlLink {
             strikes: AtomicU32::new(0),
             own_revoked: AtomicBool::new(false),
             own_not_after: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
+            trouble: ArcSwapOption::empty(),
+            evicted_by: ArcSwapOption::empty(),
             streams,
             metrics,
         })
@@ -213,28 +238,64 @@ impl ControlLink {
         self.channel.borrow().is_some()
     }
 
+    pub fn refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
+    }
+
+    /// Why the agent has to join anew, if it has to.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.load_full().map(|why| why.as_ref().clone())
+    }
+
+    /// Says, once, what is wrong and what is waited for; `None`: nothing any more.
+    pub fn set_trouble(&self, why: Option<String>) {
+        if self.trouble() == why {
+            return;
+        }
+        match &why {
+            Some(why) => tracing::error!(why, "this agent has to join anew"),
+            None => tracing::info!("this agent's own SVID is accepted again"),
+        }
+        self.trouble.store(why.map(Arc::new));
+    }
+
+    /// The agent has joined with a new token.
+    pub fn rejoined(&self) {
+        self.metrics.rejoins.inc();
+    }
+
+    /// The revocation because of which the own SVID is dead, though a new one would be given.
+    pub fn evicted_by(&self) -> Option<RevocationId> {
+        self.evicted_by.load_full().map(|id| id.as_ref().clone())
+    }
+
     /// Takes the agent's own identity on and runs until shutdown.
     pub async fn run(
         self: Arc<Self>,
         membership: Membership,
         svid: Svid,
-        view: watch::Sender<View>,
+        view: &watch::Sender<View>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), VerifyError> {
         let (bundle, trust_domain) = {
             let stored = membership.lock();
             (stored.bundle.clone(), stored.trust_domain.clone())
         };
-        self.trust.store(Arc::new(Trust::new([&bundle], Revocations::default())));
+        // Of an agent that joins anew, the revocations are known already.
+        let revocations = self.trust.load().revocations.clone();
+        self.trust.store(Arc::new(Trust::new([&bundle], revocations)));
+        self.evicted_by.store(None);
+        self.refused.store(false, Ordering::Release);
         self.take_identity(&svid)?;
         view.send_modify(|view| view.trust_domain = Some(trust_domain));
         let membership = Arc::new(membership);
-        let renewing = tokio::spawn(Arc::clone(&self).renew_own(Arc::clone(&membership), svid.facts));
+        // Ends with this future: who joins anew runs again.
+        let mut renewing = JoinSet::new();
+        renewing.spawn(Arc::clone(&self).renew_own(Arc::clone(&membership), svid.facts));
         tokio::select! {
             () = stopped(&mut shutdown) => {}
-            () = self.watch_forever(&membership, &view) => {}
+            () = self.watch_forever(&membership, view) => {}
         }
-        renewing.abort();
         Ok(())
     }
 
@@ -265,15 +326,11 @@ impl ControlLink {
                 continue;
             }
             self.metrics.control_failures.inc();
+            self.refused.store(end.is_refusal(), Ordering::Release);
             if started.elapsed() >= GOOD_AFTER {
                 failures = 0;
             }
             tracing::warn!(endpoint, error = %end, "no connection to this control node");
-            if self.own_not_after() <= now() {
-                tracing::error!(
-                    "this agent's own SVID has expired: it has to join anew, with a new join token"
-                );
-            }
             // Every node is tried once before the first longer wait.
             let rounds = failures / u32::try_from(endpoints.len()).unwrap_or(1);
             failures = failures.saturating_add(1);
@@ -308,6 +365,7 @@ impl ControlLink {
         self.accept(membership, view, &first.ok_or(WatchEnd::Closed)?.state).await?;
         tracing::info!(endpoint, revision = revision_now(), "connected to a control node");
         self.metrics.control_connections.inc();
+        self.refused.store(false, Ordering::Release);
         self.strikes.store(0, Ordering::Relaxed);
         self.channel.send_replace(Some(channel));
         loop {
@@ -369,6 +427,9 @@ impl ControlLink {
             tracing::error!(revocation = %revocation.id, "this agent's own identity is revoked");
         }
         self.own_revoked.store(revoked.is_some(), Ordering::Release);
+        let own_facts = self.identity.load().as_ref().map(|own| own.facts.clone());
+        let evicted = own_facts.and_then(|facts| state.revocations.check(&facts).map(|r| r.id.clone()));
+        self.evicted_by.store(evicted.filter(|_| revoked.is_none()).map(Arc::new));
         self.trust.store(Arc::new(Trust::new(&state.bundles, state.revocations.clone())));
         let (bundle, endpoints) = (own.clone(), state.endpoints.clone());
         view.send_modify(|view| view.state = Some(Arc::new(state)));

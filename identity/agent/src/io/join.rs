@@ -164,6 +164,7 @@ fn accept(
         key_pem: String::new(),
         bundle,
         endpoints: Vec::new(),
+        invite: token.invite.clone(),
     };
     identity.set_svid(&svid);
     Ok(identity)

@@ -36,6 +36,9 @@ pub struct StoredIdentity {
     pub bundle: Bundle,
     /// `host:port` of control nodes.
     pub endpoints: Vec<String>,
+    /// Of the token that it joined with, which is spent.
+    #[serde(default)]
+    pub invite: String,
 }
 
 /// A join whose answer has not arrived: the same request again gets the same answer.

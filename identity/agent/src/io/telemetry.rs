@@ -23,6 +23,7 @@ pub struct Metrics {
     pub svids_dropped: Counter,
     pub control_connections: Counter,
     pub control_failures: Counter,
+    pub rejoins: Counter,
     pub sds_streams: Gauge,
     pub sds_behind: Gauge,
     pub sds_rejecting: Gauge,
@@ -30,6 +31,7 @@ pub struct Metrics {
     pub svids_held: Gauge,
     pub min_not_after: Gauge<i64, AtomicI64>,
     pub own_not_after: Gauge<i64, AtomicI64>,
+    pub must_join_anew: Gauge,
     pub applied_revision: Gauge,
 }
 
@@ -57,6 +59,7 @@ impl Default for Metrics {
         let control_connections = counter("control_connections", "Connections made to control nodes");
         let control_failures =
             counter("control_failures", "Connections to control nodes that failed or broke");
+        let rejoins = counter("rejoins", "Joins with a new token after the own SVID was no longer accepted");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -73,6 +76,8 @@ impl Default for Metrics {
             gauge("svid_min_not_after_seconds", "Earliest end of a held SVID, Unix time; 0 = none");
         let own_not_after =
             gauge("own_svid_not_after_seconds", "End of the agent's own SVID, Unix time; 0 = none");
+        let must_join_anew =
+            gauge("must_join_anew", "1 = the own SVID is not accepted any more, a new join token is needed");
         let applied_revision = gauge("applied_revision", "Revision that every stream has followed");
         Self {
             registry: Mutex::new(registry),
@@ -88,6 +93,7 @@ impl Default for Metrics {
             svids_dropped,
             control_connections,
             control_failures,
+            rejoins,
             sds_streams,
             sds_behind,
             sds_rejecting,
@@ -95,6 +101,7 @@ impl Default for Metrics {
             svids_held,
             min_not_after,
             own_not_after,
+            must_join_anew,
             applied_revision,
         }
     }

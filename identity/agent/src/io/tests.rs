@@ -9,7 +9,7 @@ mod workload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hanse_identity::svid::Svid;
 use hanse_identity::{Authority, PrivateKey, Registration, Selector};

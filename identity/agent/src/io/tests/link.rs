@@ -36,12 +36,15 @@ mod stubs {
 
 use stubs::issue_server::{Issue, IssueServer};
 
+mod rejoin;
+
 /// A cluster: its authorities, what it knows, and what its agents said.
 struct Cluster {
     authority: Authority,
     state: watch::Sender<AgentState>,
     invite: Mutex<Option<Invite>>,
     agent_lifetime: Duration,
+    renews: AtomicBool,
     renewals: AtomicU64,
     issued: AtomicU64,
     reports: Mutex<Vec<AgentUp>>,
@@ -53,7 +56,8 @@ impl Cluster {
         let state = watch::Sender::new(state(registrations, vec![bundle(&[&authority])]));
         let (renewals, issued) = (AtomicU64::new(0), AtomicU64::new(0));
         let (invite, reports) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { authority, state, invite, agent_lifetime, renewals, issued, reports })
+        let renews = AtomicBool::new(true);
+        Arc::new(Self { authority, state, invite, agent_lifetime, renews, renewals, issued, reports })
     }
 
     fn sign_member(&self, role: MemberRole, name: &NodeName, csr: &[u8], lifetime: Duration) -> Vec<Vec<u8>> {
@@ -64,13 +68,18 @@ impl Cluster {
 
     /// A token for this cluster's agent.
     fn token(&self, endpoints: Vec<String>) -> JoinToken {
+        self.token_of("i-1", endpoints)
+    }
+
+    /// The same with that invite, the only one that is open from now on.
+    fn token_of(&self, invite: &str, endpoints: Vec<String>) -> JoinToken {
         let key = rcgen::KeyPair::generate().unwrap();
         let pins = bundle(&[&self.authority]).pins();
         let admits = Admits::Agent(agent());
         let cluster = "east".parse().unwrap();
         let expires = later(now(), 60);
         let (token, invite) =
-            JoinToken::create("i-1".into(), admits, cluster, east(), endpoints, pins, &key, now(), expires);
+            JoinToken::create(invite.into(), admits, cluster, east(), endpoints, pins, &key, now(), expires);
         *self.invite.lock().unwrap() = Some(invite);
         token
     }
@@ -261,6 +270,9 @@ impl Issue for IssueNode {
 
     async fn renew_agent(&self, request: Request<RenewAgentRequest>) -> Result<Response<SvidReply>, Status> {
         Self::named(&request)?;
+        if !self.cluster.renews.load(Ordering::SeqCst) {
+            return Err(Status::unavailable("as the test wants it"));
+        }
         self.cluster.renewals.fetch_add(1, Ordering::SeqCst);
         let csr = request.into_inner().csr_der;
         let chain_der = self.cluster.sign_member(MemberRole::Agent, &agent(), &csr, DAY);
@@ -335,8 +347,10 @@ impl Linked {
         let shared = Shared { name: agent(), view, svids, jwt, streams, metrics, shutdown: shutdown.clone() };
         let svid = stored.svid().unwrap();
         let membership = Membership::new(store, stored, Vec::new());
-        let run = Arc::clone(&link).run(membership, svid, view_sender, shutdown);
-        let running = tokio::spawn(async move { run.await.unwrap() });
+        let running_link = Arc::clone(&link);
+        let running = tokio::spawn(async move {
+            running_link.run(membership, svid, &view_sender, shutdown).await.unwrap();
+        });
         Self { link, shared: Arc::new(shared), stop, running }
     }
 

@@ -1,0 +1,71 @@
+//! Joining anew, without a restart: while no control node accepts the agent's own SVID, its token file is looked at.
+//!
+//! What the agent holds for local processes is kept meanwhile, for as long as it is valid.
+
+use std::path::Path;
+use std::time::Duration;
+
+use hanse_identity::token::JoinToken;
+use hanse_identity::{NodeName, Timestamp, TrustDomain};
+
+use super::control_link::ControlLink;
+use super::now;
+use super::store::read_token;
+
+/// How often the token file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What a new token has to fit.
+pub struct Wanted<'w> {
+    pub agent: &'w NodeName,
+    pub trust_domain: &'w TrustDomain,
+    pub file: &'w Path,
+    /// The token that the agent joined with, and one that was refused since: these are not tried again.
+    pub spent: [&'w str; 2],
+}
+
+/// Waits until there is a token that may let the agent in again. Returns at no other time: who is connected needs none.
+pub async fn new_token(link: &ControlLink, wanted: &Wanted<'_>) -> JoinToken {
+    loop {
+        match cause(link, now()) {
+            // Connected, or the control nodes are merely out of reach.
+            None => link.set_trouble(None),
+            Some(cause) => match token(wanted, now()) {
+                Ok(token) => return token,
+                Err(why) => link.set_trouble(Some(instruction(&cause, wanted, &why))),
+            },
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Why the agent's own SVID is of no use, as far as it can know.
+fn cause(link: &ControlLink, now: Timestamp) -> Option<String> {
+    if let Some(revocation) = link.evicted_by() {
+        return Some(format!("this agent was evicted ({revocation})"));
+    }
+    let not_after = link.own_not_after();
+    if not_after <= now {
+        return Some(format!("the agent's own SVID expired at {not_after}"));
+    }
+    link.refused().then(|| "the control nodes do not accept the agent's own SVID".to_owned())
+}
+
+fn instruction(cause: &str, wanted: &Wanted<'_>, token: &str) -> String {
+    let (agent, file) = (wanted.agent, wanted.file.display());
+    format!(
+        "{cause}: make a new join token (hanse agent token create {agent}) and put it into {file}; no restart is needed. Now: {token}"
+    )
+}
+
+/// The token in the file, if it is a new one; else what is wrong with it.
+fn token(wanted: &Wanted<'_>, now: Timestamp) -> Result<JoinToken, String> {
+    let token = read_token(wanted.file, wanted.agent, now).map_err(|e| e.to_string())?;
+    if token.trust_domain != *wanted.trust_domain {
+        return Err(format!("the join token is of trust domain {}", token.trust_domain));
+    }
+    if wanted.spent.contains(&token.invite.as_str()) {
+        return Err(format!("the join token {} has been used or refused", token.invite));
+    }
+    Ok(token)
+}

@@ -1,0 +1,177 @@
+//! An agent whose own SVID is of no use any more: it says so, keeps what it holds, and joins anew without a restart.
+
+use super::*;
+
+const SHORT: Duration = Duration::from_secs(10);
+
+/// A whole agent but for its socket, as `serve` runs it.
+struct Member {
+    link: Arc<ControlLink>,
+    shared: Arc<Shared>,
+    token_file: std::path::PathBuf,
+    stop: watch::Sender<bool>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl Member {
+    /// Starts on what the data directory holds, or with the token in its file.
+    fn start(directory: &tempfile::TempDir) -> Self {
+        let data_dir = directory.path().join("data");
+        let token_file = data_dir.join("join-token");
+        let store = store(directory);
+        let config = crate::Config {
+            data_dir,
+            name: agent(),
+            socket: directory.path().join("agent.sock"),
+            join_token_file: token_file.exists().then(|| token_file.clone()),
+            control: Vec::new(),
+            admin: None,
+        };
+        let (stop, shutdown) = watch::channel(false);
+        let (view_sender, view) = watch::channel(View::default());
+        let (metrics, streams) = (Arc::new(Metrics::default()), Streams::default());
+        let link = ControlLink::new(streams.clone(), Arc::clone(&metrics));
+        let jwt = JwtDesk::new(Arc::clone(&link) as _);
+        let issuer = Arc::clone(&link) as _;
+        let svids = Svids::new(agent(), issuer, view.clone(), shutdown.clone(), Arc::clone(&metrics));
+        let shared = Shared { name: agent(), view, svids, jwt, streams, metrics, shutdown: shutdown.clone() };
+        let start = crate::start(&config, &store, now()).unwrap();
+        let member = crate::be_member(config, store, start, Arc::clone(&link), view_sender, shutdown);
+        let running = tokio::spawn(async move { member.await.unwrap() });
+        Self { link, shared: Arc::new(shared), token_file, stop, running }
+    }
+
+    fn page(&self, path: &str) -> (u16, String) {
+        let admin = Admin { shared: Arc::clone(&self.shared), link: Arc::clone(&self.link) };
+        let response = admin.answer(&http::Method::GET, path);
+        let status = response.status().as_u16();
+        let body =
+            futures_util::FutureExt::now_or_never(http_body_util::BodyExt::collect(response.into_body()));
+        (status, String::from_utf8(body.unwrap().unwrap().to_bytes().to_vec()).unwrap())
+    }
+
+    fn put(&self, token: &JoinToken) {
+        std::fs::write(&self.token_file, token.to_string()).unwrap();
+    }
+
+    fn not_ready_with(&self, text: &str) -> bool {
+        let (status, why) = self.page("/readyz");
+        status == 503 && why.contains(text)
+    }
+
+    /// A local process holds an SVID; its serial number.
+    async fn workload(&self) -> (crate::io::svids::Lease, hanse_identity::Serial) {
+        let me = Arc::new(crate::attest::Caller { uid: own_uid(), ..crate::fixture::caller() });
+        let mut lease = self.shared.svids.hold(&id(REVIEWS), &me).unwrap();
+        loop {
+            if let Holding::Ready(svid) = lease.holding() {
+                return (lease, svid.facts.serial.clone());
+            }
+            soon(lease.changed()).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        soon(self.running).await.unwrap();
+    }
+}
+
+fn still(lease: &crate::io::svids::Lease, serial: &hanse_identity::Serial) -> bool {
+    matches!(lease.holding(), Holding::Ready(svid) if svid.facts.serial == *serial)
+}
+
+/// A cluster of one node whose agents' SVIDs live for ten seconds and are not renewed, and its agent.
+async fn short_lived() -> (Arc<Cluster>, Node, tempfile::TempDir, Member) {
+    let cluster = Cluster::new(vec![mine(REVIEWS)], SHORT);
+    cluster.renews.store(false, Ordering::SeqCst);
+    let node = Node::start(&cluster, "east-1");
+    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
+    let directory = tempfile::tempdir().unwrap();
+    drop(store(&directory));
+    let token = cluster.token_of("i-1", vec![node.address.clone()]);
+    std::fs::write(directory.path().join("data/join-token"), token.to_string()).unwrap();
+    let agent = Member::start(&directory);
+    until(|| agent.page("/readyz").0 == 200).await;
+    (cluster, node, directory, agent)
+}
+
+#[tokio::test]
+async fn an_agent_whose_svid_has_expired_joins_anew_without_a_restart() {
+    let (cluster, node, directory, agent) = short_lived().await;
+    let (lease, serial) = agent.workload().await;
+    until(|| agent.not_ready_with("own SVID expired at")).await;
+    let (_, why) = agent.page("/readyz");
+    let file = agent.token_file.display().to_string();
+    assert!(why.contains("hanse agent token create host-1") && why.contains(&file), "{why}");
+    assert!(why.contains("i-1 has been used"), "the spent token is not tried again: {why}");
+    assert!(agent.page("/metrics").1.contains("hanse_agent_must_join_anew 1"));
+    assert!(still(&lease, &serial), "what the workload has is valid and kept");
+
+    let mut other = cluster.token_of("i-2", vec![node.address.clone()]);
+    other.admits = Admits::Agent("host-2".parse().unwrap());
+    agent.put(&other);
+    until(|| agent.not_ready_with("is for agent host-2")).await;
+    // A token that the cluster does not know: refused, said, not tried again.
+    let unknown = cluster.token_of("i-3", vec![node.address.clone()]);
+    *cluster.invite.lock().unwrap() = None;
+    agent.put(&unknown);
+    until(|| agent.not_ready_with("i-3 has been used or refused")).await;
+
+    cluster.renews.store(true, Ordering::SeqCst);
+    agent.put(&cluster.token_of("i-4", vec![node.address.clone()]));
+    until(|| agent.page("/readyz").0 == 200).await;
+    until(|| agent.link.own_not_after() > later(now(), 3600)).await;
+    let metrics = agent.page("/metrics").1;
+    assert!(metrics.contains("hanse_agent_must_join_anew 0"), "{metrics}");
+    assert!(metrics.contains("hanse_agent_rejoins_total 1"), "{metrics}");
+    assert!(still(&lease, &serial));
+    assert_eq!(store(&directory).identity().unwrap().unwrap().invite, "i-4");
+    cluster.change(|_| {});
+    until(|| cluster.applied() == 2).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_was_evicted_says_so_and_joins_anew() {
+    let (cluster, node, _directory, agent) = short_lived().await;
+    let (lease, serial) = agent.workload().await;
+    let own = agent.link.identity().unwrap().facts.serial.clone();
+    cluster.change(|s| s.revocations.insert(revocation(3, RevocationTarget::Serial(own))));
+    until(|| agent.not_ready_with("this agent was evicted (r-3@east.example)")).await;
+    agent.put(&cluster.token_of("i-2", vec![node.address.clone()]));
+    until(|| agent.page("/readyz").0 == 200).await;
+    assert!(still(&lease, &serial));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_was_off_for_days_starts_waits_and_joins() {
+    let cluster = Cluster::new(vec![], DAY);
+    let node = Node::start(&cluster, "east-1");
+    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
+    let directory = tempfile::tempdir().unwrap();
+    let own = SpiffeId::member(&east(), MemberRole::Agent, &agent());
+    let ticket = grant::grant_member(&east(), &Revocations::default(), &own, SHORT).unwrap();
+    let (key, csr) = key_and_request().unwrap();
+    let an_hour_ago = now() - Duration::from_secs(3600);
+    let issued = issue(ticket, &csr, &cluster.authority, serial(), an_hour_ago).unwrap();
+    let mut stored = StoredIdentity {
+        name: agent(),
+        cluster: "east".parse().unwrap(),
+        trust_domain: east(),
+        chain_pem: String::new(),
+        key_pem: String::new(),
+        bundle: bundle(&[&cluster.authority]),
+        endpoints: vec![node.address.clone()],
+        invite: "i-1".to_owned(),
+    };
+    stored.set_svid(&Svid::new(issued.chain, key).unwrap());
+    store(&directory).write_identity(&stored).unwrap();
+    let agent = Member::start(&directory);
+    until(|| agent.not_ready_with("own SVID expired at")).await;
+    assert!(!agent.running.is_finished(), "it goes on running");
+    agent.put(&cluster.token_of("i-2", vec![node.address.clone()]));
+    until(|| agent.page("/readyz").0 == 200).await;
+    agent.stop().await;
+}
