@@ -15,6 +15,7 @@ use hanse_identity::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+mod agent;
 mod audit;
 mod cluster;
 mod federation;
@@ -22,6 +23,7 @@ mod receipt;
 mod revoke;
 mod role;
 
+pub use agent::*;
 pub use audit::*;
 pub use cluster::*;
 pub use federation::*;
@@ -66,6 +68,8 @@ calls! {
     RevokeLiftRequest => Written, "RevokeLift";
     AgentTokenCreateRequest => TokenReply, "AgentTokenCreate";
     AgentListRequest => Listing<AgentItem>, "AgentList";
+    AgentEvictRequest => Evicted, "AgentEvict";
+    AgentUnbanRequest => Written, "AgentUnban";
     WorkloadRegisterRequest => Written, "WorkloadRegister";
     WorkloadApplyRequest => Written, "WorkloadApply";
     WorkloadListRequest => Listing<WorkloadItem>, "WorkloadList";
@@ -169,6 +173,8 @@ pub enum NodeState {
     Leaderless,
     /// Did not answer.
     Silent,
+    /// Not asked: nothing that it says is believed.
+    Revoked,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -369,24 +375,6 @@ pub struct PolicyValidateReply {
 pub struct AgentTokenCreateRequest {
     pub agent: NodeName,
     pub ttl_seconds: u64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentListRequest {}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AgentItem {
-    pub agent: NodeName,
-    pub id: SpiffeId,
-    pub joined: Timestamp,
-    pub connected: bool,
-    /// The control node that holds its stream.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node: Option<NodeName>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub applied: Option<u64>,
-    pub registrations: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

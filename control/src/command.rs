@@ -107,6 +107,15 @@ pub enum Command {
         invite: String,
         request_hash: String,
     },
+    /// The agent's SVIDs are dead; it may join again with a new join token.
+    AgentEvict {
+        agent: NodeName,
+        note: String,
+    },
+    /// Ends the revocations of an agent, holds or not. It has to join anew.
+    AgentUnban {
+        agent: NodeName,
+    },
     WorkloadRegister {
         registration: Registration,
     },

@@ -244,7 +244,7 @@ pub fn start(
         context.renew_own().map_err(|why| anyhow::anyhow!("the node cannot sign its own SVID: {why}"))?;
     let trust: Arc<dyn TrustSource> = context.trust.clone();
     let identity: Arc<dyn IdentitySource> = context.own.clone();
-    context.links.connect(&context.trust_domain, &trust, &identity);
+    context.links.connect(&trust, &identity, context.handle.states());
     let (listen, admin_address) = (listener.local_addr()?, admin.local_addr()?);
     let serving = tokio::spawn(server::serve(context.clone(), listener));
     spawn_tasks(&context, due, admin);

@@ -2,20 +2,24 @@
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
-//! agents, joined clusters), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `jwt` (keys
+//! joins, joined clusters), `agents` (evicted, banned), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `jwt` (keys
 //! of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `strangers` (foreign trust domains), `snapshot`
 //! (how a State is written).
 
 use std::collections::{BTreeMap, VecDeque};
 
 use hanse_federation::{Change, Revision, View};
+use hanse_identity::name::MemberRole;
 use hanse_identity::token::Invite;
-use hanse_identity::{Bundle, ClusterName, NodeName, Registration, SpiffeId, Timestamp, TrustDomain};
+use hanse_identity::{
+    Bundle, ClusterName, NodeName, Registration, Revocation, SpiffeId, Timestamp, TrustDomain,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Answer, Command, Outcome, Proposal, Refusal};
 
 mod addressed;
+pub mod agents;
 pub mod audit;
 mod catalog;
 pub mod issuance;
@@ -146,6 +150,12 @@ pub struct AgentRecord {
     pub name: NodeName,
     pub id: SpiffeId,
     pub joined: Timestamp,
+    /// By which it joined: the same request with the same invite is answered again, as long as it is this one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub invite: String,
+    /// When it was put out; until it joins anew nothing is given to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evicted: Option<Timestamp>,
 }
 
 /// What one Command comes to: its answer and the Changes, or why nothing happens.
@@ -248,6 +258,8 @@ impl State {
                 self.invite_create(invite, now)
             }
             Command::AgentJoin { invite, request_hash } => self.agent_join(invite, request_hash, now),
+            Command::AgentEvict { agent, note } => self.agent_evict(index, proposal, agent, note),
+            Command::AgentUnban { agent } => self.agent_unban(index, proposal, agent),
             Command::WorkloadRegister { registration } => {
                 self.may_register(&proposal.actor, &registration.id)?;
                 self.workload_register(registration, now)
@@ -277,6 +289,12 @@ impl State {
             Command::FederationDelete { trust_domain } => self.federation_delete(trust_domain),
             Command::ForeignBundlePut { bundle, since } => self.foreign_bundle_put(bundle, *since, now),
         }
+    }
+
+    /// The revocation of a control node of this cluster, if it is revoked.
+    pub fn node_revocation(&self, node: &NodeName) -> Option<&Revocation> {
+        let id = SpiffeId::member(&self.view.trust_domain, MemberRole::Node, node);
+        self.view.revocations.of_identity(&id)
     }
 
     /// Registrations of an identity, on whichever agent.

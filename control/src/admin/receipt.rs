@@ -176,6 +176,8 @@ mod tests {
             version: String::new(),
             refused: None,
             sds: Default::default(),
+            remote: None,
+            serial: None,
         }
     }
 

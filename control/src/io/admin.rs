@@ -19,14 +19,15 @@ use super::joiner;
 use super::roles::caller_of;
 use super::status::{answered, document, no_outcome, read};
 use crate::admin::{
-    AdminCall, AgentListRequest, AgentTokenCreateRequest, AuditListRequest, ClusterCheckRequest,
-    ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest, ClusterTokenCreateRequest,
-    FederationDeleteRequest, FederationListRequest, FederationPutRequest, FederationRefreshRequest, Meta,
-    NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest,
-    ProxyListRequest, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest,
-    RevokeStatusRequest, RoleBindRequest, RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest,
-    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadApplyRequest,
-    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
+    AdminCall, AgentEvictRequest, AgentListRequest, AgentTokenCreateRequest, AgentUnbanRequest,
+    AuditListRequest, ClusterCheckRequest, ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest,
+    ClusterTokenCreateRequest, FederationDeleteRequest, FederationListRequest, FederationPutRequest,
+    FederationRefreshRequest, Meta, NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest,
+    PolicyGetRequest, PolicyValidateRequest, ProxyListRequest, RevokeLiftRequest, RevokeListRequest,
+    RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, RoleBindRequest, RoleListRequest,
+    RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
+    ServiceUnexportRequest, Warning, WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest,
+    WorkloadRegisterRequest, Written,
 };
 use crate::command::{Actor, Answer, Command};
 use crate::state::State;
@@ -34,6 +35,7 @@ use crate::state::audit::{self as trail, Subject};
 use crate::wire::control::Document;
 use crate::wire::control::admin_server::Admin;
 
+pub mod agent;
 pub mod audit;
 pub mod cluster;
 pub mod federation;
@@ -136,7 +138,9 @@ admin_service! {
     revoke_list(RevokeListRequest) => revoke::list;
     revoke_lift(RevokeLiftRequest) => revoke::lift;
     agent_token_create(AgentTokenCreateRequest) => token::for_agent;
-    agent_list(AgentListRequest) => identity::agents;
+    agent_list(AgentListRequest) => agent::list;
+    agent_evict(AgentEvictRequest) => agent::evict;
+    agent_unban(AgentUnbanRequest) => agent::unban;
     workload_register(WorkloadRegisterRequest) => identity::register;
     workload_apply(WorkloadApplyRequest) => identity::apply;
     workload_list(WorkloadListRequest) => identity::workloads;

@@ -4,6 +4,7 @@
 //! about theirs, and the gathering of answers. Volatile: a node that starts knows nobody until they come.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use hanse_federation::wire::{decode, encode};
 use hanse_identity::tls::IdentitySource as _;
-use hanse_identity::{NodeName, Revocation, RevocationId, SpiffeId, Timestamp};
+use hanse_identity::{NodeName, Revocation, RevocationId, Serial, SpiffeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -30,6 +31,9 @@ pub const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 pub const LIVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an agent without a stream is still waited for. Proxies and gateways are forgotten with their endpoint.
 pub const AGENT_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// How long the listeners of a node that has just been revoked may take to be somewhere else.
+pub const LISTENERS_MOVE: Duration = Duration::from_secs(2);
 
 /// Most identities that are named as being connected to the target.
 pub const MAX_CALLERS: usize = 256;
@@ -61,6 +65,12 @@ pub struct Subscriber {
     /// Of an agent: its SDS clients.
     #[serde(default)]
     pub sds: SdsReport,
+    /// Of an agent: from where it is connected, or was.
+    #[serde(default)]
+    pub remote: Option<SocketAddr>,
+    /// Of an agent: the certificate that it showed.
+    #[serde(default)]
+    pub serial: Option<Serial>,
 }
 
 /// How the SDS clients of an agent stand to the newest state that it has.
@@ -144,6 +154,8 @@ pub struct NodeReport {
 pub struct Gathered {
     pub parts: Vec<(NodeName, Part)>,
     pub silent: BTreeSet<NodeName>,
+    /// Not asked. One that was revoked a moment ago is silent too: its listeners are on their way elsewhere.
+    pub revoked: BTreeSet<NodeName>,
 }
 
 /// A question that goes down a subscriber's stream.
@@ -236,6 +248,8 @@ impl Census {
             version,
             refused: None,
             sds: SdsReport::default(),
+            remote: None,
+            serial: None,
         };
         table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions) });
         Ok(StreamKey { kind, name, stream })
@@ -257,6 +271,11 @@ impl Census {
     /// How an agent's SDS clients stand.
     pub fn sds(&self, key: &StreamKey, report: SdsReport) {
         self.update(key, |subscriber| subscriber.sds = report);
+    }
+
+    /// From where an agent's stream came, and with which certificate.
+    pub fn came_from(&self, key: &StreamKey, remote: SocketAddr, serial: Serial) {
+        self.update(key, |subscriber| (subscriber.remote, subscriber.serial) = (Some(remote), Some(serial)));
     }
 
     /// Whether its announcement stands.
@@ -378,10 +397,24 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
     }
 }
 
-/// Asks every node, this one included, at the same time.
+/// Asks every node that is believed, this one included, at the same time.
 pub async fn gather(context: &Context, query: &Query) -> Gathered {
     let state = context.handle.state();
-    let asked = state.private.nodes.values().map(|node| async {
+    let mut gathered = Gathered::default();
+    let mut believed = Vec::new();
+    for node in state.private.nodes.values() {
+        let own = node.raft_id == context.raft_id;
+        match state.node_revocation(&node.name).filter(|_| !own) {
+            None => believed.push(node),
+            Some(revocation) => {
+                if revocation.at + LISTENERS_MOVE > now() {
+                    gathered.silent.insert(node.name.clone());
+                }
+                gathered.revoked.insert(node.name.clone());
+            }
+        }
+    }
+    let asked = believed.into_iter().map(|node| async {
         let part = if node.raft_id == context.raft_id {
             Ok(answer(context, query).await)
         } else {
@@ -389,7 +422,6 @@ pub async fn gather(context: &Context, query: &Query) -> Gathered {
         };
         (node.name.clone(), part)
     });
-    let mut gathered = Gathered::default();
     for (node, part) in join_all(asked).await {
         match part {
             Ok(part) => gathered.parts.push((node, part)),

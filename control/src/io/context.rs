@@ -192,6 +192,11 @@ impl Context {
         SpiffeId::member(&self.trust_domain, MemberRole::Node, &self.name)
     }
 
+    /// Whether this node itself is revoked: then nobody should listen to it, and those who do are to go elsewhere.
+    pub fn is_revoked(&self) -> bool {
+        self.handle.state().node_revocation(&self.name).is_some()
+    }
+
     /// Makes a fresh SVID for this node and puts it in use; answers when the next one is due.
     pub fn renew_own(&self) -> Result<Timestamp, String> {
         let state = self.handle.state();

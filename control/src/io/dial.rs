@@ -6,6 +6,7 @@ use std::time::Duration;
 use hanse_identity::tls::{IdentitySource, TlsIdentity, TrustSource, session_binding};
 use hanse_identity::{Timestamp, Trust, Usage, VerifiedCaller, VerifyError};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -98,6 +99,14 @@ pub async fn connect(address: &str, config: Arc<rustls::ClientConfig>) -> Result
     })?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let chain = chain.iter().map(|der| der.to_vec()).collect();
+    Ok(Link { channel: over(address, stream).await?, binding, chain })
+}
+
+/// Speaks gRPC over a connection that is there already; when it is gone, the channel is.
+pub async fn over<S>(address: &str, stream: S) -> Result<Channel, DialError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let once = Arc::new(Mutex::new(Some(stream)));
     let connector = tower::service_fn(move |_: Uri| {
         let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -107,22 +116,20 @@ pub async fn connect(address: &str, config: Arc<rustls::ClientConfig>) -> Result
                 .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotConnected, Gone))
         }
     });
-    let channel = endpoint()
-        .connect_with_connector(connector)
-        .await
-        .map_err(|e| DialError::Unreachable { address: address.to_owned(), why: with_sources(&e) })?;
-    Ok(Link { channel, binding, chain })
+    let unreachable = |why: String| DialError::Unreachable { address: address.to_owned(), why };
+    endpoint().connect_with_connector(connector).await.map_err(|e| unreachable(with_sources(&e)))
 }
 
 /// A channel that dials when it is first used, and again when its connection is gone.
-pub fn lazy(address: &str, config: Arc<rustls::ClientConfig>) -> Channel {
-    let address = address.to_owned();
+pub fn lazy<D, F, S>(dial: D) -> Channel
+where
+    D: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = Result<S, DialError>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     endpoint().connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let (address, config) = (address.clone(), config.clone());
-        async move {
-            let stream = tls(&address, FIXED_SERVER_NAME, config).await.map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
-        }
+        let dialled = dial();
+        async move { dialled.await.map(TokioIo::new).map_err(std::io::Error::other) }
     }))
 }
 

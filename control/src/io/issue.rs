@@ -29,7 +29,7 @@ use super::census::{SdsReport, StreamKey};
 use super::context::{Context, now, stopped};
 use super::issuance::Recorded;
 use super::keys::random_serial;
-use super::quorum::{Leash, NO_QUORUM};
+use super::quorum::{Leash, NO_QUORUM, NODE_REVOKED};
 use super::roles::{caller_of, connection_of};
 use super::status::{answered, no_outcome};
 use super::watch::SIGN_OF_LIFE;
@@ -124,8 +124,8 @@ impl IssueService {
         // A newer agent may know kinds that this node does not: they prove nothing here, and take nothing away.
         let selectors: BTreeSet<Selector> = selectors.iter().filter_map(|s| s.parse().ok()).collect();
         let evidence = Evidence { agent, selectors };
-        if !state.private.agents.contains_key(&evidence.agent) {
-            return Err(Status::permission_denied(format!("no agent {} has joined", evidence.agent)));
+        if let Some(why) = state.agent_refused(&evidence.agent) {
+            return Err(Status::permission_denied(why));
         }
         grant::grant(
             &self.context.trust_domain,
@@ -231,8 +231,8 @@ impl Issue for IssueService {
     async fn renew_agent(&self, request: Request<RenewAgentRequest>) -> Result<Response<SvidReply>, Status> {
         let (agent, id) = agent_of(&request)?;
         let state = self.fresh_state().await;
-        if !state.private.agents.contains_key(&agent) {
-            return Err(Status::permission_denied(format!("no agent {agent} has joined this cluster")));
+        if let Some(why) = state.agent_refused(&agent) {
+            return Err(Status::permission_denied(why));
         }
         let chain_der = self
             .sign(&state, &agent, self.member_ticket(&state, &id)?, &request.into_inner().csr_der)
@@ -274,12 +274,15 @@ impl Issue for IssueService {
         request: Request<Streaming<AgentUp>>,
     ) -> Result<Response<Self::WatchAgentStream>, Status> {
         let (agent, id) = agent_of(&request)?;
+        let remote = connection_of(&request)?.remote;
+        let serial = caller_of(&request)?.facts().serial.clone();
         let (questions, taken_over) = mpsc::channel(1);
         let key = self
             .context
             .census
             .join(SubscriberKind::Agent, agent.clone(), id, String::new(), questions, now())
             .map_err(|e| Status::already_exists(e.to_string()))?;
+        self.context.census.came_from(&key, remote, serial);
         let (down, stream) = mpsc::channel(AGENT_QUEUE);
         let context = self.context.clone();
         tokio::spawn(async move {
@@ -312,6 +315,17 @@ impl AgentStream<'_> {
             let state = states.borrow_and_update().clone();
             let news = agent_state(&state, self.agent);
             if told.as_ref().is_none_or(|old| differs(old, &news)) && !self.tell(news, &mut told).await {
+                return;
+            }
+            // It has been told why; its connection is cut a moment later.
+            let over = match state.agent_refused(self.agent) {
+                Some(why) => Some(Status::permission_denied(why)),
+                None if self.context.is_revoked() => Some(Status::unavailable(NODE_REVOKED)),
+                None => None,
+            };
+            if let Some(status) = over {
+                // A full queue means that nobody reads: then the end of the stream is all that can be told.
+                let _ = self.down.try_send(Err(status));
                 return;
             }
             tokio::select! {

@@ -1,18 +1,18 @@
 //! The links between the nodes of one cluster: Raft messages in streams, forwarded writes, census questions.
 //!
 //! One task per other node keeps one connection and one stream. What cannot be sent is dropped, oldest first, and
-//! Raft sends it again; only snapshots are reported, because Raft waits for word of them. The serving side is
-//! `NodeService`.
+//! Raft sends it again; only snapshots are reported, because Raft waits for word of them. A revoked node is neither
+//! dialled nor sent anything, and what was dialled before is cut (`believed`). The serving side is `NodeService`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hanse_identity::SpiffeId;
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{Expect, IdentitySource, TrustSource, client_config};
-use hanse_identity::{SpiffeId, TrustDomain};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -26,8 +26,10 @@ use crate::state::{NodeRecord, State};
 use crate::wire::control::node_client::NodeClient;
 use crate::wire::control::{Document, RaftBatch};
 
+mod believed;
 mod service;
 
+use believed::Believed;
 pub use service::{CensusSource, NodeService};
 
 /// Raft messages that wait for one node; more push out the oldest.
@@ -52,11 +54,13 @@ pub struct NodeLinks {
     peers: BTreeMap<u64, Arc<Peer>>,
     inbox: Inbox,
     tasks: Mutex<JoinSet<()>>,
+    believed: OnceLock<Arc<Believed>>,
 }
 
 /// One other node.
 struct Peer {
     record: NodeRecord,
+    id: SpiffeId,
     queue: Mutex<Queue>,
     filled: Notify,
     /// For single calls; dials by itself. Present once `connect` was called.
@@ -75,26 +79,32 @@ impl NodeLinks {
     /// Links to the nodes that `state` knows; nothing is dialled before `connect`.
     pub fn new(own: u64, state: &State, inbox: Inbox) -> Arc<Self> {
         let others = state.private.nodes.values().filter(|n| n.raft_id != own);
-        let peers = others.map(|n| (n.raft_id, Arc::new(Peer::new(n.clone())))).collect();
-        Arc::new(Self { peers, inbox, tasks: Mutex::default() })
+        let id = |n: &NodeRecord| SpiffeId::member(&state.view.trust_domain, MemberRole::Node, &n.name);
+        let peers = others.map(|n| (n.raft_id, Arc::new(Peer::new(n.clone(), id(n))))).collect();
+        Arc::new(Self { peers, inbox, tasks: Mutex::default(), believed: OnceLock::new() })
     }
 
-    /// Starts to dial, on the runtime that this is called on. Once.
+    /// Starts to dial, on the runtime that this is called on. Once. `states` says when `trust` may have changed.
     pub fn connect(
         &self,
-        trust_domain: &TrustDomain,
         trust: &Arc<dyn TrustSource>,
         identity: &Arc<dyn IdentitySource>,
+        states: watch::Receiver<Arc<State>>,
     ) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let believed = self.believed.get_or_init(|| Believed::new(trust.clone()));
+        tasks.spawn(believed.clone().keep(states));
         for peer in self.peers.values() {
             // Exactly that node, not just any: an address that has moved must not get another's messages.
-            let id = SpiffeId::member(trust_domain, MemberRole::Node, &peer.record.name);
-            let expect = Expect::Identities(Arc::new(BTreeSet::from([id])));
+            let expect = Expect::Identities(Arc::new(BTreeSet::from([peer.id.clone()])));
             let config = client_config(trust.clone(), identity.clone(), expect, ALPN_H2);
-            let channel = dial::lazy(&peer.record.address, config.clone());
+            let dialling = (peer.clone(), believed.clone(), config.clone());
+            let channel = dial::lazy(move || {
+                let (peer, believed, config) = dialling.clone();
+                async move { believed.dial(&peer.record.address, config).await }
+            });
             if peer.channel.set(channel).is_ok() {
-                tasks.spawn(keep_linked(peer.clone(), config, self.inbox.clone()));
+                tasks.spawn(keep_linked(peer.clone(), believed.clone(), config, self.inbox.clone()));
             }
         }
     }
@@ -116,8 +126,19 @@ impl NodeLinks {
         }
     }
 
+    /// Whether a connection to that node is open.
+    pub fn is_linked(&self, to: u64) -> bool {
+        let id = self.peers.get(&to).map(|peer| &peer.id);
+        id.zip(self.believed.get()).is_some_and(|(id, believed)| believed.is_open(id))
+    }
+
+    /// `None`: the node is not known, or revoked.
     fn client(&self, to: u64) -> Option<NodeClient<Channel>> {
-        self.peers.get(&to)?.channel.get().cloned().map(NodeClient::new)
+        let peer = self.peers.get(&to)?;
+        if self.believed.get()?.is_revoked(&peer.id) {
+            return None;
+        }
+        peer.channel.get().cloned().map(NodeClient::new)
     }
 }
 
@@ -150,8 +171,8 @@ impl Transport for NodeLinks {
 }
 
 impl Peer {
-    fn new(record: NodeRecord) -> Self {
-        Self { record, queue: Mutex::default(), filled: Notify::new(), channel: OnceLock::new() }
+    fn new(record: NodeRecord, id: SpiffeId) -> Self {
+        Self { record, id, queue: Mutex::default(), filled: Notify::new(), channel: OnceLock::new() }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -232,13 +253,18 @@ fn batches(messages: Vec<Outgoing>) -> Vec<RaftBatch> {
 }
 
 /// Keeps one stream to one node, for as long as the node runs.
-async fn keep_linked(peer: Arc<Peer>, config: Arc<rustls::ClientConfig>, inbox: Inbox) {
+async fn keep_linked(
+    peer: Arc<Peer>,
+    believed: Arc<Believed>,
+    config: Arc<rustls::ClientConfig>,
+    inbox: Inbox,
+) {
     let to = peer.record.raft_id;
     let mut pause = REDIAL.0;
     let mut told = false;
     loop {
-        match dial::connect(&peer.record.address, config.clone()).await {
-            Ok(link) => {
+        match link(&peer, &believed, config.clone()).await {
+            Ok(channel) => {
                 let since = tokio::time::Instant::now();
                 tracing::info!(node = %peer.record.name, "linked");
                 told = false;
@@ -246,7 +272,7 @@ async fn keep_linked(peer: Arc<Peer>, config: Arc<rustls::ClientConfig>, inbox: 
                 if peer.clear() {
                     inbox.snapshot_sent(to, false).await;
                 }
-                let why = stream(&peer, NodeClient::new(link.channel), &inbox).await;
+                let why = stream(&peer, NodeClient::new(channel), &inbox).await;
                 tracing::info!(node = %peer.record.name, why, "link lost");
                 if since.elapsed() >= GOOD_STREAM {
                     pause = REDIAL.0;
@@ -266,6 +292,19 @@ async fn keep_linked(peer: Arc<Peer>, config: Arc<rustls::ClientConfig>, inbox: 
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(REDIAL.1);
     }
+}
+
+async fn link(
+    peer: &Peer,
+    believed: &Arc<Believed>,
+    config: Arc<rustls::ClientConfig>,
+) -> Result<Channel, String> {
+    if believed.is_revoked(&peer.id) {
+        return Err(format!("{} is revoked", peer.id));
+    }
+    let address = &peer.record.address;
+    let stream = believed.clone().dial(address, config).await.map_err(|e| e.to_string())?;
+    dial::over(address, stream).await.map_err(|e| e.to_string())
 }
 
 /// Sends until the stream ends; says why it did.

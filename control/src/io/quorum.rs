@@ -13,6 +13,9 @@ pub const LEADERLESS_FROM_THE_START: Duration = Duration::from_secs(20);
 /// What a stream ends with.
 pub const NO_QUORUM: &str = "this node has no quorum: what it knows may be old";
 
+/// What a stream ends with at a node that is revoked.
+pub const NODE_REVOKED: &str = "this node is revoked: use another one";
+
 /// How much longer one stream may go on.
 #[derive(Clone, Copy, Debug)]
 pub struct Leash {

@@ -65,6 +65,8 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Admin", "RevokeLift", Who::Has(Role::CaAdmin)),
     ("hanse.control.v1.Admin", "AgentTokenCreate", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "AgentList", Who::Has(Role::Viewer)),
+    ("hanse.control.v1.Admin", "AgentEvict", Who::Has(Role::Operator)),
+    ("hanse.control.v1.Admin", "AgentUnban", Who::Has(Role::CaAdmin)),
     ("hanse.control.v1.Admin", "WorkloadRegister", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "WorkloadApply", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "WorkloadList", Who::Has(Role::Viewer)),

@@ -26,7 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::census::{LiveCount, LiveQuestion, MAX_CALLERS, StreamKey};
 use super::context::{Context, now, stopped};
 use super::driver::Applied;
-use super::quorum::{Leash, NO_QUORUM};
+use super::quorum::{Leash, NO_QUORUM, NODE_REVOKED};
 use super::roles::{caller_of, is_workload};
 use super::status::unreadable;
 use crate::admin::SubscriberKind;
@@ -242,6 +242,9 @@ impl Subscription {
             };
             if let Err(end) = step {
                 return end;
+            }
+            if self.context.is_revoked() {
+                return End::Refused(Status::unavailable(NODE_REVOKED));
             }
         }
     }

@@ -36,10 +36,12 @@ use crate::io::dial::{self, ALPN_H2, FixedIdentity, FixedTrust, Link as Dialled}
 use crate::io::key_store::{FileKeyStore, KeyStore};
 use crate::io::keys::{NewNode, new_key_pair};
 
+mod agents;
 mod duties;
 mod fixture;
 mod jwt;
 mod lists;
+mod nodes;
 mod strangers;
 mod upstream;
 
@@ -68,7 +70,7 @@ async fn three_nodes_elect_answer_and_survive_their_leader() {
     assert_eq!(nodes.quorum, Quorum { voters: 3, needed: 2, answering: 2, can_lose: 0 });
     assert_eq!(nodes.items[dead].state, NodeState::Silent);
     assert!(nodes.meta.partial);
-    let agents = client.call(&AgentListRequest {}).await.unwrap();
+    let agents = client.call(&AgentListRequest::default()).await.unwrap();
     assert_eq!(agents.items.len(), 1, "no acknowledged write is lost");
 
     let other = (0..3).find(|n| *n != dead).unwrap();
@@ -80,7 +82,7 @@ async fn three_nodes_elect_answer_and_survive_their_leader() {
     let lonely = Client::connect(&east.credential).await.unwrap();
     let request = AgentTokenCreateRequest { agent: "host-3".parse().unwrap(), ttl_seconds: 600 };
     assert_eq!(lonely.call(&request).await.unwrap_err().kind, ClientErrorKind::NoQuorum);
-    let agents = lonely.call(&AgentListRequest {}).await.unwrap();
+    let agents = lonely.call(&AgentListRequest::default()).await.unwrap();
     assert!(agents.meta.partial && !agents.warnings.is_empty(), "a stale read says so");
     east.stop().await;
 }

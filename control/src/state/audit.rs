@@ -174,6 +174,8 @@ pub fn subject(command: &Command) -> Option<Subject> {
             }
         },
         Command::AgentJoin { invite, .. } => ("agent-join", format!("invite {invite}")),
+        Command::AgentEvict { agent, .. } => ("agent-evict", format!("agent {agent}")),
+        Command::AgentUnban { agent } => ("agent-unban", format!("agent {agent}")),
         Command::WorkloadRegister { registration: r } => {
             ("workload-register", format!("{} on {}", r.id, r.agent))
         }
@@ -216,7 +218,7 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::RoleUnbind { id, roles } => ("role-unbind", format!("{id}: {}", named(roles))),
     };
     let note = match command {
-        Command::Revoke { note, .. } => note.clone(),
+        Command::Revoke { note, .. } | Command::AgentEvict { note, .. } => note.clone(),
         _ => String::new(),
     };
     Some(Subject { kind, target, note })

@@ -82,13 +82,23 @@ impl State {
             return Err(Refusal::NotAllowed(format!("{agent} is revoked by {}", revocation.id)));
         }
         if used {
-            return already();
+            // It was evicted since, or has joined with another token: this one must not bring it back.
+            let still = |a: &AgentRecord| a.invite == id && a.evicted.is_none();
+            return match self.private.agents.get(&name).is_some_and(still) {
+                true => already(),
+                false => {
+                    Err(Refusal::Precondition(format!("invite {id} has been used; ask for a new token")))
+                }
+            };
         }
+        self.forget_evicted(now);
         if !self.private.agents.contains_key(&name) {
             bounded("agents", self.private.agents.len(), MAX_AGENTS)?;
         }
         self.consume(id, request_hash);
-        self.private.agents.insert(name.clone(), AgentRecord { name, id: agent, joined: now });
+        let record =
+            AgentRecord { name: name.clone(), id: agent, joined: now, invite: id.to_owned(), evicted: None };
+        self.private.agents.insert(name, record);
         Ok((Answer::Done, Vec::new()))
     }
 

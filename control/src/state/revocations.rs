@@ -11,7 +11,7 @@ use super::{Decision, MAX_REVOCATIONS, MAX_TEXT_BYTES, State, already, bounded, 
 use crate::command::{Answer, Proposal, Refusal};
 
 /// A certificate may have been signed this much later than the clock of who revokes says.
-const CLOCK_MARGIN: Duration = Duration::from_secs(60);
+pub(super) const CLOCK_MARGIN: Duration = Duration::from_secs(60);
 /// Longest grace of live connections.
 pub const MAX_CLOSING_SECONDS: u32 = 3600;
 /// Most entries that are cleared at once.
@@ -187,7 +187,7 @@ impl State {
     }
 
     /// The Changes by which these go, and what they silenced comes back unless another one silences it.
-    fn without(&self, gone: &[&Revocation]) -> Vec<Change> {
+    pub(super) fn without(&self, gone: &[&Revocation]) -> Vec<Change> {
         let mut rest = self.view.revocations.clone();
         let mut changes = Vec::new();
         for revocation in gone {

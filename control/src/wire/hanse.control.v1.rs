@@ -961,6 +961,48 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("hanse.control.v1.Admin", "AgentList"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn agent_evict(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Document>,
+        ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hanse.control.v1.Admin/AgentEvict",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hanse.control.v1.Admin", "AgentEvict"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn agent_unban(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Document>,
+        ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hanse.control.v1.Admin/AgentUnban",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hanse.control.v1.Admin", "AgentUnban"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn workload_register(
             &mut self,
             request: impl tonic::IntoRequest<super::Document>,
@@ -1339,6 +1381,14 @@ pub mod admin_server {
             request: tonic::Request<super::Document>,
         ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status>;
         async fn agent_list(
+            &self,
+            request: tonic::Request<super::Document>,
+        ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status>;
+        async fn agent_evict(
+            &self,
+            request: tonic::Request<super::Document>,
+        ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status>;
+        async fn agent_unban(
             &self,
             request: tonic::Request<super::Document>,
         ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status>;
@@ -2361,6 +2411,92 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AgentListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hanse.control.v1.Admin/AgentEvict" => {
+                    #[allow(non_camel_case_types)]
+                    struct AgentEvictSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::Document>
+                    for AgentEvictSvc<T> {
+                        type Response = super::Document;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Document>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::agent_evict(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AgentEvictSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hanse.control.v1.Admin/AgentUnban" => {
+                    #[allow(non_camel_case_types)]
+                    struct AgentUnbanSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::Document>
+                    for AgentUnbanSvc<T> {
+                        type Response = super::Document;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Document>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::agent_unban(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AgentUnbanSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,45 +1,13 @@
-//! Agents and registrations: `agent list`, `workload register|list|delete`.
-
-use std::collections::BTreeMap;
+//! Registrations: `workload register|list|delete`.
 
 use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    AgentItem, AgentListRequest, Listing, SubscriberKind, WorkloadApplyRequest, WorkloadDeleteRequest,
-    WorkloadItem, WorkloadListRequest, WorkloadRegisterRequest, Written, merged,
+    Listing, WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadItem, WorkloadListRequest,
+    WorkloadRegisterRequest, Written,
 };
 use crate::command::Command;
-use crate::io::census::{Query, Subscriber, gather};
-
-pub async fn agents(call: Call, _: AgentListRequest) -> Result<Listing<AgentItem>, Status> {
-    let (subscribers, silent) = gather(&call.context, &Query::Subscribers).await.subscribers();
-    let mut reading = call.read().await;
-    reading.silent(&silent);
-    let streams: BTreeMap<_, Subscriber> = merged(subscribers)
-        .into_iter()
-        .filter(|s| s.kind == SubscriberKind::Agent)
-        .map(|s| (s.name.clone(), s))
-        .collect();
-    let private = &reading.state.private;
-    let items = private
-        .agents
-        .values()
-        .map(|agent| {
-            let stream = streams.get(&agent.name);
-            AgentItem {
-                agent: agent.name.clone(),
-                id: agent.id.clone(),
-                joined: agent.joined,
-                connected: stream.is_some_and(|s| s.connected),
-                node: stream.map(|s| s.node.clone()),
-                applied: stream.map(|s| s.applied),
-                registrations: private.registrations.values().filter(|r| r.agent.covers(&agent.name)).count(),
-            }
-        })
-        .collect();
-    Ok(Listing { meta: reading.meta, items, warnings: reading.warnings })
-}
 
 pub async fn register(call: Call, request: WorkloadRegisterRequest) -> Result<Written, Status> {
     call.written(Command::WorkloadRegister { registration: request.registration }).await

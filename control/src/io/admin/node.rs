@@ -15,8 +15,9 @@ use crate::state::NodeRecord;
 
 pub async fn list(call: Call, _: NodeListRequest) -> Result<NodeList, Status> {
     let mut reading = call.read().await;
-    let gathered = gather(&call.context, &Query::Node).await;
-    reading.silent(&gathered.silent);
+    let mut gathered = gather(&call.context, &Query::Node).await;
+    let revoked = std::mem::take(&mut gathered.revoked);
+    reading.silent(gathered.silent.difference(&revoked));
     let reports: BTreeMap<NodeName, NodeReport> = gathered
         .parts
         .into_iter()
@@ -27,14 +28,26 @@ pub async fn list(call: Call, _: NodeListRequest) -> Result<NodeList, Status> {
         .collect();
     let furthest = reports.values().map(|r| r.status.applied).max().unwrap_or(0);
     let nodes = &reading.state.private.nodes;
-    let items: Vec<_> = nodes.values().map(|n| item(&call, n, reports.get(&n.name), furthest)).collect();
-    let quorum = Quorum::new(nodes.len(), reports.len());
+    let row = |n: &NodeRecord| {
+        let is_revoked = revoked.contains(&n.name) || reading.state.node_revocation(&n.name).is_some();
+        item(&call, n, reports.get(&n.name).filter(|_| !is_revoked), is_revoked, furthest)
+    };
+    let items: Vec<_> = nodes.values().map(row).collect();
+    let answering = items.iter().filter(|i| !matches!(i.state, NodeState::Silent | NodeState::Revoked));
+    let quorum = Quorum::new(nodes.len(), answering.count());
     Ok(NodeList { meta: reading.meta, items, quorum, warnings: reading.warnings })
 }
 
-fn item(call: &Call, node: &NodeRecord, report: Option<&NodeReport>, furthest: u64) -> NodeItem {
+fn item(
+    call: &Call,
+    node: &NodeRecord,
+    report: Option<&NodeReport>,
+    is_revoked: bool,
+    furthest: u64,
+) -> NodeItem {
     let status = report.map(|r| &r.status);
     let state = match status {
+        _ if is_revoked => NodeState::Revoked,
         None => NodeState::Silent,
         Some(s) if s.is_leader => NodeState::Leader,
         Some(s) if s.leader.is_some() => NodeState::Follower,

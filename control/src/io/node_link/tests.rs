@@ -169,7 +169,7 @@ impl Cluster {
         let (handle, running) = opened.start(links.clone()).unwrap();
         let trust = state.view.trust();
         let (trust, identity) = sources(&place.authority, &place.file, trust);
-        links.connect(&place.file.trust_domain, &trust, &identity);
+        links.connect(&trust, &identity, handle.states());
         let service = NodeService::new(handle.clone(), Arc::new(EchoCensus));
         let mut server = JoinSet::new();
         server.spawn(serve(listener, service, trust, identity));

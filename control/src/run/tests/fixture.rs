@@ -174,6 +174,15 @@ where
 
 /// An agent that has joined, or why it could not.
 pub(super) async fn join_agent(cluster: &Cluster, name: &str, token: &JoinToken) -> Result<Svid, Status> {
+    join_agent_of(&cluster.bundle().pins(), name, token).await
+}
+
+/// The same, of the cluster whose bundle has these pins.
+pub(super) async fn join_agent_of(
+    pins: &[hanse_identity::KeyId],
+    name: &str,
+    token: &JoinToken,
+) -> Result<Svid, Status> {
     let tls = pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
     let link = dial::connect(&token.endpoints[0], tls).await.unwrap();
     let key = new_key_pair().unwrap();
@@ -183,7 +192,7 @@ pub(super) async fn join_agent(cluster: &Cluster, name: &str, token: &JoinToken)
     let request = JoinAgentRequest { invite: token.invite.clone(), agent: name.to_owned(), csr_der, proof };
     let reply: JoinAgentReply = unary(link.channel, "/hanse.issue.v1.Issue/JoinAgent", request).await?;
     let bundle: Bundle = decode("bundle", &reply.bundle).unwrap();
-    assert_eq!(bundle.pins(), cluster.bundle().pins());
+    assert_eq!(bundle.pins(), pins);
     Ok(Svid::new(reply.chain_der, Zeroizing::new(key.serialize_der())).unwrap())
 }
 

@@ -39,7 +39,9 @@ impl Cluster {
         for host in ["host-1", "host-2"] {
             let name: NodeName = host.parse().unwrap();
             let id = SpiffeId::member(&state.view.trust_domain, MemberRole::Agent, &name);
-            let record = crate::state::AgentRecord { name: name.clone(), id, joined: NOW };
+            let invite = String::new();
+            let record =
+                crate::state::AgentRecord { name: name.clone(), id, joined: NOW, invite, evicted: None };
             state.private.agents.insert(name, record);
         }
         Self { state, index: 10, now: NOW }

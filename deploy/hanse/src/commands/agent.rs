@@ -1,12 +1,16 @@
-//! `hanse agent token create`, `hanse agent list`, `hanse proxy list`: who listens to the control nodes.
+//! `hanse agent token|list|show|evict|ban|unban`, `hanse proxy list`: who listens to the control nodes.
 
-use hanse_control::admin::{AgentListRequest, AgentTokenCreateRequest, ProxyListRequest};
+use hanse_control::admin::{
+    AgentEvictRequest, AgentItem, AgentListRequest, AgentTokenCreateRequest, AgentUnbanRequest,
+    ProxyListRequest, Revoked,
+};
+use hanse_identity::NodeName;
 
-use super::{Outcome, talk};
-use crate::cli::{AgentTokenCommand, AgentVerb, Global, ProxyVerb};
+use super::{Outcome, revoke, talk};
+use crate::cli::{AgentTokenCommand, AgentVerb, Global, ProxyVerb, RevokeWhat};
 use crate::context::Connection;
 use crate::errors::Exit;
-use crate::output::{self, Listing};
+use crate::output::{self, Format, Listing};
 
 pub async fn run(global: &Global, verb: &AgentVerb) -> Outcome {
     match verb {
@@ -21,26 +25,141 @@ pub async fn run(global: &Global, verb: &AgentVerb) -> Outcome {
                     output::left(reply.expires)
                 ),
             );
+            Ok(Exit::Done)
         }
-        AgentVerb::List => {
-            let agents = Connection::open(global)?.call(&AgentListRequest {}).await?;
-            let titles = ["AGENT", "STATE", "NODE", "REGISTRATIONS", "APPLIED", "JOINED", "+ID"];
-            Listing::of("AgentList", &agents.meta, &agents.items, &titles, |item| {
-                [
-                    item.agent.to_string(),
-                    if item.connected { "connected" } else { "gone" }.to_owned(),
-                    item.node.as_ref().map(ToString::to_string).unwrap_or_default(),
-                    item.registrations.to_string(),
-                    item.applied.map(|a| a.to_string()).unwrap_or_default(),
-                    output::age(item.joined),
-                    item.id.to_string(),
-                ]
-            })
-            .warnings(&agents.warnings)
-            .print(global.output);
+        AgentVerb::List => list(global).await,
+        AgentVerb::Show { name } => show(global, name).await,
+        AgentVerb::Evict { name, note, no_wait } => evict(global, name, note, *no_wait).await,
+        AgentVerb::Ban { name, reason, note, dry_run, no_wait } => {
+            let what = RevokeWhat {
+                agent: Some(name.clone()),
+                close_connections: "now".to_owned(),
+                reason: reason.clone(),
+                note: note.clone(),
+                dry_run: *dry_run,
+                no_wait: *no_wait,
+                ..RevokeWhat::default()
+            };
+            revoke::order(global, &what).await
+        }
+        AgentVerb::Unban { name } => {
+            let written = Connection::open(global)?.call(&AgentUnbanRequest { agent: name.clone() }).await?;
+            super::service::report(global, &written, &format!("{name} may join again"));
+            talk(global, &format!("next   hanse agent token create {name}"));
+            Ok(Exit::Done)
         }
     }
+}
+
+async fn list(global: &Global) -> Outcome {
+    let agents = Connection::open(global)?.call(&AgentListRequest::default()).await?;
+    let titles = [
+        "AGENT",
+        "STATE",
+        "HOST",
+        "NODE",
+        "CERT",
+        "WORKLOADS",
+        "REGISTRATIONS",
+        "SEEN",
+        "+APPLIED",
+        "+SERIAL",
+        "+JOINED",
+        "+ID",
+    ];
+    Listing::of("AgentList", &agents.meta, &agents.items, &titles, |item| {
+        [
+            item.agent.to_string(),
+            item.state.as_str().to_owned(),
+            item.remote.map(|r| r.ip().to_string()).unwrap_or_default(),
+            item.node.as_ref().filter(|_| item.connected).map(ToString::to_string).unwrap_or_default(),
+            item.certificate_not_after.map(output::left).unwrap_or_default(),
+            item.workloads.len().to_string(),
+            item.registrations.to_string(),
+            seen(item),
+            item.applied.map(|a| a.to_string()).unwrap_or_default(),
+            item.serial.as_ref().map(ToString::to_string).unwrap_or_default(),
+            output::age(item.joined),
+            item.id.to_string(),
+        ]
+    })
+    .warnings(&agents.warnings)
+    .print(global.output);
     Ok(Exit::Done)
+}
+
+/// How long ago a control node heard of it.
+fn seen(item: &AgentItem) -> String {
+    item.seen.map(|at| if item.connected { "now".to_owned() } else { output::age(at) }).unwrap_or_default()
+}
+
+async fn show(global: &Global, name: &NodeName) -> Outcome {
+    let request = AgentListRequest { agent: Some(name.clone()) };
+    let agents = Connection::open(global)?.call(&request).await?;
+    if !matches!(global.output, Format::Table | Format::Wide) {
+        Listing::of("AgentList", &agents.meta, &agents.items, &["AGENT"], |item| [item.agent.to_string()])
+            .warnings(&agents.warnings)
+            .print(global.output);
+        return Ok(Exit::Done);
+    }
+    agents.items.iter().for_each(|item| output::data(&described(item)));
+    Ok(Exit::Done)
+}
+
+/// One agent, a line for everything that is known of it.
+fn described(item: &AgentItem) -> String {
+    let state = match (&item.banned, item.evicted) {
+        (Some(revocation), _) => format!("banned by {revocation}; hanse agent unban {} ends it", item.agent),
+        (None, Some(at)) => format!("evicted at {at}; it needs a new join token"),
+        (None, None) => item.state.as_str().to_owned(),
+    };
+    let node = item.node.as_ref().map(ToString::to_string).unwrap_or_default();
+    let certificate = item.serial.as_ref().map(ToString::to_string).unwrap_or_default();
+    let left = item.certificate_not_after.map(|at| format!(" ({} left)", output::left(at)));
+    let mut text = format!("{}\n", item.agent);
+    for (title, value) in [
+        ("id", item.id.to_string()),
+        ("state", state),
+        ("host", item.remote.map(|r| r.to_string()).unwrap_or_default()),
+        ("node", if item.connected { node } else { String::new() }),
+        ("seen", seen(item)),
+        ("joined", item.joined.to_string()),
+        ("serial", certificate + &left.unwrap_or_default()),
+        ("applied", item.applied.map(|a| format!("#{a}")).unwrap_or_default()),
+        ("entries", item.registrations.to_string()),
+    ] {
+        if !value.is_empty() {
+            text.push_str(&format!("  {title:<9}  {value}\n"));
+        }
+    }
+    for (n, workload) in item.workloads.iter().enumerate() {
+        let title = if n == 0 { "workloads" } else { "" };
+        text.push_str(&format!(
+            "  {title:<9}  {}   {} certificates, the last ends in {}\n",
+            workload.id,
+            workload.certificates,
+            output::left(workload.not_after)
+        ));
+    }
+    text
+}
+
+async fn evict(global: &Global, name: &NodeName, note: &str, no_wait: bool) -> Outcome {
+    super::confirm(global, name.as_str())?;
+    let connection = Connection::open(global)?;
+    let request = AgentEvictRequest { agent: name.clone(), note: note.to_owned() };
+    let evicted = connection.call(&request).await?;
+    let Some(id) = evicted.revocation.clone() else {
+        output::print(global.output, "Evicted", &evicted, &format!("{name} was evicted already\n"));
+        return Ok(Exit::Done);
+    };
+    talk(global, &format!("  committed {id} at {} #{}", connection.name, evicted.revision));
+    if no_wait {
+        output::print(global.output, "Evicted", &evicted, &format!("{id}\n"));
+        return Ok(Exit::Done);
+    }
+    let revoked = Revoked { id, revision: evicted.revision, expires: None };
+    revoke::receipt(global, &connection, &revoked, &format!("next: hanse agent token create {name}\n")).await
 }
 
 pub async fn proxies(global: &Global, verb: &ProxyVerb) -> Outcome {

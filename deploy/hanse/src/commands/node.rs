@@ -136,6 +136,7 @@ async fn list(global: &Global) -> Outcome {
             NodeState::Follower => "follower",
             NodeState::Leaderless => "leaderless",
             NodeState::Silent => "silent",
+            NodeState::Revoked => "revoked",
         };
         [
             node.node.to_string(),

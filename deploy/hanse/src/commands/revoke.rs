@@ -39,7 +39,7 @@ pub async fn run(global: &Global, command: &RevokeCommand) -> Outcome {
             output::print(global.output, "RevocationReceipt", &receipt, &text);
             Ok(verdict(&receipt))
         }
-        None => revoke(global, &command.what).await,
+        None => order(global, &command.what).await,
     }
 }
 
@@ -129,7 +129,8 @@ pub async fn wait(
     }
 }
 
-async fn revoke(global: &Global, what: &RevokeWhat) -> Outcome {
+/// Revokes what was typed, and shows the receipt.
+pub async fn order(global: &Global, what: &RevokeWhat) -> Outcome {
     let (target, reason, closing) = (target(what)?, reason(what)?, closing(what)?);
     let connection = Connection::open(global)?;
     let preview = connection.call(&RevokePreviewRequest::new(target.clone())).await?;
@@ -146,12 +147,19 @@ async fn revoke(global: &Global, what: &RevokeWhat) -> Outcome {
         output::print(global.output, "Revoked", &revoked, &format!("{}\n", revoked.id));
         return Ok(Exit::Done);
     }
-    let (receipt, took) = wait(&connection, &revoked.id, global.timeout).await?;
-    let undo = if reason == Reason::Hold {
-        format!("undo: hanse revoke lift {}\n", revoked.id)
-    } else {
-        "undo: not possible; a hold (--hold) could be lifted\n".to_owned()
+    let undo = match (&request.target, reason) {
+        (_, Reason::Hold) => format!("undo: hanse revoke lift {}\n", revoked.id),
+        (RevocationTarget::Agent(name), _) => {
+            format!("undo: hanse agent unban {name} (it has to join anew)\n")
+        }
+        _ => "undo: not possible; a hold (--hold) could be lifted\n".to_owned(),
     };
+    receipt(global, &connection, &revoked, &undo).await
+}
+
+/// Waits until a revocation is enforced, and shows who does.
+pub async fn receipt(global: &Global, connection: &Connection, revoked: &Revoked, undo: &str) -> Outcome {
+    let (receipt, took) = wait(connection, &revoked.id, global.timeout).await?;
     let parts: String = receipt.parts.iter().map(part_line).collect();
     let state = if receipt.complete { "complete" } else { "NOT complete" };
     let text = format!("{parts}  receipt  {state} after {:.1} s\n{undo}", took.as_secs_f64());

@@ -1,0 +1,110 @@
+//! Documents about agents that have joined.
+
+use std::net::SocketAddr;
+
+use hanse_identity::{NodeName, RevocationId, Serial, SpiffeId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// All agents, or one; the one has to be there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentListRequest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<NodeName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentItem {
+    pub agent: NodeName,
+    pub id: SpiffeId,
+    pub state: AgentStanding,
+    pub joined: Timestamp,
+    pub connected: bool,
+    /// The control node that holds its stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    /// From where it is connected, or was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<SocketAddr>,
+    /// When a control node heard of it last; not known for long after it has gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<u64>,
+    /// The certificate that it shows, or the one that lives longest of those that it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Serial>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_not_after: Option<Timestamp>,
+    pub registrations: usize,
+    /// Identities that have a live certificate through it.
+    pub workloads: Vec<AgentWorkload>,
+    /// The revocation because of which its name is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub banned: Option<RevocationId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evicted: Option<Timestamp>,
+}
+
+/// How an agent stands with its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AgentStanding {
+    Connected,
+    /// It has no stream, and may come back.
+    Gone,
+    /// It has no stream and no certificate that lives: it needs a new join token.
+    Expired,
+    /// It was put out: it needs a new join token.
+    Evicted,
+    /// Its name is refused until the ban ends.
+    Banned,
+}
+
+impl AgentStanding {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Gone => "gone",
+            Self::Expired => "expired",
+            Self::Evicted => "evicted",
+            Self::Banned => "banned",
+        }
+    }
+}
+
+/// An identity that an agent serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentWorkload {
+    pub id: SpiffeId,
+    pub certificates: usize,
+    /// When the last of them ends.
+    pub not_after: Timestamp,
+}
+
+/// Puts an agent out; with a new join token it may come back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentEvictRequest {
+    pub agent: NodeName,
+    #[serde(default)]
+    pub note: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Evicted {
+    pub revision: u64,
+    /// The revocation of what it was given; `None` = it was out already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<RevocationId>,
+}
+
+/// Ends the ban of an agent; it has to join anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentUnbanRequest {
+    pub agent: NodeName,
+}
