@@ -118,8 +118,10 @@ async fn an_agent_whose_svid_has_expired_joins_anew_without_a_restart() {
     agent.put(&unknown);
     until(|| agent.not_ready_with("i-3 has been used or refused")).await;
 
-    cluster.renews.store(true, Ordering::SeqCst);
     agent.put(&cluster.token_of("i-4", vec![node.address.clone()]));
+    until(|| agent.page("/metrics").1.contains("hanse_agent_rejoins_total 1")).await;
+    // Not before: this node answers on connections of before too, which a real one cuts.
+    cluster.renews.store(true, Ordering::SeqCst);
     until(|| agent.page("/readyz").0 == 200).await;
     until(|| agent.link.own_not_after() > later(now(), 3600)).await;
     let metrics = agent.page("/metrics").1;
