@@ -162,13 +162,25 @@ async fn t5_of_two_hundred_joins_with_one_token_exactly_one_wins() {
     let east = found("east", 3).await;
     let client = east.client().await;
     let token = Arc::new(agent_token(&client, "host-1").await);
-    let mut joins = tokio::task::JoinSet::new();
+    // Every connection is there before the first request is sent: then they come at once.
+    let mut ready = Vec::new();
     for n in 0..JOINS {
-        let mut token = token.as_ref().clone();
         // Spread over the nodes: the log decides, not one of them.
-        token.endpoints.rotate_left(n % 3);
-        let pins = east.bundle().pins();
-        joins.spawn(async move { join_agent_of(&pins, "host-1", &token).await });
+        let endpoint = &token.endpoints[n % 3];
+        let dial = || async {
+            let tls = pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
+            dial::connect(endpoint, tls).await.ok()
+        };
+        ready.push(eventually_asked("a connection", dial).await);
+    }
+    let start = Arc::new(tokio::sync::Barrier::new(JOINS));
+    let mut joins = tokio::task::JoinSet::new();
+    for link in ready {
+        let (token, start) = (token.clone(), start.clone());
+        joins.spawn(async move {
+            start.wait().await;
+            join_over(link, "host-1", &token).await.map(|(svid, _)| svid)
+        });
     }
     let (mut won, mut refused) = (Vec::new(), 0);
     while let Some(joined) = joins.join_next().await {

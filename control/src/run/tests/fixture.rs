@@ -185,6 +185,17 @@ pub(super) async fn join_agent_of(
 ) -> Result<Svid, Status> {
     let tls = pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
     let link = dial::connect(&token.endpoints[0], tls).await.unwrap();
+    let (svid, bundle) = join_over(link, name, token).await?;
+    assert_eq!(bundle.pins(), pins);
+    Ok(svid)
+}
+
+/// The same over a connection that is there.
+pub(super) async fn join_over(
+    link: Dialled,
+    name: &str,
+    token: &JoinToken,
+) -> Result<(Svid, Bundle), Status> {
     let key = new_key_pair().unwrap();
     let csr_der = certificate_request(&key).unwrap();
     let agent: NodeName = name.parse().unwrap();
@@ -192,8 +203,7 @@ pub(super) async fn join_agent_of(
     let request = JoinAgentRequest { invite: token.invite.clone(), agent: name.to_owned(), csr_der, proof };
     let reply: JoinAgentReply = unary(link.channel, "/hanse.issue.v1.Issue/JoinAgent", request).await?;
     let bundle: Bundle = decode("bundle", &reply.bundle).unwrap();
-    assert_eq!(bundle.pins(), pins);
-    Ok(Svid::new(reply.chain_der, Zeroizing::new(key.serialize_der())).unwrap())
+    Ok((Svid::new(reply.chain_der, Zeroizing::new(key.serialize_der())).unwrap(), bundle))
 }
 
 pub(super) async fn agent_token(client: &Client, name: &str) -> JoinToken {
