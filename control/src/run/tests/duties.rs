@@ -10,6 +10,8 @@ use crate::wire::control::Document;
 const WRITES: &[(&str, &str, &str)] = &[
     ("ClusterTokenCreate", r#"{"for":"west","ttlSeconds":600}"#, "cluster-token-create"),
     ("AgentTokenCreate", r#"{"agent":"host-1","ttlSeconds":600}"#, "agent-token-create"),
+    ("AgentEvict", r#"{"agent":"host-1","note":"gone"}"#, "agent-evict"),
+    ("AgentUnban", r#"{"agent":"host-1"}"#, "agent-unban"),
     (
         "WorkloadRegister",
         r#"{"registration":{"id":"spiffe://east.example/ns/shop/sa/reviews","agent":"host-1",
