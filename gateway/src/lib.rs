@@ -23,6 +23,7 @@ use hanse_identity::NodeName;
 use hanse_proxy::runtime::admin::{self, Admin, Check};
 use hanse_proxy::runtime::view::{Announce, Subscription};
 use hanse_proxy::runtime::{Plane, credentials, drain, keep_asking, view};
+use hanse_proxy::staleness::{self, Staleness};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -63,6 +64,12 @@ pub struct Config {
     /// Streams that one source cluster may have open at a time
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub max_streams_per_cluster: usize,
+    /// What is known of revocations is stale when no control node has been heard for this long: 30s, 5m; at least 5s
+    #[arg(long, value_name = "DURATION", default_value = staleness::DEFAULT_BOUND)]
+    pub revocation_staleness: staleness::Bound,
+    /// What becomes of new handshakes when it is stale; live connections stay
+    #[arg(long, value_enum, default_value_t)]
+    pub on_stale: staleness::OnStale,
 }
 
 /// How long streams in flight may take to end after SIGTERM.
@@ -91,7 +98,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
 
     let locality = Locality { region: config.region, zone: config.zone };
-    let plane = Arc::new(Plane::new(config.name, locality));
+    let staleness = Staleness { bound: config.revocation_staleness.0, on_stale: config.on_stale };
+    let plane = Arc::new(Plane::new(config.name, locality).with_staleness(staleness));
     let telemetry = GatewayTelemetry::register(&plane.telemetry);
     let gateway = Arc::new(Gateway {
         plane: Arc::clone(&plane),

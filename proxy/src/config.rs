@@ -8,6 +8,8 @@ use anyhow::{Result, bail};
 use hanse_federation::host::{Reach, ServiceHost};
 use hanse_identity::{NodeName, ServiceName};
 
+use crate::staleness::{self, Staleness};
+
 /// Flags of `hanse proxy`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -56,6 +58,12 @@ pub struct Config {
     /// Share of traffic among the service's endpoints, 1 to 1000.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub weight: u32,
+    /// What is known of revocations is stale when no control node has been heard for this long: 30s, 5m; at least 5s
+    #[arg(long, value_name = "DURATION", default_value = staleness::DEFAULT_BOUND)]
+    pub revocation_staleness: staleness::Bound,
+    /// What becomes of new handshakes when it is stale; live connections stay
+    #[arg(long, value_enum, default_value_t)]
+    pub on_stale: staleness::OnStale,
 }
 
 /// A listener that is bound to one service.
@@ -82,6 +90,10 @@ impl FromStr for Upstream {
 }
 
 impl Config {
+    pub fn staleness(&self) -> Staleness {
+        Staleness { bound: self.revocation_staleness.0, on_stale: self.on_stale }
+    }
+
     /// What the flags' own parsers cannot see.
     pub fn check(&self) -> Result<()> {
         if !self.services.is_empty() && (self.inbound.is_none() || self.app.is_none()) {
@@ -124,6 +136,10 @@ mod tests {
         config.check().unwrap();
         assert_eq!(config.workers, Some(2));
         assert_eq!(config.weight, 100);
+        assert_eq!(config.staleness(), Staleness::default());
+        let strict = parse("--revocation-staleness 2m --on-stale deny-new").unwrap().staleness();
+        assert_eq!(strict.bound, std::time::Duration::from_secs(120));
+        assert_eq!(strict.on_stale, staleness::OnStale::DenyNew);
         let reaches: Vec<_> = config.upstreams.iter().map(|u| u.host.reach).collect();
         assert_eq!(reaches, [Reach::ClusterSet, Reach::Cluster]);
 
@@ -131,7 +147,13 @@ mod tests {
         assert!(parse("--inbound 127.0.0.1:0").unwrap().check().is_err());
         let everywhere = "--service shop/reviews --app 127.0.0.1:9080 --inbound 0.0.0.0:0";
         assert!(parse(everywhere).unwrap().check().is_err());
-        for bad in ["--upstream shop/ratings", "--upstream x=127.0.0.1:1", "--weight 0", "--workers 0"] {
+        for bad in [
+            "--upstream shop/ratings",
+            "--upstream x=127.0.0.1:1",
+            "--weight 0",
+            "--workers 0",
+            "--revocation-staleness 1s",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

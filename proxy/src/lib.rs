@@ -14,6 +14,7 @@ pub mod io;
 pub mod outbound;
 pub mod runtime;
 pub mod sidecar;
+pub mod staleness;
 pub mod wire;
 
 use std::collections::BTreeSet;
@@ -63,7 +64,8 @@ pub fn run(config: Config) -> Result<()> {
     config.check()?;
     let bound = bind(&config)?;
     let locality = Locality { region: config.region.clone(), zone: config.zone.clone() };
-    let plane = Arc::new(Plane::new(config.name.clone(), locality));
+    let plane = Plane::new(config.name.clone(), locality).with_staleness(config.staleness());
+    let plane = Arc::new(plane);
     let (access_log, writer) = match &config.access_log {
         Some(target) => {
             let started = AccessLog::start(target, Arc::clone(&plane.telemetry));

@@ -19,6 +19,7 @@ use hanse_federation::{Locality, View};
 use hanse_identity::{NodeName, Timestamp};
 
 use crate::connections::{Connections, Sweep};
+use crate::staleness::{Freshness, OnStale, Stale, Staleness};
 use credentials::Credentials;
 use drain::Stop;
 use knowledge::Knowledge;
@@ -32,6 +33,8 @@ pub struct Plane {
     pub knowledge: Arc<Knowledge>,
     pub connections: Arc<Connections>,
     pub telemetry: Arc<Telemetry>,
+    /// What an old View means for new handshakes.
+    pub staleness: Staleness,
 }
 
 /// How often every live connection is asked whether its other end is still to be believed.
@@ -50,6 +53,25 @@ impl Plane {
             connections: Arc::new(Connections::new(Arc::clone(&telemetry))),
             credentials,
             telemetry,
+            staleness: Staleness::default(),
+        }
+    }
+
+    pub fn with_staleness(mut self, staleness: Staleness) -> Self {
+        self.staleness = staleness;
+        self
+    }
+
+    /// How old what is known of revocations is.
+    pub fn freshness(&self, now: Timestamp) -> Freshness {
+        self.staleness.judge(self.knowledge.link().heard, now)
+    }
+
+    /// Whether a new handshake is allowed, as far as the age of what is known goes.
+    pub fn admits_new(&self, now: Timestamp) -> Result<(), Stale> {
+        match self.staleness.on_stale {
+            OnStale::Allow => Ok(()),
+            OnStale::DenyNew => self.staleness.admit(self.freshness(now)),
         }
     }
 
@@ -98,5 +120,6 @@ pub async fn keep_asking(plane: Arc<Plane>, mut stop: Stop) {
         }
         plane.knowledge.refresh();
         plane.enforce();
+        plane.telemetry.freshness(&plane.freshness(now()));
     }
 }

@@ -79,6 +79,11 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, mut stop: Stop)
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        if let Err(stale) = gateway.plane.admits_new(now()) {
+            gateway.plane.telemetry.refused("stale_revocations");
+            tracing::info!(%remote, %stale, "handshake refused");
+            continue;
+        }
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             gateway.plane.telemetry.refused("gateway-connections");
             continue;

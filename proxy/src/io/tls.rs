@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::connections::{Entrant, Live, Side};
 use crate::runtime::view::INTERNAL_NAME;
 use crate::runtime::{Plane, now};
+use crate::staleness::Stale;
 
 /// Longest TLS handshake as a server.
 pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +57,9 @@ pub enum TlsRefusal {
     /// Whoever does not know it yet would still let us in: we do not ask.
     #[error("our own identity is revoked by {0}")]
     OwnRevoked(RevocationId),
+    /// What is known of revocations is too old to let anybody in, or to go to anybody.
+    #[error(transparent)]
+    Stale(#[from] Stale),
     #[error("the handshake took too long")]
     Timeout,
     #[error("the handshake failed: {0}")]
@@ -70,6 +74,7 @@ impl TlsRefusal {
         match self {
             Self::NoIdentity => "no_identity",
             Self::OwnRevoked(_) => "own_revoked",
+            Self::Stale(_) => "stale_revocations",
             Self::Timeout => "handshake_timeout",
             Self::NotBelieved(error) => verify_label(error),
             Self::Handshake(error) => {
@@ -119,6 +124,7 @@ pub async fn accept<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    plane.admits_new(now())?;
     let own = own_identity(plane)?;
     let handshake = tokio_rustls::TlsAcceptor::from(Arc::clone(config)).accept(io);
     let handshake = tokio::time::timeout(ACCEPT_TIMEOUT, handshake).await;
@@ -143,6 +149,7 @@ pub async fn dial<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    plane.admits_new(now())?;
     let own = own_identity(plane)?;
     let trust: Arc<dyn TrustSource> = Arc::clone(&plane.knowledge) as _;
     let identity: Arc<dyn IdentitySource> = Arc::clone(&plane.credentials) as _;

@@ -74,7 +74,13 @@ impl Admin {
             Some(_) => format!("revision {}", known.revision()),
             None => "none from a control node yet".to_owned(),
         };
-        let mut checks = vec![svid, Check { name: "view", ok: known.view.is_some(), detail }];
+        let freshness = self.plane.freshness(now());
+        let revocations = Check {
+            name: "revocations",
+            ok: self.plane.staleness.admit(freshness).is_ok(),
+            detail: freshness.to_string(),
+        };
+        let mut checks = vec![svid, Check { name: "view", ok: known.view.is_some(), detail }, revocations];
         checks.extend((self.checks)());
         checks
     }

@@ -119,7 +119,7 @@ impl Knowledge {
         self.link.lock().expect("no writer panics while it holds the link").clone()
     }
 
-    pub(super) fn set_link(&self, change: impl FnOnce(&mut Link)) {
+    pub(crate) fn set_link(&self, change: impl FnOnce(&mut Link)) {
         change(&mut self.link.lock().expect("no writer panics while it holds the link"));
     }
 }

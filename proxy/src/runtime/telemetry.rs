@@ -15,6 +15,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::staleness::Freshness;
+
 /// `hanse_refused_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Refused {
@@ -87,6 +89,8 @@ pub struct Telemetry {
     pub revision: Gauge,
     pub svid_not_after: Gauge,
     pub control_connected: Gauge,
+    pub revocations_age: Gauge,
+    pub revocations_stale: Gauge,
 }
 
 /// Series that one worker keeps handles of; above that, new ones go into the family's overflow series.
@@ -116,6 +120,8 @@ impl Default for Telemetry {
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
             control_connected: Gauge::default(),
+            revocations_age: Gauge::default(),
+            revocations_stale: Gauge::default(),
         };
         new.register("hanse_refused", "Connections and requests refused, by reason", new.refused.clone());
         new.register(
@@ -147,6 +153,16 @@ impl Default for Telemetry {
             "1 while a control node's Watch stream is open",
             new.control_connected.clone(),
         );
+        new.register(
+            "hanse_revocations_age_seconds",
+            "Since a control node was last heard; -1 before the first",
+            new.revocations_age.clone(),
+        );
+        new.register(
+            "hanse_revocations_stale",
+            "1 while that is longer than --revocation-staleness",
+            new.revocations_stale.clone(),
+        );
         new
     }
 }
@@ -163,6 +179,13 @@ impl Telemetry {
 
     pub fn connection_closed(&self, cause: &'static str) {
         self.closed.get_or_create(&Closed { cause }).inc();
+    }
+
+    /// How old what is known of revocations is.
+    pub fn freshness(&self, freshness: &Freshness) {
+        let age = freshness.age().map(|age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+        self.revocations_age.set(age.unwrap_or(-1));
+        self.revocations_stale.set(i64::from(freshness.is_stale()));
     }
 
     /// Prometheus text.

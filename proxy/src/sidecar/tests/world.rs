@@ -30,6 +30,7 @@ use crate::runtime::drain::{Drain, drain};
 use crate::runtime::worker::{LocalExecutor, Random};
 use crate::runtime::{Plane, now};
 use crate::sidecar::{Listeners, Settings, work};
+use crate::staleness::Staleness;
 
 /// One cluster's authority.
 pub struct Domain {
@@ -178,7 +179,17 @@ impl std::io::Write for Lines {
 impl Sidecar {
     /// Starts one with `svid`, in front of `app`, serving `services`. It has no View yet.
     pub fn start(svid: Option<&Svid>, services: &[&str], app: Option<SocketAddr>) -> Self {
-        let plane = Arc::new(Plane::new("proxy-1".parse().unwrap(), Locality::default()));
+        Self::start_with(svid, services, app, Staleness::default())
+    }
+
+    pub fn start_with(
+        svid: Option<&Svid>,
+        services: &[&str],
+        app: Option<SocketAddr>,
+        staleness: Staleness,
+    ) -> Self {
+        let plane = Plane::new("proxy-1".parse().unwrap(), Locality::default()).with_staleness(staleness);
+        let plane = Arc::new(plane);
         if let Some(svid) = svid {
             plane.credentials.install_svid(svid).unwrap();
         }
