@@ -60,7 +60,7 @@ pub enum IssueError {
 }
 
 /// What an SVID says in `not_before` is in whole seconds.
-const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
 /// Signs an SVID for the ticket's identity over the CSR's public key. The CSR's self-signature is checked
 /// (proof of possession); nothing else of it is used. `not_before` is `now` minus 30 s, but after the ticket's

@@ -12,6 +12,7 @@ use super::{JwtAuthority, JwtError, validate};
 use crate::authority::AuthorityState;
 use crate::bundle::Bundle;
 use crate::grant::Ticket;
+use crate::issue::{BACKDATED, SECOND};
 use crate::name::{SpiffeId, TrustDomain};
 use crate::private_key::PrivateKey;
 use crate::revocation::Revocations;
@@ -121,13 +122,15 @@ impl JwtKey {
         if end <= now {
             return Err(JwtIssueError::Expired(end));
         }
+        // After a reissue tokens of the second in which it was ordered are dead, and our clock may be behind.
+        let issued = ticket.watermark.map_or(now, |mark| now.max(mark + BACKDATED + SECOND));
         let lifetime = wanted.unwrap_or(DEFAULT_JWT_LIFETIME).clamp(MIN_JWT_LIFETIME, MAX_JWT_LIFETIME);
         let expires = Timestamp::from_seconds((now + lifetime.min(ticket.lifetime())).min(end).seconds());
         let header = serde_json::json!({ "alg": "ES256", "kid": self.key_id, "typ": "JWT" });
         let claims = serde_json::json!({
             "sub": ticket.id(),
             "aud": audience,
-            "iat": now.seconds(),
+            "iat": issued.seconds(),
             "exp": expires.seconds(),
         });
         let token = self.sign(&header.to_string(), &claims.to_string())?;

@@ -407,6 +407,50 @@ fn a_revoked_identity_is_refused_whatever_its_token_says() {
     assert_eq!(number(error), (id(REVIEWS), 7));
 }
 
+/// Given new SVIDs, its old tokens are dead, and one that is signed in the very second of the order is not.
+#[test]
+fn a_reissued_identitys_older_tokens_are_refused_and_new_ones_believed() {
+    let forge = Forge::new();
+    let ordered = NOW + Duration::from_millis(300);
+    let revocation = Revocation {
+        reissue: true,
+        ..Revocation::new(
+            RevocationId { number: 8, origin: east() },
+            RevocationTarget::Identity(id(REVIEWS)),
+            Reason::KeyCompromise,
+            ordered,
+        )
+    };
+    let mut revocations = Revocations::default();
+    revocations.insert(revocation);
+    let checked = |token: &str, now| validate(|_| Some(&forge.bundle), &revocations, token, AUDIENCE, now);
+    let dated = |iat: Option<u64>| {
+        let mut claims = Forge::claims();
+        claims.as_object_mut().unwrap().remove("iat");
+        iat.into_iter().for_each(|iat| claims["iat"] = json!(iat));
+        forge.token(&forge.header(), &claims)
+    };
+    for old in [Some(NOW.seconds() - 60), Some(NOW.seconds()), None] {
+        let refused = checked(&dated(old), ordered + Duration::from_secs(1)).unwrap_err();
+        assert!(matches!(refused, JwtError::Revoked { .. }), "iat {old:?}: {refused:?}");
+    }
+    assert!(checked(&dated(Some(NOW.seconds() + 1)), ordered + Duration::from_secs(1)).is_ok());
+    // Another identity's tokens are as good as before.
+    let other = "spiffe://east.example/ns/shop/sa/ratings";
+    let mut claims = Forge::claims();
+    claims["sub"] = json!(other);
+    assert!(checked(&forge.token(&forge.header(), &claims), ordered).is_ok());
+
+    // What is issued from now on is dated so that it is believed, also where the issuer's clock is behind.
+    for issuer in [ordered, NOW - Duration::from_secs(5)] {
+        let ticket =
+            grant(&east(), &[registration(REVIEWS)], &revocations, &evidence(), &id(REVIEWS)).unwrap();
+        let issued = forge.key.issue(ticket, &forge.bundle, &audience(), None, issuer).unwrap();
+        let valid = checked(&issued.token, ordered).unwrap();
+        assert_eq!(valid.issued.unwrap().seconds(), NOW.seconds() + 1);
+    }
+}
+
 #[test]
 fn a_changed_token_is_not_believed() {
     let forge = Forge::new();

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::bundle::{Bundle, KeyKind};
 use crate::name::{NameError, SpiffeId, TrustDomain};
-use crate::revocation::{RevocationId, Revocations};
+use crate::revocation::{Revocation, RevocationId, Revocations};
 use crate::time::Timestamp;
 
 /// Largest token that is read, in bytes.
@@ -148,7 +148,11 @@ pub fn validate<'b>(
 
     let valid = read(id, claims)?;
     valid.check(audience, now)?;
-    match revocations.of_identity(&valid.id) {
+    let silenced = revocations.of_identity(&valid.id);
+    // Of an identity that was given new SVIDs, what was issued up to the order is dead. Tokens tell whole seconds: one of
+    // the same second counts as older, and the issuer dates new ones later.
+    let old = |r: &&Revocation| valid.issued.is_none_or(|issued| issued.seconds() <= r.at.seconds());
+    match silenced.or_else(|| revocations.reissued(&valid.id).find(old)) {
         Some(r) => Err(JwtError::Revoked { id: valid.id.clone(), revocation: r.id.clone() }),
         None => Ok(valid),
     }

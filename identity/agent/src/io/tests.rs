@@ -4,6 +4,7 @@ mod callers;
 mod held;
 mod interop;
 mod link;
+mod lists;
 mod sds;
 mod workload;
 

@@ -36,6 +36,7 @@ mod stubs {
 
 use stubs::issue_server::{Issue, IssueServer};
 
+mod huge;
 mod rejoin;
 
 /// A cluster: its authorities, what it knows, and what its agents said.
