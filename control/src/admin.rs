@@ -20,6 +20,7 @@ mod audit;
 mod cluster;
 mod federation;
 mod receipt;
+mod revocations;
 mod revoke;
 mod role;
 
@@ -28,6 +29,7 @@ pub use audit::*;
 pub use cluster::*;
 pub use federation::*;
 pub use receipt::{Behind, ReachState, Receipt, ReceiptPart, Tally, merged, part_of};
+pub use revocations::*;
 pub use revoke::*;
 pub use role::*;
 
@@ -66,6 +68,9 @@ calls! {
     RevokeStatusRequest => Receipt, "RevokeStatus";
     RevokeListRequest => Listing<RevocationItem>, "RevokeList";
     RevokeLiftRequest => Written, "RevokeLift";
+    RevokeShowRequest => RevokeShown, "RevokeShow";
+    RevokeClearRequest => RevokeCleared, "RevokeClear";
+    RevokeExportRequest => Listing<PublishedList>, "RevokeExport";
     AgentTokenCreateRequest => TokenReply, "AgentTokenCreate";
     AgentListRequest => Listing<AgentItem>, "AgentList";
     AgentEvictRequest => Evicted, "AgentEvict";

@@ -235,6 +235,8 @@ pub(crate) fn is_read(rpc: &str) -> bool {
                 | "PolicyValidate"
                 | "RevokePreview"
                 | "RevokeStatus"
+                | "RevokeShow"
+                | "RevokeExport"
         )
 }
 

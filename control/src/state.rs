@@ -26,7 +26,7 @@ pub mod issuance;
 mod jwt;
 mod peers;
 mod registrations;
-mod revocations;
+pub mod revocations;
 pub mod roles;
 mod rules;
 pub mod snapshot;

@@ -6,7 +6,7 @@ use hanse_identity::{ClusterName, NodeName, RevocationId};
 use serde::{Deserialize, Serialize};
 
 use super::SubscriberKind;
-use crate::io::census::Subscriber;
+use crate::io::census::{SdsReport, Subscriber};
 
 /// How far a revocation is enforced, in every cluster that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct ReceiptPart {
     pub proxies: Tally,
     pub gateways: Tally,
     pub agents: Tally,
+    /// Clients of the agents' SDS that have said that it is in force at their end.
+    #[serde(default)]
+    pub sds: Tally,
     /// Live connections closed because of it.
     pub closed_connections: u64,
     pub behind: Vec<Behind>,
@@ -68,6 +71,26 @@ pub struct Behind {
     pub connected: bool,
 }
 
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.enforced += other.enforced;
+        self.total += other.total;
+    }
+}
+
+impl SdsReport {
+    /// How many of the clients have a revision in force, by the agent's last word. Who has accepted everything up to
+    /// it but not the newest state is not told apart, and counts as behind.
+    fn at(&self, revision: u64, applied: u64) -> Tally {
+        let enforced = match self {
+            _ if applied >= revision => self.subscribers,
+            report if report.known >= revision => report.acknowledged,
+            _ => 0,
+        };
+        Tally { enforced: enforced as usize, total: self.subscribers as usize }
+    }
+}
+
 impl Receipt {
     pub fn new(id: RevocationId, parts: Vec<ReceiptPart>) -> Self {
         Self { id, complete: !parts.is_empty() && parts.iter().all(ReceiptPart::complete), parts }
@@ -89,6 +112,7 @@ impl ReceiptPart {
             proxies: Tally::default(),
             gateways: Tally::default(),
             agents: Tally::default(),
+            sds: Tally::default(),
             closed_connections: 0,
             behind: Vec::new(),
             nodes_silent: Vec::new(),
@@ -129,6 +153,7 @@ pub fn part_of(
         proxies: Tally::default(),
         gateways: Tally::default(),
         agents: Tally::default(),
+        sds: Tally::default(),
         closed_connections: 0,
         behind: Vec::new(),
         nodes_silent: nodes_silent.into_iter().collect(),
@@ -141,6 +166,9 @@ pub fn part_of(
             SubscriberKind::Agent => &mut part.agents,
         };
         tally.total += 1;
+        if let Some(at) = revision {
+            part.sds.add(subscriber.sds.at(at, subscriber.applied));
+        }
         part.closed_connections += subscriber.closed.get(id).copied().unwrap_or(0);
         // Without a stream, who has applied it still enforces it: a View outlives the stream that brought it.
         if revision.is_some_and(|at| subscriber.applied >= at) {
@@ -208,6 +236,21 @@ mod tests {
         assert_eq!(part.behind.len(), 1);
         assert_eq!(part.behind[0].name.as_str(), "ratings-1");
         assert!(!part.complete());
+    }
+
+    #[test]
+    fn clients_of_sds_are_counted_by_what_they_have_accepted() {
+        let agent = |name: &str, applied, known| Subscriber {
+            sds: SdsReport { known, subscribers: 3, acknowledged: 2, rejected: 1 },
+            ..subscriber(SubscriberKind::Agent, name, "east-1", applied, true)
+        };
+        let sds = |agents: Vec<Subscriber>| {
+            part_of("east".parse().unwrap(), &id(), Some(10), agents, BTreeSet::new()).sds
+        };
+        assert_eq!(sds(vec![agent("all", 10, 12)]), Tally { enforced: 3, total: 3 });
+        assert_eq!(sds(vec![agent("some", 9, 10)]), Tally { enforced: 2, total: 3 });
+        assert_eq!(sds(vec![agent("none", 8, 9)]), Tally { enforced: 0, total: 3 });
+        assert_eq!(sds(vec![agent("a", 10, 10), agent("b", 9, 10)]), Tally { enforced: 5, total: 6 });
     }
 
     #[test]

@@ -23,11 +23,11 @@ use crate::admin::{
     AuditListRequest, ClusterCheckRequest, ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest,
     ClusterTokenCreateRequest, FederationDeleteRequest, FederationListRequest, FederationPutRequest,
     FederationRefreshRequest, Meta, NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest,
-    PolicyGetRequest, PolicyValidateRequest, ProxyListRequest, RevokeLiftRequest, RevokeListRequest,
-    RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, RoleBindRequest, RoleListRequest,
-    RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
-    ServiceUnexportRequest, Warning, WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest,
-    WorkloadRegisterRequest, Written,
+    PolicyGetRequest, PolicyValidateRequest, ProxyListRequest, RevokeClearRequest, RevokeExportRequest,
+    RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest, RevokeShowRequest,
+    RevokeStatusRequest, RoleBindRequest, RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest,
+    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadApplyRequest,
+    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
 };
 use crate::command::{Actor, Answer, Command};
 use crate::state::State;
@@ -42,6 +42,7 @@ pub mod federation;
 pub mod identity;
 pub mod node;
 pub mod policy;
+pub mod revocations;
 pub mod revoke;
 pub mod role;
 pub mod service;
@@ -137,6 +138,9 @@ admin_service! {
     revoke_status(RevokeStatusRequest) => revoke::status;
     revoke_list(RevokeListRequest) => revoke::list;
     revoke_lift(RevokeLiftRequest) => revoke::lift;
+    revoke_show(RevokeShowRequest) => revocations::show;
+    revoke_clear(RevokeClearRequest) => revocations::clear;
+    revoke_export(RevokeExportRequest) => revocations::export;
     agent_token_create(AgentTokenCreateRequest) => token::for_agent;
     agent_list(AgentListRequest) => agent::list;
     agent_evict(AgentEvictRequest) => agent::evict;

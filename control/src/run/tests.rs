@@ -42,6 +42,7 @@ mod fixture;
 mod jwt;
 mod lists;
 mod nodes;
+mod revocations;
 mod strangers;
 mod upstream;
 

@@ -7,6 +7,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::output::Format;
 
+mod revoke;
+
+pub use revoke::{ListEncoding, RevokeVerb};
+
 /// Multi-cluster service mesh with SPIFFE identity.
 #[derive(Debug, Parser)]
 #[command(
@@ -320,29 +324,13 @@ pub enum PolicyCommand {
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke --agent host-1 --reason key-compromise --close-connections 30s\n  hanse revoke lift r-4231@east.example\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked."
+    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke --agent host-1 --reason key-compromise --close-connections 30s\n  hanse revoke lift r-4231@east.example\n  hanse revoke show r-4231@east.example\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked."
 )]
 pub struct RevokeCommand {
     #[command(subcommand)]
     pub verb: Option<RevokeVerb>,
     #[command(flatten)]
     pub what: RevokeWhat,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum RevokeVerb {
-    /// List revocations in force
-    List,
-    /// Lift the hold of an identity
-    Lift {
-        /// r-NUMBER@TRUST-DOMAIN
-        id: String,
-    },
-    /// Show who enforces a revocation and who is behind
-    Status {
-        /// r-NUMBER@TRUST-DOMAIN
-        id: String,
-    },
 }
 
 #[derive(Debug, Default, Args)]
@@ -709,6 +697,10 @@ mod tests {
         assert!(matches!(verbs(&["hanse", "agent", "list"]), Ok(Command::Agent(a)) if a.verb.is_some()));
         assert!(matches!(verbs(&["hanse", "proxy", "list"]), Ok(Command::Proxy(p)) if p.verb.is_some()));
         assert!(verbs(&["hanse", "agent", "token", "create", "host-1"]).is_ok());
+        let proxy =
+            "hanse proxy --name p --socket s --control 127.0.0.1:1 --admin 127.0.0.1:0 --on-stale deny-new";
+        let proxy: Vec<&str> = proxy.split(' ').collect();
+        assert!(matches!(verbs(&proxy), Ok(Command::Proxy(p)) if p.config.is_some()));
         assert!(
             verbs(&["hanse", "agent"]).is_err()
                 || matches!(verbs(&["hanse", "agent"]), Ok(Command::Agent(a)) if a.config.is_none())

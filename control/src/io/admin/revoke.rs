@@ -164,23 +164,25 @@ pub async fn revoke(call: Call, request: RevokeRequest) -> Result<Revoked, Statu
 }
 
 pub async fn status(call: Call, request: RevokeStatusRequest) -> Result<Receipt, Status> {
-    let context = &call.context;
     let state = call.read().await.state;
-    let Some(revocation) = state.view.revocations.get(&request.id) else {
-        return Err(refused(&Refusal::NotFound { what: format!("revocation {}", request.id) }));
+    receipt(&call.context, &state, &request.id).await
+}
+
+/// How far a revocation is enforced, here and in every cluster that is told of it.
+pub async fn receipt(context: &Context, state: &State, id: &RevocationId) -> Result<Receipt, Status> {
+    let Some(revocation) = state.view.revocations.get(id) else {
+        return Err(refused(&Refusal::NotFound { what: format!("revocation {id}") }));
     };
     // Peers hear of what concerns our own names. A hold on somebody else's, and what they told us, is theirs.
     let told = revocation.is_of(&context.trust_domain);
-    let question = PeerQuestion::Revocation(request.clone());
-    let (own, theirs) = tokio::join!(
-        own_part(context, &request.id),
-        ask_peers::<ReceiptPart>(context, &state, &question, told)
-    );
+    let question = PeerQuestion::Revocation(RevokeStatusRequest { id: id.clone() });
+    let (own, theirs) =
+        tokio::join!(own_part(context, id), ask_peers::<ReceiptPart>(context, state, &question, told));
     let mut parts = vec![own];
     for (cluster, part) in theirs {
         parts.push(part.unwrap_or_else(|error| ReceiptPart::unreachable(cluster, error)));
     }
-    Ok(Receipt::new(request.id, parts))
+    Ok(Receipt::new(id.clone(), parts))
 }
 
 /// This cluster's part of a receipt.

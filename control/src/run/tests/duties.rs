@@ -30,6 +30,7 @@ const WRITES: &[(&str, &str, &str)] = &[
     ("PolicyDelete", r#"{"keys":[{"kind":"HTTPRoute","name":"shop/none"}]}"#, "policy-delete"),
     ("Revoke", r#"{"target":{"serial":"01ab"},"reason":"key-compromise","note":"lost"}"#, "revoke"),
     ("RevokeLift", r#"{"id":"r-1@east.example"}"#, "revoke-lift"),
+    ("RevokeClear", r#"{"all":true,"includeCompromised":true}"#, "revoke-clear"),
     (
         "WorkloadDelete",
         r#"{"id":"spiffe://east.example/ns/shop/sa/reviews","agent":"host-1"}"#,
@@ -109,7 +110,7 @@ async fn every_write_of_an_administrator_leaves_a_row() {
     let of = |kind: &str| AuditListRequest { kind: Some(kind.to_owned()), ..Default::default() };
     assert_eq!(rows(&client, of("workload")).await.items.len(), 3);
     assert_eq!(rows(&client, of("work")).await.items.len(), 0);
-    assert_eq!(rows(&client, of("revoke")).await.items.len(), 2);
+    assert_eq!(rows(&client, of("revoke")).await.items.len(), 3);
     let by = |actor: &str| AuditListRequest { actor: Some(actor.to_owned()), ..Default::default() };
     assert_eq!(rows(&client, by("admin/ann")).await.items.len(), WRITES.len());
     assert_eq!(rows(&client, by("admin/bob")).await.items.len(), 0);

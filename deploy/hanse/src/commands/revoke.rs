@@ -1,11 +1,16 @@
 //! `hanse revoke`: what it would hit before, the receipt after, and the list.
 
+mod clear;
+mod export;
+mod show;
+mod text;
+
 use std::path::Path;
 use std::time::Duration;
 
 use hanse_control::admin::{
-    ReachState, Receipt, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreview,
-    RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked, Tally,
+    ReachState, Receipt, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest,
+    RevokeRequest, RevokeStatusRequest, Revoked,
 };
 use hanse_identity::{Closing, Reason, RevocationId, RevocationTarget, Serial, SvidFacts};
 use rustls::pki_types::CertificateDer;
@@ -13,6 +18,7 @@ use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
 use tokio::time::Instant;
 
+use self::text::{blast_radius, part_line};
 use super::{Outcome, talk};
 use crate::cli::{Global, RevokeCommand, RevokeVerb, RevokeWhat, parse_duration};
 use crate::context::Connection;
@@ -39,6 +45,15 @@ pub async fn run(global: &Global, command: &RevokeCommand) -> Outcome {
             output::print(global.output, "RevocationReceipt", &receipt, &text);
             Ok(verdict(&receipt))
         }
+        Some(RevokeVerb::Show { id }) => show::run(global, revocation_id(id)?).await,
+        Some(RevokeVerb::Clear { ids, all, include_compromised }) => {
+            let ids = ids.iter().map(|id| revocation_id(id)).collect::<Result<_, _>>()?;
+            clear::run(global, ids, *all, *include_compromised).await
+        }
+        Some(RevokeVerb::Export { crl: _, encoding, authority, trust_domain, out }) => {
+            let what = export::What { encoding: *encoding, authority: authority.clone() };
+            export::run(global, &what, trust_domain.clone(), out.as_deref()).await
+        }
         None => order(global, &command.what).await,
     }
 }
@@ -47,7 +62,8 @@ fn revocation_id(text: &str) -> Result<RevocationId, Failure> {
     text.parse().map_err(|rule| Failure::usage(format!("{text:?} {rule}")))
 }
 
-fn target(what: &RevokeWhat) -> Result<RevocationTarget, Failure> {
+/// What the flags name.
+pub fn target(what: &RevokeWhat) -> Result<RevocationTarget, Failure> {
     if let Some(serial) = &what.serial {
         let serial = serial.parse().map_err(|rule| Failure::usage(format!("{serial:?} {rule}")))?;
         return Ok(RevocationTarget::Serial(serial));
@@ -192,68 +208,6 @@ fn word(target: &RevocationTarget) -> String {
         RevocationTarget::Agent(name) | RevocationTarget::Node(name) => name.to_string(),
         RevocationTarget::Cluster(trust_domain) => trust_domain.to_string(),
     }
-}
-
-fn blast_radius(preview: &RevokePreview) -> String {
-    let mut lines = vec![format!("  revoke         {}", preview.target)];
-    if let Some(already) = &preview.already {
-        lines.push(format!("  already        {already} hits it"));
-    }
-    lines.push(format!(
-        "  this affects   {} proxies and gateways that run under it, {} registrations",
-        preview.holders.len(),
-        preview.registrations
-    ));
-    if !preview.holders.is_empty() {
-        lines.push(format!("  holders        {}", preview.holders.join(" ")));
-    }
-    for reach in &preview.reach {
-        let error = reach.error.as_ref().map(|e| format!("   ({e})")).unwrap_or_default();
-        lines.push(format!(
-            "  connections    {:<8} {} live   ({} of {} proxies and gateways answered){error}",
-            reach.cluster.as_str(),
-            reach.live_connections,
-            reach.answered,
-            reach.asked
-        ));
-    }
-    for service in &preview.sole_server_of {
-        lines.push(format!("  outage         nobody else here may answer for {service}"));
-    }
-    lines.join("\n")
-}
-
-fn part_line(part: &ReceiptPart) -> String {
-    let of = |tally: Tally| format!("{}/{}", tally.enforced, tally.total);
-    let state = match part.state {
-        ReachState::Committed => "enforced",
-        ReachState::NotCommitted => "not yet committed",
-        ReachState::Unreachable => "unreachable",
-    };
-    let mut line = format!(
-        "  {state}  {:<8} {} proxies, {} gateways, {} agents   closed {} live connections\n",
-        part.cluster.as_str(),
-        of(part.proxies),
-        of(part.gateways),
-        of(part.agents),
-        part.closed_connections
-    );
-    for behind in &part.behind {
-        let how = if behind.connected { "connected" } else { "gone" };
-        line.push_str(&format!(
-            "    behind   {} {} ({how}, at #{})\n",
-            behind.kind.as_str(),
-            behind.name,
-            behind.applied
-        ));
-    }
-    for node in &part.nodes_silent {
-        line.push_str(&format!("    silent   control node {node}\n"));
-    }
-    if let Some(error) = &part.error {
-        line.push_str(&format!("    error    {error}\n"));
-    }
-    line
 }
 
 async fn list(global: &Global) -> Outcome {

@@ -1,0 +1,137 @@
+//! What people read of a revocation: what it would hit, and how far it is enforced.
+
+use hanse_control::admin::{ReachState, ReceiptPart, RevokePreview, Tally};
+
+/// Callers that are named, per cluster; the others are counted.
+const NAMED: usize = 8;
+
+/// What it would hit, before anything is done.
+pub fn blast_radius(preview: &RevokePreview) -> String {
+    let mut lines = vec![format!("  revoke         {}", preview.target)];
+    if let Some(already) = &preview.already {
+        lines.push(format!("  already        {already} hits it"));
+    }
+    let callers: std::collections::BTreeSet<_> = preview.reach.iter().flat_map(|r| &r.callers).collect();
+    lines.push(format!(
+        "  this affects   {} certificates, {} proxies, gateways and agents that run under it, {} registrations, {} callers",
+        preview.certificates,
+        preview.holders.len(),
+        preview.registrations,
+        callers.len()
+    ));
+    if !preview.holders.is_empty() {
+        lines.push(format!("  holders        {}", preview.holders.join(" ")));
+    }
+    for reach in &preview.reach {
+        let error = reach.error.as_ref().map(|e| format!("   ({e})")).unwrap_or_default();
+        lines.push(format!(
+            "  connections    {:<8} {} live   ({} of {} proxies and gateways answered){error}",
+            reach.cluster.as_str(),
+            reach.live_connections,
+            reach.answered,
+            reach.asked
+        ));
+        let named: Vec<String> = reach.callers.iter().take(NAMED).map(ToString::to_string).collect();
+        let more = match reach.callers.len().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        if !named.is_empty() {
+            lines.push(format!("  callers        {:<8} {}{more}", reach.cluster.as_str(), named.join(" ")));
+        }
+    }
+    for service in &preview.sole_server_of {
+        lines.push(format!("  outage         nobody else here may answer for {service}"));
+    }
+    lines.join("\n")
+}
+
+/// How far one cluster has come with it, and who there is behind.
+pub fn part_line(part: &ReceiptPart) -> String {
+    let of = |tally: Tally| format!("{}/{}", tally.enforced, tally.total);
+    let state = match part.state {
+        ReachState::Committed => "enforced",
+        ReachState::NotCommitted => "not yet committed",
+        ReachState::Unreachable => "unreachable",
+    };
+    let mut line = format!(
+        "  {state}  {:<8} {} proxies, {} gateways, {} agents, {} SDS clients   closed {} live connections\n",
+        part.cluster.as_str(),
+        of(part.proxies),
+        of(part.gateways),
+        of(part.agents),
+        of(part.sds),
+        part.closed_connections
+    );
+    for behind in &part.behind {
+        let how = if behind.connected { "connected" } else { "gone" };
+        line.push_str(&format!(
+            "    behind   {} {} ({how}, at #{})\n",
+            behind.kind.as_str(),
+            behind.name,
+            behind.applied
+        ));
+    }
+    for node in &part.nodes_silent {
+        line.push_str(&format!("    silent   control node {node}\n"));
+    }
+    if let Some(error) = &part.error {
+        line.push_str(&format!("    error    {error}\n"));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hanse_control::admin::{Meta, PreviewReach, part_of};
+    use hanse_identity::{RevocationTarget, SpiffeId, Timestamp};
+
+    fn ids(count: usize) -> Vec<SpiffeId> {
+        (0..count).map(|n| format!("spiffe://west.example/ns/shop/sa/caller-{n}").parse().unwrap()).collect()
+    }
+
+    fn reach(cluster: &str, callers: Vec<SpiffeId>) -> PreviewReach {
+        let cluster = cluster.parse().unwrap();
+        PreviewReach { cluster, live_connections: 4, callers, answered: 7, asked: 7, error: None }
+    }
+
+    #[test]
+    fn the_blast_radius_names_certificates_and_callers() {
+        let target = RevocationTarget::Identity("spiffe://east.example/ns/shop/sa/ratings".parse().unwrap());
+        let preview = RevokePreview {
+            meta: Meta {
+                cluster: "east".parse().unwrap(),
+                raft_index: 1,
+                observed_at: Timestamp(1),
+                partial: false,
+            },
+            target,
+            already: None,
+            certificates: 2,
+            holders: vec!["ratings-1".to_owned()],
+            registrations: 1,
+            sole_server_of: Vec::new(),
+            // The first of the callers is seen in both clusters.
+            reach: vec![reach("east", ids(1)), reach("west", ids(NAMED + 2))],
+            warnings: Vec::new(),
+        };
+        let text = blast_radius(&preview);
+        assert!(text.contains("2 certificates, 1 proxies, gateways and agents"), "{text}");
+        assert!(text.contains(&format!("{} callers", NAMED + 2)), "{text}");
+        assert!(
+            text.contains("callers        east     spiffe://west.example/ns/shop/sa/caller-0\n"),
+            "{text}"
+        );
+        assert!(text.contains("caller-7 and 2 more") && !text.contains("caller-9"), "{text}");
+    }
+
+    #[test]
+    fn a_line_counts_clients_of_sds_beside_proxies_gateways_and_agents() {
+        let id = "r-1@east.example".parse().unwrap();
+        let mut part = part_of("east".parse().unwrap(), &id, Some(1), [], Default::default());
+        part.sds = Tally { enforced: 2, total: 3 };
+        let line = part_line(&part);
+        assert!(line.contains("0/0 proxies, 0/0 gateways, 0/0 agents, 2/3 SDS clients"), "{line}");
+    }
+}
