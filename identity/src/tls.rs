@@ -67,6 +67,11 @@ pub enum ClientAuth {
 }
 
 impl TlsIdentity {
+    /// The certificate that is shown, DER.
+    pub fn leaf(&self) -> &[u8] {
+        self.key.cert.first().map(AsRef::as_ref).unwrap_or_default()
+    }
+
     pub fn new(svid: &Svid) -> Result<Self, VerifyError> {
         let chain = svid.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(svid.key.to_vec()));

@@ -118,6 +118,11 @@ impl Connection {
         Self { name: name.to_owned(), credential, client: OnceCell::new(), timeout }
     }
 
+    /// The trust domain of the cluster that is talked to.
+    pub fn trust_domain(&self) -> &hanse_identity::TrustDomain {
+        &self.credential.trust_domain
+    }
+
     /// One question, one answer, within the timeout.
     pub async fn call<C: AdminCall>(&self, request: &C) -> Result<C::Reply, Failure> {
         let client = self.client().await?;

@@ -259,6 +259,24 @@ mod tests {
         assert!(target(&RevokeWhat { cert: Some("/nonexistent".into()), ..none() }).is_err());
     }
 
+    /// What a script sees when the bound (`--timeout`) has passed and somebody is behind, or could not be asked.
+    #[test]
+    fn the_exit_code_says_whether_the_receipt_is_complete() {
+        use hanse_control::admin::part_of;
+        let id: RevocationId = "r-1@east.example".parse().unwrap();
+        let part = |cluster: &str, revision, silent: &[&str]| {
+            let silent = silent.iter().map(|node| node.parse().unwrap()).collect();
+            part_of(cluster.parse().unwrap(), &id, revision, [], silent)
+        };
+        let code = |parts: Vec<ReceiptPart>| verdict(&Receipt::new(id.clone(), parts));
+        assert_eq!(code(vec![part("east", Some(1), &[]), part("west", Some(2), &[])]), Exit::Done);
+        assert_eq!(code(vec![part("east", Some(1), &[]), part("west", None, &[])]), Exit::TimedOut);
+        assert_eq!(code(vec![part("east", Some(1), &["east-3"])]), Exit::Partial);
+        let gone = ReceiptPart::unreachable("west".parse().unwrap(), "refused".to_owned());
+        assert_eq!(code(vec![part("east", Some(1), &[]), gone]), Exit::Partial);
+        assert_eq!([Exit::TimedOut as u8, Exit::Partial as u8], [8, 9]);
+    }
+
     #[test]
     fn connections_are_closed_now_later_or_never() {
         let told =

@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use hanse_identity::TrustDomain;
 use hanse_identity::tls::{Expect, client_config};
+use hanse_identity::wire::to_pem;
 use hanse_proxy::runtime::credentials::Credentials;
 use hanse_proxy::runtime::{Plane, credentials, drain};
 use http::{Method, Request, Uri};
@@ -28,8 +29,10 @@ use tokio::task::JoinHandle;
 const SVID_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one knock may take.
 const KNOCK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pace of knocking, per door.
-const KNOCK_EVERY: Duration = Duration::from_millis(20);
+/// How long it tries to get in at a door, and the pause between tries.
+const GET_IN_WITHIN: Duration = Duration::from_secs(8);
+const KNOCK_AGAIN: Duration = Duration::from_millis(100);
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// The agent's Unix socket
@@ -38,6 +41,9 @@ pub struct Config {
     /// The doors: JSON array
     #[arg(long)]
     pub doors: String,
+    /// Pace of knocking, per door, in milliseconds
+    #[arg(long, default_value_t = 20)]
+    pub every_ms: u64,
 }
 
 /// Where the thief wants in.
@@ -59,8 +65,8 @@ pub struct Door {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "event")]
 pub enum Event {
-    /// The SVID is stolen, and connections are held at every door.
-    Ready { id: String, serial: String, held: usize },
+    /// The SVID is stolen, and connections are held at every door. `certificate` is its leaf, PEM.
+    Ready { id: String, serial: String, certificate: String, held: usize },
     /// A held connection was closed by the other end.
     Cut { door: String, at: u64 },
     /// A new connection was tried: `at` is when it was answered.
@@ -76,19 +82,20 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
-            ended = prowl(config.socket, doors) => ended,
+            ended = prowl(config.socket, doors, Duration::from_millis(config.every_ms)) => ended,
             () = super::signals::terminated() => Ok(()),
         }
     })
 }
 
-async fn prowl(socket: PathBuf, doors: Vec<Door>) -> anyhow::Result<()> {
+async fn prowl(socket: PathBuf, doors: Vec<Door>, pace: Duration) -> anyhow::Result<()> {
     let credentials = steal(socket).await?;
-    let facts = credentials.current().context("the SVID was waited for")?.identity.facts.clone();
+    let identity = credentials.current().context("the SVID was waited for")?.identity.clone();
+    let facts = &identity.facts;
     let mut held = Vec::new();
     for door in &doors {
         for _ in 0..door.held {
-            let (stream, connection) = knock(&credentials, door).await.with_context(|| door.name.clone())?;
+            let (stream, connection) = get_in(&credentials, door).await.with_context(|| door.name.clone())?;
             let name = door.name.clone();
             held.push(tokio::spawn(async move {
                 let _ = connection.await;
@@ -97,8 +104,13 @@ async fn prowl(socket: PathBuf, doors: Vec<Door>) -> anyhow::Result<()> {
             }));
         }
     }
-    tell(&Event::Ready { id: facts.id.to_string(), serial: facts.serial.to_string(), held: held.len() });
-    let knocking = doors.iter().map(|door| keep_knocking(&credentials, door));
+    tell(&Event::Ready {
+        id: facts.id.to_string(),
+        serial: facts.serial.to_string(),
+        certificate: to_pem("CERTIFICATE", identity.leaf()).to_string(),
+        held: held.len(),
+    });
+    let knocking = doors.iter().map(|door| keep_knocking(&credentials, door, pace));
     futures_util::future::join_all(knocking).await;
     Ok(())
 }
@@ -125,7 +137,21 @@ async fn steal(socket: PathBuf) -> anyhow::Result<Arc<Credentials>> {
     Ok(plane.credentials.clone())
 }
 
-async fn keep_knocking(credentials: &Arc<Credentials>, door: &Door) {
+/// Knocks until it is let in: on a busy machine the first knocks may come too early.
+async fn get_in(
+    credentials: &Arc<Credentials>,
+    door: &Door,
+) -> anyhow::Result<(Option<hyper::upgrade::Upgraded>, JoinHandle<()>)> {
+    let deadline = tokio::time::Instant::now() + GET_IN_WITHIN;
+    loop {
+        match knock(credentials, door).await {
+            Err(_) if tokio::time::Instant::now() < deadline => tokio::time::sleep(KNOCK_AGAIN).await,
+            knocked => return knocked,
+        }
+    }
+}
+
+async fn keep_knocking(credentials: &Arc<Credentials>, door: &Door, pace: Duration) {
     loop {
         let (let_in, why) = match knock(credentials, door).await {
             Ok((_, connection)) => {
@@ -135,7 +161,7 @@ async fn keep_knocking(credentials: &Arc<Credentials>, door: &Door) {
             Err(error) => (false, format!("{error:#}")),
         };
         tell(&Event::Knock { door: door.name.clone(), at: crate::now().0, let_in, why });
-        tokio::time::sleep(KNOCK_EVERY).await;
+        tokio::time::sleep(pace).await;
     }
 }
 

@@ -426,7 +426,8 @@ fn digest(path: &Path) -> anyhow::Result<String> {
     Ok(context.finish().as_ref().iter().map(|b| format!("{b:02x}")).collect())
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+/// Writes a file of mode 0600.
+pub fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file =

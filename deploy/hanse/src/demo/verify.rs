@@ -7,6 +7,7 @@ mod control;
 mod dark;
 mod envoy;
 mod failover;
+mod kinds;
 mod policies;
 mod revocation;
 mod split;
@@ -110,6 +111,7 @@ pub async fn run(global: &Global, demo: &Arc<Demo>, slack: u32, envoy: Option<Pa
         "kill -9 the leader under load and writes" => story.kill_leader();
         "the wire falls silent; a whole cluster is paused" => story.dark();
         "revoke productpage while it holds live connections" => story.revoke();
+        "revoke each kind under load" => story.revoke_each_kind();
         "a stock Envoy is a workload: called, calling, rotated, revoked" => story.envoy();
         "kill -9 all control nodes of a cluster for 10 s" => story.kill_control();
     }

@@ -16,7 +16,9 @@ pub async fn run(global: &Global, ids: Vec<RevocationId>, all: bool, include_com
         return Err(Failure::new(Exit::NotFound, "E3005", format!("revocation {missing} does not exist"))
             .fix("hanse revoke list"));
     }
-    let meant = known.iter().map(|item| &item.revocation).filter(|r| all || ids.contains(&r.id));
+    // What peers have told is in the list, too, and is theirs.
+    let own = known.iter().map(|item| &item.revocation).filter(|r| r.id.origin == *connection.trust_domain());
+    let meant = own.filter(|r| all || ids.contains(&r.id));
     let (compromised, others): (Vec<_>, Vec<_>) = meant.partition(|r| r.reason == Reason::KeyCompromise);
     let number = others.len() + if include_compromised { compromised.len() } else { 0 };
     talk(global, &format!("  this clears    {number} revocations: what they name is believed again"));

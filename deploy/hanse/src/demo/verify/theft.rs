@@ -16,6 +16,8 @@ use crate::demo::process::DIE_WITH_STDIN;
 use crate::demo::spec::{Role, trust_domain};
 use crate::demo::thief::{Door, Event};
 
+/// Pace of knocking at each door.
+const PACE: Duration = Duration::from_millis(20);
 /// How long the thief may take to be in.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections that it holds at each door where they are to be cut.
@@ -28,31 +30,36 @@ pub struct Thief {
     doors: Vec<(String, usize)>,
     pub id: String,
     pub serial: String,
+    /// The stolen certificate, PEM.
+    pub certificate: String,
 }
 
 impl Story<'_> {
-    /// Starts a thief of productpage's identity and waits until it is in everywhere: at a proxy at home, and at
-    /// the other cluster's gateway, over the wire.
-    pub(super) async fn thief(&self) -> anyhow::Result<Thief> {
-        let doors = [
+    /// Where a workload of `from` wants in: at a proxy there, and at the gateway of `to`, over the wire.
+    pub(super) fn doors(&self, from: &str, to: &str) -> anyhow::Result<[Door; 2]> {
+        Ok([
             Door {
-                name: self.home.clone(),
-                address: self.demo.address(&self.home, Role::Proxy, "details-1", "inbound")?,
-                trust_domain: trust_domain(&self.home).parse()?,
+                name: from.to_owned(),
+                address: self.demo.address(from, Role::Proxy, "details-1", "inbound")?,
+                trust_domain: trust_domain(from).parse()?,
                 authority: "details.shop.svc.cluster.local".to_owned(),
                 gateway: false,
                 held: HELD,
             },
             Door {
-                name: self.away.clone(),
-                address: self.demo.address(&self.away, Role::Gateway, "gateway-1", "peer")?,
-                trust_domain: trust_domain(&self.away).parse()?,
+                name: to.to_owned(),
+                address: self.demo.address(to, Role::Gateway, "gateway-1", "peer")?,
+                trust_domain: trust_domain(to).parse()?,
                 authority: "details.shop.svc.cluster.local:80".to_owned(),
                 gateway: true,
                 held: HELD,
             },
-        ];
-        self.thief_at(&doors).await
+        ])
+    }
+
+    /// Starts a thief of productpage's identity and waits until it is in everywhere.
+    pub(super) async fn thief(&self) -> anyhow::Result<Thief> {
+        self.thief_at(&self.doors(&self.home, &self.away)?).await
     }
 
     /// The same at these doors.
@@ -61,16 +68,25 @@ impl Story<'_> {
         let executable = proxy.context("productpage has a proxy")?.executable;
         let cluster = self.demo.clusters.iter().find(|c| c.name == self.home);
         let socket = &cluster.context("home is a cluster of the demo")?.agent_socket;
-        Thief::start(&executable, socket, doors, &self.demo.directory.join("logs/thief.log")).await
+        let log = self.demo.directory.join("logs/thief.log");
+        Thief::start(&executable, socket, doors, PACE, &log).await
     }
 }
 
 impl Thief {
-    async fn start(executable: &Path, socket: &Path, doors: &[Door], log: &Path) -> anyhow::Result<Self> {
+    /// A thief that runs from that path, and knocks at each door at that pace.
+    pub(super) async fn start(
+        executable: &Path,
+        socket: &Path,
+        doors: &[Door],
+        pace: Duration,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         let mut child = tokio::process::Command::new(executable)
             .args(["demo", "thief", "--socket"])
             .arg(socket)
             .args(["--doors", &serde_json::to_string(doors)?])
+            .args(["--every-ms", &pace.as_millis().to_string()])
             .env(DIE_WITH_STDIN, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -92,11 +108,25 @@ impl Thief {
             }
         });
         let ready = tokio::time::timeout(READY_TIMEOUT, is_ready).await;
-        let Ok(Ok(Event::Ready { id, serial, .. })) = ready else {
+        let Ok(Ok(Event::Ready { id, serial, certificate, .. })) = ready else {
             anyhow::bail!("the thief did not get in: {}", crate::demo::up::log_tail(log, 5));
         };
         let doors = doors.iter().map(|d| (d.name.clone(), d.held)).collect();
-        Ok(Self { _child: child, events, doors, id, serial })
+        Ok(Self { _child: child, events, doors, id, serial, certificate })
+    }
+
+    /// How many times it was let in at that door since `asked`.
+    pub fn let_in_since(&self, name: &str, asked: Timestamp) -> usize {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let let_in = |event: &&Event| matches!(event, Event::Knock { door, at, let_in: true, .. } if door == name && *at >= asked.0);
+        events.iter().filter(let_in).count()
+    }
+
+    /// As `judge`, at one door only.
+    pub fn judge_at(&self, name: &str, asked: Timestamp, limit: Duration) -> (bool, String, Value) {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let held = self.doors.iter().find(|(door, _)| door == name).map_or(0, |(_, held)| *held);
+        at_door(&events, name, asked, limit, held)
     }
 
     /// What became of the thief since `asked`: per door whether it was cut and refused within `limit`, as evidence.
