@@ -25,6 +25,7 @@ mod peer;
 mod propose;
 mod proxy;
 pub mod random;
+mod receipt;
 pub mod scenario;
 pub mod settle;
 mod show;

@@ -50,11 +50,14 @@ pub fn authority(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -
 
 impl WorldSvid {
     pub fn new(id: SpiffeId, serial: u128, authority: KeyId, now: Timestamp, lifetime: Duration) -> Self {
+        // No two SVIDs have one key.
+        let mut key = [0; 32];
+        key[..16].copy_from_slice(&serial.to_be_bytes());
         let facts = SvidFacts {
             id,
             serial: Serial::from_random(serial.to_be_bytes()),
             authority_key_identifier: None,
-            key_id: authority,
+            key_id: KeyId(key),
             not_before: now,
             not_after: now + lifetime,
         };

@@ -10,7 +10,7 @@ use hanse_control::command::{Command, Outcome, Proposal};
 use hanse_control::node::Applied;
 use hanse_control::state::State;
 use hanse_federation::{Change, PeerFact, Revision, View};
-use hanse_identity::{ClusterName, Revocations, TrustDomain};
+use hanse_identity::{ClusterName, RevocationId, Revocations, TrustDomain};
 
 use super::At;
 use super::authorities::WorldSvid;
@@ -91,6 +91,12 @@ impl Ledger {
     /// What the cluster has agreed on so far.
     pub fn truth(&self, cluster: usize) -> &View {
         &self.clusters[cluster].truth
+    }
+
+    /// At which revision a cluster committed a revocation first.
+    pub fn revoked_in(&self, cluster: usize, id: &RevocationId) -> Option<u64> {
+        let known = self.clusters[cluster].revocations.iter();
+        known.filter(|(_, in_force)| in_force.get(id).is_some()).map(|(revision, _)| *revision).min()
     }
 
     pub fn acknowledged_count(&self) -> usize {

@@ -116,6 +116,11 @@ pub(crate) enum Arrival {
 }
 
 impl StreamEnd {
+    /// Whether anything has come from the other end after `since`.
+    pub(crate) fn has_heard(&self, since: u64) -> bool {
+        self.received > 0 && self.heard > since
+    }
+
     pub(crate) fn new(id: u64, to: Party, now: u64) -> Self {
         Self { id, to, sent: 0, received: 0, heard: now }
     }

@@ -50,6 +50,14 @@ pub(crate) struct Export {
 }
 
 impl World {
+    /// Whether the leader of one cluster has heard a node of another after `since`.
+    pub(super) fn has_heard(&self, listener: usize, teller: usize, since: u64) -> bool {
+        let Some(at) = self.leader(listener) else { return false };
+        let running = self.clusters[at.cluster].nodes[at.index].running.as_ref();
+        let link = running.and_then(|r| r.links.get(&self.clusters[teller].name));
+        link.and_then(|link| link.end.as_ref()).is_some_and(|end| end.has_heard(since))
+    }
+
     /// While a node leads it has a link to every peer.
     pub(super) fn service_links(&mut self, at: At) {
         let now = self.now;

@@ -4,14 +4,15 @@
 //! `cluster NAME NODES` · `gateway CLUSTER NAME` · `register CLUSTER SERVICE PROXY` · `caller CLUSTER PROXY ACCOUNT` ·
 //! `export CLUSTER SERVICE [CLUSTER…]` · `unexport` · `join INVITER JOINER` · `leave A B` · `cut A B` · `heal [A B]` ·
 //! `kill WHO` · `restart WHO` · `unready PROXY` · `ready PROXY` · `slow NODE` · `skew NODE ±MS` · `rotate NODE` ·
-//! `lie CLUSTER` · `revoke CLUSTER ID [REASON]` · `lift CLUSTER REVOCATION` · `request WHO SERVICE [TIMES]` ·
+//! `lie CLUSTER` · `revoke CLUSTER ID [REASON]` · `revoke CLUSTER serial|key PROXY` · `revoke CLUSTER cluster TRUST-DOMAIN` ·
+//! `lift CLUSTER REVOCATION` · `receipt CLUSTER REVOCATION` · `contact LISTENER TELLER` · `request WHO SERVICE [TIMES]` ·
 //! `read CLUSTER` · `run TIME` · `settle` · `show WHAT CLUSTER`. WHO is a node, a proxy, or `leader CLUSTER`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_control::command::{Answer, Command};
 use hanse_federation::catalog::Export;
-use hanse_identity::{ClusterName, Reason, RevocationTarget, ServiceName, SpiffeId};
+use hanse_identity::{Closing, ClusterName, Reason, RevocationTarget, ServiceName, SpiffeId};
 
 use super::network::{Party, Scope};
 use super::proxy::ProxyKind;
@@ -83,6 +84,23 @@ impl World {
             ["settle"] => {
                 self.settle(60_000)?;
                 "at rest: all agree".to_owned()
+            }
+            ["revoke", cluster, kind @ ("serial" | "key" | "cluster"), what] => {
+                self.do_revoke_kind(cluster, kind, what)?
+            }
+            ["receipt", cluster, id] => match (self.cluster_named(cluster), id.parse()) {
+                (Some(cluster), Ok(id)) => self.receipt(cluster, &id),
+                _ => format!("not understood: {line}"),
+            },
+            ["contact", listener, teller] => {
+                match (self.cluster_named(listener), self.cluster_named(teller)) {
+                    (Some(listener), Some(teller)) => {
+                        let since = self.now;
+                        let heard = |world: &World| world.has_heard(listener, teller, since);
+                        if self.run_until(PATIENCE_MS, heard)? { "heard".into() } else { "silence".into() }
+                    }
+                    _ => "both must be clusters".to_owned(),
+                }
             }
             ["revoke", cluster, id, reason @ ..] => self.do_revoke(cluster, id, reason.first().copied())?,
             ["lift", cluster, id] => match id.parse() {
@@ -210,18 +228,25 @@ impl World {
     fn do_revoke(&mut self, cluster: &str, id: &str, reason: Option<&str>) -> Result<String, Violation> {
         let Ok(id) = id.parse::<SpiffeId>() else { return Ok(format!("{id} is no SPIFFE ID")) };
         let reason = if reason == Some("hold") { Reason::Hold } else { Reason::KeyCompromise };
-        let target = RevocationTarget::Identity(id);
-        self.ordered(
-            cluster,
-            Command::Revoke {
-                target,
-                reason,
-                note: String::new(),
-                expires: None,
-                reissue: false,
-                closing: Default::default(),
-            },
-        )
+        self.ordered(cluster, revocation(RevocationTarget::Identity(id), reason))
+    }
+
+    /// The certificate or the key that a proxy has now, or a neighbour as a whole (on hold).
+    fn do_revoke_kind(&mut self, cluster: &str, kind: &str, what: &str) -> Result<String, Violation> {
+        if kind == "cluster" {
+            let Ok(trust_domain) = what.parse() else { return Ok(format!("{what} is no trust domain")) };
+            return self.ordered(cluster, revocation(RevocationTarget::Cluster(trust_domain), Reason::Hold));
+        }
+        let Some(Party::Proxy(at, index)) = self.party(what) else { return Ok(format!("no proxy {what}")) };
+        let svid = self.clusters[at].proxies[index].running.as_ref().and_then(|life| life.svid.as_ref());
+        let Some(facts) = svid.map(|svid| svid.facts.clone()) else {
+            return Ok(format!("{what} has no SVID"));
+        };
+        let target = match kind {
+            "key" => RevocationTarget::Key(facts.key_id),
+            _ => RevocationTarget::Serial(facts.serial),
+        };
+        self.ordered(cluster, revocation(target, Reason::KeyCompromise))
     }
 
     fn do_read(&mut self, cluster: &str) -> Result<String, Violation> {
@@ -315,4 +340,9 @@ impl World {
             _ => format!("not understood: {a} {b}"),
         }
     }
+}
+
+fn revocation(target: RevocationTarget, reason: Reason) -> Command {
+    let (note, closing) = (String::new(), Closing::Now);
+    Command::Revoke { target, reason, note, expires: None, reissue: false, closing }
 }

@@ -204,11 +204,15 @@ impl World {
         if proxy.kind == ProxyKind::Gateway {
             return;
         }
-        let serial = proxy.running.as_ref().and_then(|l| l.svid.as_ref()).map(|s| s.facts.serial.clone());
+        let facts = proxy.running.as_ref().and_then(|l| l.svid.as_ref()).map(|s| s.facts.clone());
         let identity = RevocationTarget::Identity(proxy.identity.clone());
-        let (target, reason) = match (serial, self.random.below(3)) {
-            (Some(serial), 0) => (RevocationTarget::Serial(serial), Reason::KeyCompromise),
-            (_, 1) => (identity, Reason::KeyCompromise),
+        // Refused while the two have not joined; a hold on a neighbour can be lifted again.
+        let neighbour = self.clusters[(cluster + 1) % self.clusters.len()].trust_domain.clone();
+        let (target, reason) = match (facts, self.random.below(6)) {
+            (Some(facts), 0) => (RevocationTarget::Serial(facts.serial), Reason::KeyCompromise),
+            (Some(facts), 1) => (RevocationTarget::Key(facts.key_id), Reason::KeyCompromise),
+            (_, 2) => (RevocationTarget::Cluster(neighbour), Reason::Hold),
+            (_, 3) => (identity, Reason::KeyCompromise),
             _ => (identity, Reason::Hold),
         };
         let command = Command::Revoke {
@@ -374,7 +378,10 @@ impl World {
         let serials = |world: &World| {
             world.clusters.iter().any(|c| {
                 let truth = world.ledger.truth(world.cluster_named(c.name.as_str()).unwrap_or(0));
-                truth.revocations.iter().any(|r| matches!(r.target, RevocationTarget::Serial(_)))
+                let one = |t: &RevocationTarget| {
+                    matches!(t, RevocationTarget::Serial(_) | RevocationTarget::Key(_))
+                };
+                truth.revocations.iter().any(|r| one(&r.target))
             })
         };
         // Whose certificate is revoked by its serial gets another one at half its life.
