@@ -2,7 +2,7 @@
 //!
 //! `document` has the types and `parse` reads them from YAML with file, line and suggestion for what is wrong;
 //! `validate` holds documents against a View; `route` is what the request path asks. The same functions run in the
-//! CLI, the control node and the proxy.
+//! CLI, the control node and the proxy. `workload` reads registrations written in the same form.
 
 pub mod document;
 pub mod parse;
@@ -11,6 +11,7 @@ mod schema;
 mod tree;
 pub mod validate;
 pub mod value;
+pub mod workload;
 
 use crate::host::{Reach, ServiceHost};
 use crate::view::View;

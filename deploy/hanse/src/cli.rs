@@ -419,6 +419,18 @@ pub enum WorkloadCommand {
         #[arg(long, requires = "services")]
         address: Option<std::net::SocketAddr>,
     },
+    /// Make what the files say, all of it or nothing; what is there already stays
+    #[command(
+        after_help = "A document, or several with --- between them (YAML or JSON):\n  apiVersion: hanse.dev/v1alpha1\n  kind: Workload\n  spec:\n    id: spiffe://east.example/ns/shop/sa/ratings\n    agents: [host-1, host-2]          # or ['*'], every agent\n    selectors: [unix:uid:1000, unix:path:/usr/bin/hanse]\n    services: [shop/ratings]          # from here on each is optional\n    ttl: 10m\n    address: 10.0.1.7:8443\n    federatesWith: [north.example]\n    hint: internal\n    expires: 2027-01-31T12:00:00Z\n\nAn unknown field is an error, with file, line and what may have been meant.\n\nExamples:\n  hanse workload apply -f workloads.yaml --dry-run\n  hanse workload show spiffe://east.example/ns/shop/sa/ratings -o yaml | hanse workload apply -f -"
+    )]
+    Apply {
+        /// File or directory; - is standard input (repeatable)
+        #[arg(short = 'f', long = "file", required = true)]
+        files: Vec<PathBuf>,
+        /// Say what is wrong and what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// List registrations
     #[command(after_help = "Examples:\n  hanse workload list\n  hanse workload list --agent host-1 -o wide")]
     List {
@@ -426,7 +438,7 @@ pub enum WorkloadCommand {
         #[arg(long)]
         agent: Option<hanse_identity::NodeName>,
     },
-    /// Show every registration of an identity
+    /// Show every registration of an identity; as YAML it can be applied again
     #[command(
         after_help = "Example:\n  hanse workload show spiffe://east.example/ns/shop/sa/ratings -o yaml"
     )]

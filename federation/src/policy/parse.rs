@@ -10,6 +10,7 @@ use super::document::{
 use super::schema::{self, Problem};
 use super::tree::{self, Node, Place};
 use super::value::near;
+use super::workload::WORKLOAD_KIND;
 
 /// Kinds of the plan and of Gateway API that this version does not carry out.
 const NOT_YET: [&str; 13] = [
@@ -105,6 +106,7 @@ fn kind_of(node: &Node) -> Result<Option<PolicyKind>, Option<Problem>> {
             problem("E4125", at, "kind", format!("kind {shown} is not supported by this version"), fix)
         } else {
             let fix = match near(text, known) {
+                _ if text == WORKLOAD_KIND => "apply it with hanse workload apply".to_owned(),
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("known: {}", known.join(", ")),
             };
@@ -161,7 +163,7 @@ fn repeated(seen: &mut BTreeMap<PolicyKey, usize>, key: PolicyKey, line: usize) 
     })
 }
 
-fn unreadable(error: tree::Unreadable) -> Problem {
+pub(super) fn unreadable(error: tree::Unreadable) -> Problem {
     Problem {
         code: "E4000",
         place: error.place,
@@ -171,7 +173,7 @@ fn unreadable(error: tree::Unreadable) -> Problem {
     }
 }
 
-fn diagnostic(file: &str, problem: Problem) -> Diagnostic {
+pub(super) fn diagnostic(file: &str, problem: Problem) -> Diagnostic {
     Diagnostic {
         code: problem.code.to_owned(),
         severity: Severity::Error,

@@ -79,7 +79,7 @@ pub static DOCUMENT: Shape = Shape::Object(&[
 ]);
 
 /// What Kubernetes itself writes into metadata is let through, so that what was read there can be applied here.
-static METADATA: Shape = Shape::Object(&[
+pub static METADATA: Shape = Shape::Object(&[
     required("name", &LABEL),
     optional("namespace", &LABEL),
     optional("labels", &Shape::Any),

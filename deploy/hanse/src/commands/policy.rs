@@ -36,7 +36,7 @@ pub async fn apply_text(
 }
 
 /// Files, and the YAML and JSON files of directories, with their texts.
-fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Failure> {
+pub fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Failure> {
     let mut texts = Vec::new();
     for path in paths {
         if !path.is_dir() {
@@ -166,7 +166,7 @@ fn has_error(diagnostics: &[Diagnostic]) -> bool {
     diagnostics.iter().any(|d| d.severity == Severity::Error)
 }
 
-fn print_diagnostics(global: &Global, diagnostics: &[Diagnostic]) {
+pub fn print_diagnostics(global: &Global, diagnostics: &[Diagnostic]) {
     if !global.output.is_json() {
         diagnostics.iter().for_each(|d| eprint!("{}", line(d)));
     }

@@ -1,8 +1,11 @@
 //! `hanse workload`: which executables get which identity.
 
+use std::path::PathBuf;
+
 use hanse_control::admin::{
     WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadItem, WorkloadListRequest, WorkloadRegisterRequest,
 };
+use hanse_federation::policy::workload::{parse_workloads, written};
 use hanse_identity::{NodeName, Registration, SpiffeId};
 
 use super::Outcome;
@@ -15,6 +18,7 @@ use crate::output::{self, Format, Listing};
 pub async fn run(global: &Global, command: &WorkloadCommand) -> Outcome {
     match command {
         WorkloadCommand::Register { .. } => register(global, command).await,
+        WorkloadCommand::Apply { files, dry_run } => apply(global, files, *dry_run).await,
         WorkloadCommand::Delete { id, agent } => {
             let request = WorkloadDeleteRequest { id: id.clone(), agent: agent.clone() };
             let written = Connection::open(global)?.call(&request).await?;
@@ -72,6 +76,64 @@ fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure
     Ok(registrations)
 }
 
+/// All files are one write: a mistake in any of them changes nothing.
+async fn apply(global: &Global, files: &[PathBuf], dry_run: bool) -> Outcome {
+    let (mut registrations, mut diagnostics) = (Vec::new(), Vec::new());
+    for (file, text) in super::policy::texts(files)? {
+        match parse_workloads(&file, &text, crate::now()) {
+            Ok(found) => registrations.extend(found),
+            Err(found) => diagnostics.extend(found),
+        }
+    }
+    super::policy::print_diagnostics(global, &diagnostics);
+    let refused = !diagnostics.is_empty();
+    let mut effects = Vec::new();
+    let mut meta = serde_json::json!({});
+    if !refused {
+        let connection = Connection::open(global)?;
+        let known = connection.call(&WorkloadListRequest {}).await?;
+        meta = serde_json::to_value(&known.meta).unwrap_or_default();
+        for new in &registrations {
+            let mut before = known.items.iter().filter(|item| item.id == new.id && item.agent == new.agent);
+            let action = match before.next().map(registration_of) {
+                None => "created",
+                Some(before) if before == *new => "unchanged",
+                Some(_) => "changed",
+            };
+            effects.push((format!("{} on {}", new.id, new.agent), action));
+        }
+        if !dry_run && !registrations.is_empty() {
+            connection.call(&WorkloadApplyRequest { registrations }).await?;
+        }
+    }
+    let items: Vec<_> = effects
+        .iter()
+        .map(|(name, action)| serde_json::json!({ "workload": name, "action": action }))
+        .collect();
+    let suffix = if dry_run { " (dry run)" } else { "" };
+    Listing::of("WorkloadApply", &meta, &items, &["WORKLOAD", "ACTION"], |item| {
+        let text = |field: &str| item[field].as_str().unwrap_or_default().to_owned();
+        [text("workload"), format!("{}{suffix}", text("action"))]
+    })
+    .more("applied", &(!refused && !dry_run))
+    .more("diagnostics", &diagnostics)
+    .print(global.output);
+    Ok(if refused { Exit::No } else { Exit::Done })
+}
+
+/// What a cluster has, as what was applied.
+fn registration_of(item: &WorkloadItem) -> Registration {
+    Registration {
+        services: item.services.clone(),
+        ttl_seconds: item.ttl_seconds,
+        address: item.address,
+        federates_with: item.federates_with.clone(),
+        hint: item.hint.clone(),
+        expires: item.expires,
+        ..Registration::new(item.id.clone(), item.agent.clone(), item.selectors.iter().cloned())
+    }
+}
+
 async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
     let mut workloads = Connection::open(global)?.call(&WorkloadListRequest {}).await?;
     workloads.items.retain(|item| agent.is_none_or(|agent| item.agent.covers(agent)));
@@ -112,6 +174,12 @@ async fn show(global: &Global, id: &SpiffeId) -> Outcome {
     if entries.is_empty() {
         return Err(Failure::new(Exit::NotFound, "E2301", format!("there is no registration of {id}"))
             .fix("hanse workload list shows what there is"));
+    }
+    if global.output == Format::Yaml {
+        // What `workload apply` takes.
+        let documents = entries.iter().map(|entry| output::yaml(&written(&registration_of(entry))));
+        output::data(&documents.collect::<Vec<_>>().join("---\n"));
+        return Ok(Exit::Done);
     }
     if !matches!(global.output, Format::Table | Format::Wide) {
         Listing::of("WorkloadList", &workloads.meta, &entries, &["ID"], |item| [item.id.to_string()])
