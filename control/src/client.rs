@@ -237,6 +237,7 @@ pub(crate) fn is_read(rpc: &str) -> bool {
                 | "RevokeStatus"
                 | "RevokeShow"
                 | "RevokeExport"
+                | "IdentityVerify"
         )
 }
 

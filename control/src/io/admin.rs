@@ -22,12 +22,13 @@ use crate::admin::{
     AdminCall, AgentEvictRequest, AgentListRequest, AgentTokenCreateRequest, AgentUnbanRequest,
     AuditListRequest, ClusterCheckRequest, ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest,
     ClusterTokenCreateRequest, FederationDeleteRequest, FederationListRequest, FederationPutRequest,
-    FederationRefreshRequest, Meta, NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest,
-    PolicyGetRequest, PolicyValidateRequest, ProxyListRequest, RevokeClearRequest, RevokeExportRequest,
-    RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest, RevokeRequest, RevokeShowRequest,
-    RevokeStatusRequest, RoleBindRequest, RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest,
-    ServiceExportRequest, ServiceListRequest, ServiceUnexportRequest, Warning, WorkloadApplyRequest,
-    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
+    FederationRefreshRequest, IdentityListRequest, IdentityVerifyRequest, Meta, NodeListRequest,
+    PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest, ProxyListRequest,
+    RevokeClearRequest, RevokeExportRequest, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest,
+    RevokeRequest, RevokeShowRequest, RevokeStatusRequest, RoleBindRequest, RoleListRequest,
+    RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
+    ServiceUnexportRequest, Warning, WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest,
+    WorkloadRegisterRequest, Written,
 };
 use crate::command::{Actor, Answer, Command};
 use crate::state::State;
@@ -37,6 +38,7 @@ use crate::wire::control::admin_server::Admin;
 
 pub mod agent;
 pub mod audit;
+pub mod certificates;
 pub mod cluster;
 pub mod federation;
 pub mod identity;
@@ -150,6 +152,8 @@ admin_service! {
     workload_list(WorkloadListRequest) => identity::workloads;
     workload_delete(WorkloadDeleteRequest) => identity::delete;
     audit_list(AuditListRequest) => audit::list;
+    identity_list(IdentityListRequest) => certificates::list;
+    identity_verify(IdentityVerifyRequest) => certificates::check;
     federation_put(FederationPutRequest) => federation::put;
     federation_list(FederationListRequest) => federation::list;
     federation_refresh(FederationRefreshRequest) => federation::refresh;

@@ -76,6 +76,8 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Admin", "WorkloadDelete", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "ProxyList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "AuditList", Who::Has(Role::Viewer)),
+    ("hanse.control.v1.Admin", "IdentityList", Who::Has(Role::Viewer)),
+    ("hanse.control.v1.Admin", "IdentityVerify", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "FederationPut", Who::Has(Role::FederationAdmin)),
     ("hanse.control.v1.Admin", "FederationList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "FederationRefresh", Who::Has(Role::FederationAdmin)),

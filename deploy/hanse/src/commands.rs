@@ -5,6 +5,7 @@ pub mod audit;
 pub mod cluster;
 pub mod context;
 pub mod federation;
+pub mod identity;
 pub mod node;
 pub mod policy;
 pub mod revoke;

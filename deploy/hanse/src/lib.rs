@@ -72,6 +72,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Service(command) => block_on(commands::service::run(&global, &command)),
         Command::Policy(command) => block_on(commands::policy::run(&global, &command)),
         Command::Revoke(command) => block_on(commands::revoke::run(&global, &command)),
+        Command::Identity(command) => block_on(commands::identity::run(&global, &command)),
         Command::Workload(command) => block_on(commands::workload::run(&global, &command)),
         Command::Trust(command) => block_on(commands::trust::run(&global, &command)),
         Command::Audit(command) => block_on(commands::audit::run(&global, &command)),

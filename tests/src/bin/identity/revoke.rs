@@ -181,20 +181,21 @@ async fn all_cut(holder: &Holder) -> Result<Instant> {
 }
 
 async fn all_refused(holder: &Holder) -> Result<Instant> {
-    let mut last = None;
-    for (door, config) in &holder.tls {
-        let started = Instant::now();
-        loop {
-            ensure!(started.elapsed() < scene::SOON, "a new connection is not refused");
-            match connect(door, config.clone()).await {
-                Ok(live) => drop(live),
-                Err(_) => break,
-            }
-            tokio::time::sleep(KNOCK_EVERY).await;
+    let doors = holder.tls.iter().map(|(door, config)| refused(door, config));
+    let refused = futures_util::future::try_join_all(doors).await?;
+    refused.into_iter().max().context("the holder has no door")
+}
+
+async fn refused(door: &Door, config: &Arc<rustls::ClientConfig>) -> Result<Instant> {
+    let started = Instant::now();
+    loop {
+        ensure!(started.elapsed() < scene::SOON, "a new connection is not refused");
+        match connect(door, config.clone()).await {
+            Ok(live) => drop(live),
+            Err(_) => return Ok(Instant::now()),
         }
-        last = last.max(Some(Instant::now()));
+        tokio::time::sleep(KNOCK_EVERY).await;
     }
-    last.context("the holder has no door")
 }
 
 /// A connection that was let in: whoever is let in keeps its stream.

@@ -45,6 +45,13 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         spiffe::WorkloadApiClient::connect_to(&endpoint).await?.fetch_x509_svid().await?;
         again.push(started.elapsed().as_secs_f64() * 1e3);
         scene::forget(&client, &id, "agent-1").await?;
+        // Nor may it still hold this one when the next is registered: it would be given again.
+        tokio::time::timeout(scene::SOON, async {
+            while spiffe::WorkloadApiClient::connect_to(&endpoint).await?.fetch_x509_svid().await.is_ok() {}
+            anyhow::Ok(())
+        })
+        .await
+        .context("the agent does not forget")??;
     }
     println!("first SVID of an identity, connect to answer: {}", scene::spread(&mut first));
     println!("the same identity again, new connection:      {}", scene::spread(&mut again));
