@@ -45,6 +45,9 @@ const FRESH_READ_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_SELECTORS: usize = 1024;
 /// States that wait for a slow agent; each is complete, so more would be of no use.
 const AGENT_QUEUE: usize = 4;
+/// How long an agent that is out may take to say that it has heard so: a receipt counts that. Less than the time for
+/// which its connection is borne.
+const LAST_WORD: Duration = Duration::from_millis(400);
 /// An agent is told a newer revision at least this often, even if nothing of it concerns the agent.
 const AGENT_REFRESH: Duration = Duration::from_secs(5);
 
@@ -311,6 +314,7 @@ impl AgentStream<'_> {
         let mut look = tokio::time::interval(SIGN_OF_LIFE);
         let mut leash = Leash::new(self.context.handle.status().leader.is_some(), Instant::now());
         let mut told: Option<AgentState> = None;
+        let (mut acknowledged, mut out_since) = (0, None);
         loop {
             let state = states.borrow_and_update().clone();
             let news = agent_state(&state, self.agent);
@@ -319,16 +323,29 @@ impl AgentStream<'_> {
             }
             // It has been told why; its connection is cut a moment later.
             let over = match state.agent_refused(self.agent) {
-                Some(why) => Some(Status::permission_denied(why)),
-                None if self.context.is_revoked() => Some(Status::unavailable(NODE_REVOKED)),
+                Some(why) => Some((Status::permission_denied(why), LAST_WORD)),
+                None if self.context.is_revoked() => {
+                    Some((Status::unavailable(NODE_REVOKED), Duration::ZERO))
+                }
                 None => None,
             };
-            if let Some(status) = over {
-                // A full queue means that nobody reads: then the end of the stream is all that can be told.
-                let _ = self.down.try_send(Err(status));
-                return;
+            if over.is_none() {
+                out_since = None;
+            }
+            let mut left = None;
+            if let Some((status, moment)) = over {
+                let since = *out_since.get_or_insert_with(Instant::now);
+                let heard = told.as_ref().is_some_and(|told| acknowledged >= told.revision);
+                let rest = moment.saturating_sub(since.elapsed());
+                if heard || rest.is_zero() {
+                    // A full queue means that nobody reads: then the end of the stream is all that can be told.
+                    let _ = self.down.try_send(Err(status));
+                    return;
+                }
+                left = Some(rest);
             }
             tokio::select! {
+                () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
                 changed = states.changed() => if changed.is_err() { return },
                 _ = refresh.tick() => {
                     let news = agent_state(&self.context.handle.state(), self.agent);
@@ -345,6 +362,7 @@ impl AgentStream<'_> {
                             acknowledged: up.sds_acknowledged,
                             rejected: up.sds_rejected,
                         });
+                        acknowledged = acknowledged.max(up.applied_revision);
                         self.context.census.applied(self.key, up.applied_revision, vec![], now());
                     }
                     _ => return,

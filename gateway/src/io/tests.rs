@@ -1,5 +1,7 @@
 //! Tests of both doors over loopback sockets: real TLS, real HTTP/2 CONNECT, Views given by hand.
 
+mod stale;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -196,7 +198,10 @@ struct Running {
 
 impl Running {
     async fn start(svid: &Svid, streams_per_cluster: usize) -> Self {
-        let plane = plane(svid);
+        Self::start_with(plane(svid), streams_per_cluster).await
+    }
+
+    async fn start_with(plane: Arc<Plane>, streams_per_cluster: usize) -> Self {
         let telemetry = GatewayTelemetry::register(&plane.telemetry);
         let gateway = Arc::new(Gateway {
             plane,

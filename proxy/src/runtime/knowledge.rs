@@ -119,7 +119,12 @@ impl Knowledge {
         self.link.lock().expect("no writer panics while it holds the link").clone()
     }
 
-    pub(crate) fn set_link(&self, change: impl FnOnce(&mut Link)) {
+    /// A control node has said something.
+    pub fn heard(&self, at: Timestamp) {
+        self.set_link(|link| link.heard = at);
+    }
+
+    pub(super) fn set_link(&self, change: impl FnOnce(&mut Link)) {
         change(&mut self.link.lock().expect("no writer panics while it holds the link"));
     }
 }

@@ -170,7 +170,7 @@ impl Follower {
                 },
                 message = down.next() => {
                     let message = message.ok_or(SessionError::Silent)??;
-                    self.plane.knowledge.set_link(|link| link.heard = now());
+                    self.plane.knowledge.heard(now());
                     let outcome = self.take_in(message, &mut down, &up).await;
                     // A document that this version cannot read: ask for the whole View next time.
                     self.resync = matches!(outcome, Err(SessionError::Unreadable(_) | SessionError::ChangesWithoutView));

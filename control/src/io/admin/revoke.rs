@@ -15,7 +15,7 @@ use super::Call;
 use crate::admin::{
     Listing, PeerQuestion, PreviewReach, Receipt, ReceiptPart, RevocationItem, RevokeLiftRequest,
     RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked,
-    Written, merged, part_of,
+    SubscriberKind, Written, merged, part_of,
 };
 use crate::command::{Answer, Command, Refusal};
 use crate::io::census::{Query, Subscriber, gather};
@@ -187,8 +187,14 @@ pub async fn receipt(context: &Context, state: &State, id: &RevocationId) -> Res
 
 /// This cluster's part of a receipt.
 pub async fn own_part(context: &Context, id: &RevocationId) -> ReceiptPart {
-    let (subscribers, silent) = gather(context, &Query::Revocation { id: id.clone() }).await.subscribers();
-    let revision = context.revisions.of(&context.handle.state().view, id);
+    let (mut subscribers, silent) =
+        gather(context, &Query::Revocation { id: id.clone() }).await.subscribers();
+    let state = context.handle.state();
+    // Who is put out by it and has gone is nobody to wait for: whatever it holds is refused by the others.
+    let put_out = state.view.revocations.get(id).and_then(|r| r.silences());
+    let has_gone = |s: &Subscriber| !s.connected && s.kind == SubscriberKind::Agent;
+    subscribers.retain(|s| !(has_gone(s) && put_out.as_ref() == Some(&s.identity)));
+    let revision = context.revisions.of(&state.view, id);
     part_of(context.cluster.clone(), id, revision, subscribers, silent)
 }
 

@@ -107,7 +107,7 @@ fn stale_revocations_keep_new_connections_out_until_a_control_node_is_heard() {
         let strict = Sidecar::start_with(Some(&svid), &["shop/reviews"], Some(app.address), policy);
         strict.publish(&shop.view);
         let heard = |ago: u64| {
-            strict.plane.knowledge.set_link(|link| link.heard = now() - Duration::from_secs(ago));
+            strict.plane.knowledge.heard(now() - Duration::from_secs(ago));
         };
         let caller = plane_of(&shop.east.workload("product"), &shop.view);
         heard(0);

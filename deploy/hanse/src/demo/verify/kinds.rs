@@ -30,9 +30,9 @@ use crate::demo::spec::{Key, NAMESPACE, Role, only_in, trust_domain};
 const UNRELATED: u32 = 50;
 /// Pace of the thieves' knocking, per door.
 const PACE: Duration = Duration::from_millis(50);
-/// How long a thief is watched before the revocation, and after its receipt.
+/// How long a thief is watched before the revocation, and after it has been refused everywhere.
 const BEFORE: Duration = Duration::from_millis(300);
-const AFTER: Duration = Duration::from_millis(700);
+const AFTER: Duration = Duration::from_millis(500);
 /// Cut and refused everywhere by then.
 const MAX_ENFORCEMENT: Duration = Duration::from_secs(1);
 const RECEIPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -140,7 +140,7 @@ impl Story<'_> {
         let (asked, revoked) = (Instant::now(), self.order(kind, agent, &thief).await?);
         let (receipt, waited) = revoke::wait(connection, &revoked.id, RECEIPT_TIMEOUT).await?;
         let complete_after = asked.elapsed();
-        tokio::time::sleep(AFTER).await;
+        self.refused_at(&thief, &[&self.home, &self.away], asked_at).await?;
         let (refused, line, doors) = thief.judge(asked_at, self.within(MAX_ENFORCEMENT))?;
         let mut evidence = json!({
             "id": revoked.id, "target": thief.id, "doors": doors, "receiptCompleteMs": ms(complete_after),
@@ -205,7 +205,7 @@ impl Story<'_> {
         let revoked = revoke::commit(connection, &request).await?;
         let (receipt, _) = revoke::wait(connection, &revoked.id, RECEIPT_TIMEOUT).await?;
         let complete_after = asked.elapsed();
-        tokio::time::sleep(AFTER).await;
+        self.refused_at(&thief, &[&self.home], asked_at).await?;
         let (refused, line, door) = thief.judge_at(&self.home, asked_at, self.within(MAX_ENFORCEMENT));
         let at_its_own = thief.let_in_since(&self.away, asked_at);
         let crossed = load::request(&self.demo.client, &crossing).await;
@@ -234,6 +234,24 @@ impl Story<'_> {
             "receiptCompleteMs": ms(complete_after), "receipt": receipt, "backAfterLiftMs": ms(lifted.elapsed()),
         });
         Ok(Told { ok, line, evidence })
+    }
+
+    /// Waits until the thief has been refused at these doors, and watches it a little longer.
+    async fn refused_at(
+        &self,
+        thief: &Thief,
+        doors: &[&String],
+        asked: hanse_identity::Timestamp,
+    ) -> anyhow::Result<()> {
+        self.demo
+            .until("the thief refused", || async {
+                let open = doors.iter().find(|door| thief.refused_since(door, asked) == 0);
+                ensure!(open.is_none(), "not refused at {}", open.map(|d| d.as_str()).unwrap_or_default());
+                Ok(())
+            })
+            .await?;
+        tokio::time::sleep(AFTER).await;
+        Ok(())
     }
 
     async fn let_in_again(&self, thief: &Thief, doors: &[&String]) -> anyhow::Result<()> {

@@ -122,6 +122,13 @@ impl Thief {
         events.iter().filter(let_in).count()
     }
 
+    /// How many times it was refused at that door since `asked`.
+    pub fn refused_since(&self, name: &str, asked: Timestamp) -> usize {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = |event: &&Event| matches!(event, Event::Knock { door, at, let_in: false, .. } if door == name && *at >= asked.0);
+        events.iter().filter(refused).count()
+    }
+
     /// As `judge`, at one door only.
     pub fn judge_at(&self, name: &str, asked: Timestamp, limit: Duration) -> (bool, String, Value) {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner).clone();
