@@ -24,6 +24,7 @@ mod receipt;
 mod revocations;
 mod revoke;
 mod role;
+mod rotation;
 
 pub use agent::*;
 pub use audit::*;
@@ -34,6 +35,11 @@ pub use receipt::{Behind, ReachState, Receipt, ReceiptPart, Tally, merged, part_
 pub use revocations::*;
 pub use revoke::*;
 pub use role::*;
+pub use rotation::{
+    BundlePart, BundleQuestion, CredentialRenewRequest, CredentialReply, Resting, TrustAbortRequest,
+    TrustBundleListRequest, TrustRotateRequest, TrustStatus, TrustStatusRequest, WaitsFor, asks_peers,
+    waits_for,
+};
 
 /// A question of the Admin service, and the type of its answer.
 pub trait AdminCall: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -92,6 +98,11 @@ calls! {
     RoleListRequest => Listing<RoleItem>, "RoleList";
     RoleBindRequest => Written, "RoleBind";
     RoleUnbindRequest => Written, "RoleUnbind";
+    TrustRotateRequest => Written, "TrustRotate";
+    TrustAbortRequest => Written, "TrustAbort";
+    TrustStatusRequest => TrustStatus, "TrustStatus";
+    TrustBundleListRequest => Listing<hanse_identity::Bundle>, "TrustBundleList";
+    CredentialRenewRequest => CredentialReply, "CredentialRenew";
 }
 
 /// Where and when an answer was read.

@@ -7,18 +7,23 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use hanse_federation::wire::{decode, encode};
+use hanse_identity::issue::certificate_request;
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{Expect, client_config};
-use hanse_identity::{AuthorityCertificate, Bundle, ClusterName, Revocations, Trust, TrustDomain};
+use hanse_identity::{
+    AuthorityCertificate, Bundle, ClusterName, Revocations, Svid, Trust, TrustDomain, Usage, verify,
+};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use zeroize::Zeroizing;
 
-use crate::admin::{AdminCall, ClusterJoinRequest, JoinEvent};
+use crate::admin::{AdminCall, ClusterJoinRequest, CredentialRenewRequest, JoinEvent};
 use crate::command::Refusal;
 use crate::io::dial::{self, ALPN_H2, DialError, FixedIdentity, FixedTrust};
+use crate::io::keys;
 use crate::io::status::{CAUSE_KEY, NO_QUORUM, REFUSAL_KEY};
 use crate::wire::control::Document;
 use crate::wire::control::admin_client::AdminClient;
@@ -151,6 +156,34 @@ impl Client {
         })
     }
 
+    /// Has the credential renewed: a new key, a new certificate, and the bundle as it is now.
+    pub async fn renew(&self, credential: &Credential) -> Result<Credential, ClientError> {
+        let unusable = |why: String| ClientError::mismatch("CredentialRenew", &why);
+        let key = keys::new_key_pair().map_err(|e| unusable(e.to_string()))?;
+        let csr_der = certificate_request(&key).map_err(|e| unusable(e.to_string()))?;
+        let reply = self.call(&CredentialRenewRequest { csr_der }).await?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(reply.chain_pem.as_bytes()).collect();
+        let chain = chain.map_err(|e| unusable(format!("{e:?}")))?;
+        let chain: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
+        let svid =
+            Svid::new(chain, Zeroizing::new(key.serialize_der())).map_err(|e| unusable(e.to_string()))?;
+        let same = credential.svid().is_ok_and(|old| old.facts.id == svid.facts.id);
+        if !same || reply.bundle.trust_domain != self.trust_domain {
+            return Err(unusable(format!("it is for {}", svid.facts.id)));
+        }
+        reply.bundle.check().map_err(|e| unusable(e.to_string()))?;
+        let trust = Trust::new([&reply.bundle], Revocations::default());
+        let chain: Vec<&[u8]> = svid.chain.iter().map(Vec::as_slice).collect();
+        verify(&trust, &chain, keys::now(), Usage::Client).map_err(|e| unusable(e.to_string()))?;
+        Ok(Credential {
+            endpoints: reply.endpoints,
+            chain_pem: svid.chain_pem(),
+            key_pem: svid.key_pem().to_string(),
+            bundle_pem: reply.bundle.to_pem(),
+            ..credential.clone()
+        })
+    }
+
     /// Joins another cluster: a stream of lines and then the end. No deadline but the steps' own.
     pub async fn join(
         &self,
@@ -238,6 +271,8 @@ pub(crate) fn is_read(rpc: &str) -> bool {
                 | "RevokeShow"
                 | "RevokeExport"
                 | "IdentityVerify"
+                | "TrustStatus"
+                | "CredentialRenew"
         )
 }
 

@@ -10,14 +10,15 @@ use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_federation::stranger::Federation;
 use hanse_identity::token::Invite;
 use hanse_identity::{
-    AgentScope, AuthorityCertificate, Bundle, Closing, ClusterName, Crl, JwtAuthority, NodeName, Reason,
-    Registration, RevocationId, RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp, TrustDomain,
-    VerifiedCaller,
+    AgentScope, AuthorityCertificate, Bundle, Closing, ClusterName, Crl, JwtAuthority, KeyId, NodeName,
+    Reason, Registration, RevocationId, RevocationTarget, Serial, ServiceName, SpiffeId, Timestamp,
+    TrustDomain, VerifiedCaller,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::role::Role;
 use crate::state::issuance::IssuedRecord;
+use crate::state::rotation::Gate;
 
 /// What is written to the log: one Command with who asked, when, and an id by which a retry is recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +160,25 @@ pub enum Command {
     AuthorityPublish {
         node: NodeName,
         certificate: AuthorityCertificate,
+    },
+    /// Begins to replace authorities: all of the cluster's, or the one with that key. With `reissue` SVIDs below them
+    /// are replaced at once, else when they would be renewed anyway.
+    RotateBegin {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authority: Option<KeyId>,
+        reissue: bool,
+    },
+    /// The gate before `to` has been found passed. The same again changes nothing.
+    RotateStep {
+        id: u64,
+        to: Gate,
+    },
+    /// Takes a rotation back: what is prepared is dropped, or what signs already is replaced by what signed before.
+    RotateAbort {},
+    /// An administrator is about to be given a new certificate, for itself.
+    CredentialRenew {
+        id: SpiffeId,
+        serial: Serial,
     },
     /// The node that owns an authority publishes its newest revocation list. The list's signature is the proof.
     CrlPublish {

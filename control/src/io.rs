@@ -1,6 +1,7 @@
 //! The shell of the control node: what touches disk, sockets and clocks.
 
 pub mod admin;
+pub mod authorities;
 pub mod bundle_endpoint;
 pub mod census;
 pub mod context;
@@ -20,6 +21,7 @@ pub mod peer_serve;
 pub mod quorum;
 pub mod reach;
 pub mod roles;
+pub mod rotation;
 pub mod server;
 pub mod status;
 pub mod store;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hanse_identity::Timestamp;
 use hanse_identity::tls::{IdentitySource, TrustSource};
-use hanse_identity::{Authority, Timestamp};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::command::Command;
+use crate::io::authorities::Authorities;
 use crate::io::bundle_endpoint::{self, Shown};
 use crate::io::census::Census;
 use crate::io::context::{Context, OwnIdentity, StateTrust, now, stopped};
@@ -22,7 +23,7 @@ use crate::io::jwt::{self, JwtKeys};
 use crate::io::key_store::{KeyFlags, KeyStore};
 use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
-use crate::io::{crl, peer_link, server, strangers, watch as watching};
+use crate::io::{authorities, crl, peer_link, rotation, server, strangers, watch as watching};
 
 /// How long requests under way may take to end once the node is to stop, while it may still lead.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -146,7 +147,6 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             .with_context(|| format!("cannot listen on {}", config.admin))?;
         let file = keys::load_node(&config.data_dir)?;
         let store = config.keys.open(&config.data_dir, &file.trust_domain)?;
-        let authority = keys::first_authority(&file, store.as_ref())?;
         let endpoint = match config.endpoint.bundle_endpoint {
             Some(address) => {
                 let listener = TcpListener::bind(address)
@@ -162,7 +162,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         };
         let mut options = Options::new(config.data_dir.clone(), file, initial_nodes);
         options.snapshot_every = config.snapshot_every;
-        let mut node = start(options, NodeKeys { store, authority }, config.svid_lifetime, listener, admin)?;
+        let mut node = start(options, store, config.svid_lifetime, listener, admin)?;
         let mut endpoint = match endpoint {
             Some((listener, shown)) => {
                 tokio::spawn(bundle_endpoint::serve(node.context.clone(), listener, shown))
@@ -214,17 +214,10 @@ pub struct Started {
     stop: watch::Sender<bool>,
 }
 
-/// What a node signs with.
-pub struct NodeKeys {
-    pub store: Arc<dyn KeyStore>,
-    /// The authority that it was made with.
-    pub authority: Authority,
-}
-
 /// Opens the node's store and starts its services on this runtime.
 pub fn start(
     options: Options,
-    keys: NodeKeys,
+    store: Arc<dyn KeyStore>,
     member_lifetime: Duration,
     listener: TcpListener,
     admin: TcpListener,
@@ -237,14 +230,17 @@ pub fn start(
     let links = NodeLinks::new(file.record.raft_id, &state, opened.inbox());
     let (handle, running) = opened.start(links.clone())?;
     let (stop, stopped) = watch::channel(false);
-    let jwt = JwtKeys::open(keys.store.as_ref(), &file.trust_domain)?;
-    let context = Arc::new(context(&file, keys, jwt, member_lifetime, handle, trust, own, links, stopped));
+    let jwt = JwtKeys::open(store.as_ref(), &file.trust_domain)?;
+    let bundle = state.view.bundles.get(&file.trust_domain);
+    let authorities = Authorities::open(&options.data_dir, &file, store.as_ref(), bundle)?;
+    let keys = NodeKeys { store, authorities, jwt };
+    let context = Arc::new(context(&file, keys, member_lifetime, handle, trust, own, links, stopped));
     // Without an SVID of its own the node can neither be dialled nor dial: no use in going on.
     let due =
         context.renew_own().map_err(|why| anyhow::anyhow!("the node cannot sign its own SVID: {why}"))?;
     let trust: Arc<dyn TrustSource> = context.trust.clone();
     let identity: Arc<dyn IdentitySource> = context.own.clone();
-    context.links.connect(&trust, &identity, context.handle.states());
+    context.links.connect(&trust, &identity, context.handle.states(), &context.own.renewals());
     let (listen, admin_address) = (listener.local_addr()?, admin.local_addr()?);
     let serving = tokio::spawn(server::serve(context.clone(), listener));
     spawn_tasks(&context, due, admin);
@@ -252,11 +248,17 @@ pub fn start(
     Ok(Started { context, listen, admin: admin_address, running, serving, stop })
 }
 
+/// What a node signs with.
+struct NodeKeys {
+    store: Arc<dyn KeyStore>,
+    authorities: Authorities,
+    jwt: JwtKeys,
+}
+
 #[allow(clippy::too_many_arguments)]
 fn context(
     file: &NodeFile,
     keys: NodeKeys,
-    jwt: JwtKeys,
     member_lifetime: Duration,
     handle: driver::Handle,
     trust: Arc<StateTrust>,
@@ -270,9 +272,9 @@ fn context(
         cluster: file.cluster.clone(),
         trust_domain: file.trust_domain.clone(),
         handle,
-        authority: Arc::new(keys.authority),
+        authorities: keys.authorities,
         key_store: keys.store,
-        jwt,
+        jwt: keys.jwt,
         trust,
         own,
         census: Census::new(file.record.name.clone()),
@@ -281,6 +283,8 @@ fn context(
         peers: peer_link::PeerLinks::default(),
         strangers: strangers::StrangerLinks::default(),
         revisions: Default::default(),
+        bundle_revisions: Default::default(),
+        callers: Default::default(),
         metrics: Metrics::default(),
         member_lifetime,
         stop,
@@ -302,6 +306,8 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
     tokio::spawn(crl::keep_publishing(context.clone()));
     tokio::spawn(keep_registrations_lapsing(context.clone()));
     tokio::spawn(jwt::keep(context.clone()));
+    tokio::spawn(authorities::keep(context.clone()));
+    tokio::spawn(rotation::keep(context.clone()));
     tokio::spawn(http::serve(context.clone(), admin));
 }
 

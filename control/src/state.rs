@@ -2,8 +2,8 @@
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
-//! joins, joined clusters), `agents` (evicted, banned), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `jwt` (keys
-//! of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `strangers` (foreign trust domains), `snapshot`
+//! joins, joined clusters), `agents` (evicted, banned), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `rotation`
+//! (of authorities), `jwt` (keys of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `strangers` (foreign trust domains), `snapshot`
 //! (how a State is written).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -28,6 +28,7 @@ mod peers;
 mod registrations;
 pub mod revocations;
 pub mod roles;
+pub mod rotation;
 mod rules;
 pub mod snapshot;
 pub mod strangers;
@@ -90,6 +91,9 @@ pub struct Private {
     pub registrations: BTreeMap<String, Registration>,
     /// (proposal id, its outcome), oldest first, at most `REMEMBERED_PROPOSALS`.
     pub remembered: VecDeque<(u64, Outcome)>,
+    /// The rotation of authorities that runs, or ran last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<rotation::Rotation>,
     /// Who was given which roles.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub roles: roles::Bindings,
@@ -277,6 +281,12 @@ impl State {
             Command::PeerRemove { cluster, only_invite } => self.peer_remove(cluster, only_invite.as_deref()),
             Command::PeerFacts { cluster, facts, follows } => self.peer_facts(cluster, facts, *follows),
             Command::AuthorityPublish { node, certificate } => self.authority_publish(node, certificate),
+            Command::RotateBegin { authority, reissue } => {
+                self.rotate_begin(index, proposal, authority.as_ref(), *reissue)
+            }
+            Command::RotateStep { id, to } => self.rotate_step(*id, *to, now),
+            Command::RotateAbort {} => self.rotate_abort(now),
+            Command::CredentialRenew { id, .. } => self.credential_renew(id),
             Command::CrlPublish { crl } => self.crl_publish(crl),
             Command::RoleBind { id, roles } => self.role_bind(id, roles),
             Command::RoleUnbind { id, roles } => self.role_unbind(id, roles),

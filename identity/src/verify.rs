@@ -9,7 +9,8 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 use serde::Serialize;
 use webpki::EndEntityCert;
 
-use crate::bundle::{Bundle, KeyId};
+use crate::authority::AuthorityState;
+use crate::bundle::{AuthorityCertificate, Bundle, KeyId};
 use crate::name::{SpiffeId, TrustDomain};
 use crate::revocation::{Revocation, RevocationId, Revocations};
 use crate::svid::{MAX_CERTIFICATE_BYTES, MAX_CHAIN, SvidError, SvidFacts};
@@ -34,6 +35,8 @@ pub struct Trust {
 struct Anchor {
     root: TrustAnchor<'static>,
     facts: AuthorityFacts,
+    /// On its way out: still believed, and to be left by whoever can.
+    outgoing: bool,
 }
 
 /// In which part of the handshake the certificate was shown.
@@ -88,8 +91,29 @@ impl Trust {
     /// Adds the bundle to what is trusted, in place of what was there for that trust domain.
     pub fn set_bundle(&mut self, bundle: &Bundle) {
         let named = |der: &[u8]| x509::parse(der).is_ok_and(|c| speaks_for(&c, &bundle.trust_domain).is_ok());
-        let anchors = bundle.trusted().filter(|a| named(&a.der)).filter_map(|a| Anchor::new(&a.der).ok());
+        let outgoing = |a: &AuthorityCertificate| a.state == AuthorityState::Tainted;
+        let anchors = bundle.trusted().filter(|a| named(&a.der));
+        let anchors =
+            anchors.filter_map(|a| Some(Anchor { outgoing: outgoing(a), ..Anchor::new(&a.der).ok()? }));
         self.bundles.insert(bundle.trust_domain.clone(), anchors.collect());
+    }
+
+    /// Whether an SVID says that it was signed by an authority which is on its way out. Proves nothing: it is asked
+    /// of one's own, which have to be replaced then.
+    pub fn is_outgoing(&self, facts: &SvidFacts) -> bool {
+        let anchors =
+            self.bundles.get(facts.id.trust_domain()).into_iter().flat_map(|anchors| anchors.iter());
+        let signer = facts.authority_key_identifier.as_deref();
+        let mut outgoing = anchors.filter(|anchor| anchor.outgoing);
+        signer.is_some_and(|signer| outgoing.any(|anchor| anchor.facts.key_id.prefix() == signer))
+    }
+
+    /// The trust domains that have an authority on its way out.
+    pub fn outgoing_domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.bundles
+            .iter()
+            .filter(|(_, anchors)| anchors.iter().any(|a| a.outgoing))
+            .map(|(domain, _)| domain)
     }
 }
 
@@ -100,7 +124,7 @@ impl Anchor {
         let facts = AuthorityFacts::root(&certificate)?;
         let der = CertificateDer::from(der);
         let root = webpki::anchor_from_trusted_cert(&der).map_err(|e| e.to_string())?.to_owned();
-        Ok(Self { root, facts })
+        Ok(Self { root, facts, outgoing: false })
     }
 }
 
@@ -207,6 +231,13 @@ impl VerifiedCaller {
     /// The revocations that hit it.
     pub fn revocations<'r>(&self, all: &'r Revocations) -> impl Iterator<Item = &'r Revocation> + use<'r> {
         all.hitting(&self.facts, &self.authorities)
+    }
+
+    /// Whether the authority at the end of its path is on its way out: it is believed for as long as that is in the
+    /// bundle, and no longer.
+    pub fn is_outgoing(&self, trust: &Trust) -> bool {
+        let anchors = trust.bundles.get(self.facts.id.trust_domain()).into_iter().flat_map(|a| a.iter());
+        anchors.filter(|a| a.outgoing).any(|a| self.authorities.last() == Some(&a.facts.key_id))
     }
 
     /// Whether it has not expired and its authority is still in the bundle, whatever has been revoked.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use hanse_identity::tls::TlsIdentity;
 use hanse_identity::{
-    ClusterName, Revocation, RevocationId, ServiceName, SpiffeId, Timestamp, Trust, VerifiedCaller,
-    VerifyError,
+    ClusterName, Revocation, RevocationId, ServiceName, SpiffeId, Timestamp, Trust, TrustDomain,
+    VerifiedCaller, VerifyError,
 };
 use tokio::sync::{Notify, watch};
 
@@ -51,6 +51,8 @@ pub enum Cause {
     Expired,
     /// Its trust domain is no longer known: the peer has left.
     Untrusted,
+    /// The authority that the other end was authenticated by is on its way out.
+    AuthorityOutgoing,
 }
 
 /// What a connection is told.
@@ -76,6 +78,8 @@ pub struct Connections {
 struct Entry {
     entrant: Entrant,
     since: Timestamp,
+    /// Since when the other end's authority is seen to be on its way out.
+    outgoing_since: Option<Timestamp>,
     order: watch::Sender<Order>,
 }
 
@@ -118,6 +122,13 @@ pub struct Reach {
 pub const MAX_OTHERS: usize = 64;
 /// Longest time before the end of an SVID at which its connections are asked to leave.
 const LEAVE_BEFORE_EXPIRY: Duration = Duration::from_secs(30);
+/// How long a connection below an outgoing authority stays: agents replace SVIDs meanwhile, and a new connection would
+/// be no better than this one before they have.
+const REPLACED_WITHIN: Duration = Duration::from_secs(3);
+/// Over how long such connections then leave, so that not every pool is empty at the same time.
+const LEAVE_SPREAD: Duration = Duration::from_secs(2);
+/// In how many groups they do.
+const LEAVE_GROUPS: u64 = 8;
 
 impl Cause {
     /// Label of `hanse_connections_closed_total`.
@@ -127,13 +138,14 @@ impl Cause {
             Self::OwnIdentityRevoked(_) => "own_revoked",
             Self::Expired => "expired",
             Self::Untrusted => "untrusted",
+            Self::AuthorityOutgoing => "authority_outgoing",
         }
     }
 
     fn revocation(&self) -> Option<&RevocationId> {
         match self {
             Self::Revoked(id) | Self::OwnIdentityRevoked(id) => Some(id),
-            Self::Expired | Self::Untrusted => None,
+            Self::Expired | Self::Untrusted | Self::AuthorityOutgoing => None,
         }
     }
 }
@@ -154,15 +166,19 @@ impl Connections {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (order, receiver) = watch::channel(Order::Stay);
         let peer = entrant.peer.clone();
-        self.lock().insert(id, Entry { entrant, since: now, order });
+        self.lock().insert(id, Entry { entrant, since: now, outgoing_since: None, order });
         Live { id, table: Arc::clone(self), peer, order: receiver }
     }
 
     /// Asks every connection whether it may stay. `own_revoked`: we ourselves are no longer believed.
     pub fn sweep(&self, trust: &Trust, own_revoked: Option<&RevocationId>, now: Timestamp) -> Sweep {
         let mut sweep = Sweep::default();
-        for (id, entry) in self.lock().iter() {
-            let order = entry.judge(trust, own_revoked, now);
+        for (id, entry) in self.lock().iter_mut() {
+            entry.outgoing_since = match entry.entrant.peer.is_outgoing(trust) {
+                true => entry.outgoing_since.or(Some(now)),
+                false => None,
+            };
+            let order = stricter(entry.judge(trust, own_revoked, now), entry.replaced(*id, now));
             if matches!(order, Order::Close(_)) {
                 sweep.0.insert(*id);
             }
@@ -213,6 +229,18 @@ impl Connections {
         reach
     }
 
+    /// How many rest on an outgoing authority, by the other end's trust domain.
+    pub fn outgoing(&self, trust: &Trust) -> BTreeMap<TrustDomain, u64> {
+        let mut outgoing = BTreeMap::new();
+        if trust.outgoing_domains().next().is_none() {
+            return outgoing;
+        }
+        for entry in self.lock().values().filter(|entry| entry.entrant.peer.is_outgoing(trust)) {
+            *outgoing.entry(entry.entrant.peer.id().trust_domain().clone()).or_default() += 1;
+        }
+        outgoing
+    }
+
     /// Closed so far, by revocation.
     pub fn closed(&self) -> Vec<(RevocationId, u64)> {
         let closed = self.closed.lock().expect("no holder of the closed counts panics");
@@ -258,6 +286,17 @@ impl Entry {
         let facts = peer.facts();
         let grace = (facts.not_after.since(facts.not_before) / 10).min(LEAVE_BEFORE_EXPIRY);
         if facts.not_after.left(now) < grace { Order::Leave(Cause::Expired) } else { Order::Stay }
+    }
+
+    /// Asked to leave once the SVIDs below an outgoing authority have been replaced, each group in its turn.
+    fn replaced(&self, id: u64, now: Timestamp) -> Order {
+        let Some(since) = self.outgoing_since else { return Order::Stay };
+        let turn = LEAVE_SPREAD.mul_f64((id % LEAVE_GROUPS) as f64 / LEAVE_GROUPS as f64);
+        if now < since + REPLACED_WITHIN + turn {
+            Order::Stay
+        } else {
+            Order::Leave(Cause::AuthorityOutgoing)
+        }
     }
 
     fn row(&self) -> Row {
@@ -350,3 +389,6 @@ impl Drop for Live {
         self.table.departures.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests;

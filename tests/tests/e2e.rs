@@ -19,7 +19,7 @@ fn demo_up_verify_tells_the_whole_story() {
     let steps = report["steps"].as_array().unwrap();
     let failed: Vec<&Value> = steps.iter().filter(|step| step["ok"] != true).collect();
     assert!(failed.is_empty(), "{failed:#?}\n{talk}");
-    assert_eq!(steps.len(), 16, "the story has 16 steps");
+    assert_eq!(steps.len(), 17, "the story has 17 steps");
     assert_eq!(report["ok"], true);
     assert!(output.status.success());
 }

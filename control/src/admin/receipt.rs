@@ -206,6 +206,7 @@ mod tests {
             sds: Default::default(),
             remote: None,
             serial: None,
+            outgoing: BTreeMap::new(),
         }
     }
 
@@ -241,7 +242,7 @@ mod tests {
     #[test]
     fn clients_of_sds_are_counted_by_what_they_have_accepted() {
         let agent = |name: &str, applied, known| Subscriber {
-            sds: SdsReport { known, subscribers: 3, acknowledged: 2, rejected: 1 },
+            sds: SdsReport { known, subscribers: 3, acknowledged: 2, rejected: 1, outgoing: 0 },
             ..subscriber(SubscriberKind::Agent, name, "east-1", applied, true)
         };
         let sds = |agents: Vec<Subscriber>| {

@@ -21,13 +21,14 @@ use super::status::{answered, document, no_outcome, read};
 use crate::admin::{
     AdminCall, AgentEvictRequest, AgentListRequest, AgentTokenCreateRequest, AgentUnbanRequest,
     AuditListRequest, ClusterCheckRequest, ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest,
-    ClusterTokenCreateRequest, FederationDeleteRequest, FederationListRequest, FederationPutRequest,
-    FederationRefreshRequest, IdentityListRequest, IdentityVerifyRequest, Meta, NodeListRequest,
-    PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest, ProxyListRequest,
-    RevokeClearRequest, RevokeExportRequest, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest,
-    RevokeRequest, RevokeShowRequest, RevokeStatusRequest, RoleBindRequest, RoleListRequest,
-    RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
-    ServiceUnexportRequest, Warning, WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest,
+    ClusterTokenCreateRequest, CredentialRenewRequest, FederationDeleteRequest, FederationListRequest,
+    FederationPutRequest, FederationRefreshRequest, IdentityListRequest, IdentityVerifyRequest, Meta,
+    NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest,
+    ProxyListRequest, RevokeClearRequest, RevokeExportRequest, RevokeLiftRequest, RevokeListRequest,
+    RevokePreviewRequest, RevokeRequest, RevokeShowRequest, RevokeStatusRequest, RoleBindRequest,
+    RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
+    ServiceUnexportRequest, TrustAbortRequest, TrustBundleListRequest, TrustRotateRequest,
+    TrustStatusRequest, Warning, WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest,
     WorkloadRegisterRequest, Written,
 };
 use crate::command::{Actor, Answer, Command};
@@ -49,6 +50,7 @@ pub mod revoke;
 pub mod role;
 pub mod service;
 pub mod token;
+pub mod trust;
 
 /// How long a read waits for a State that has everything acknowledged before it, before this node's own will do.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -161,6 +163,11 @@ admin_service! {
     role_list(RoleListRequest) => role::list;
     role_bind(RoleBindRequest) => role::bind;
     role_unbind(RoleUnbindRequest) => role::unbind;
+    trust_rotate(TrustRotateRequest) => trust::rotate;
+    trust_abort(TrustAbortRequest) => trust::abort;
+    trust_status(TrustStatusRequest) => trust::status;
+    trust_bundle_list(TrustBundleListRequest) => trust::bundles;
+    credential_renew(CredentialRenewRequest) => trust::renew;
 }
 
 impl Call {

@@ -176,7 +176,9 @@ fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full
 fn renew(context: &Context, own: &OwnIdentity) -> Result<Timestamp, String> {
     let state = context.handle.state();
     let revocations = &state.view.revocations;
-    let svid = keys::endpoint_svid(&context.authority, revocations, context.member_lifetime, now())
+    let authority =
+        context.own_authority(&state).ok_or("none of this node's authorities is in the bundle")?;
+    let svid = keys::endpoint_svid(&authority, revocations, context.member_lifetime, now())
         .map_err(|e| e.to_string())?;
     own.set(TlsIdentity::new(&svid).map_err(|e| e.to_string())?);
     context.metrics.svid_issued.inc();
@@ -184,9 +186,13 @@ fn renew(context: &Context, own: &OwnIdentity) -> Result<Timestamp, String> {
 }
 
 async fn keep_renewing(context: Arc<Context>, own: Arc<OwnIdentity>, mut due: Timestamp) {
+    let mut renewals = context.own.renewals();
     loop {
-        // Not much longer than this after the node's authority was replaced does the endpoint show the older one.
-        tokio::time::sleep(due.left(now()).min(LONGEST_USE)).await;
+        tokio::select! {
+            () = tokio::time::sleep(due.left(now()).min(LONGEST_USE)) => {}
+            // Another authority signs, perhaps.
+            Ok(()) = renewals.changed() => {}
+        }
         due = renew(&context, &own).unwrap_or_else(|why| {
             tracing::error!(why, "the bundle endpoint's SVID cannot be renewed");
             now() + RENEWAL_RETRY

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use hanse_federation::wire::{decode, encode};
 use hanse_identity::tls::IdentitySource as _;
-use hanse_identity::{NodeName, Revocation, RevocationId, Serial, SpiffeId, Timestamp};
+use hanse_identity::{NodeName, Revocation, RevocationId, Serial, SpiffeId, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -71,6 +71,19 @@ pub struct Subscriber {
     /// Of an agent: the certificate that it showed.
     #[serde(default)]
     pub serial: Option<Serial>,
+    /// What rests on outgoing authorities at its end, by their trust domain.
+    #[serde(default)]
+    pub outgoing: BTreeMap<TrustDomain, Outgoing>,
+}
+
+/// What rests on the outgoing authorities of one trust domain at a proxy or gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outgoing {
+    /// Live connections whose other end was authenticated by one of them.
+    pub connections: u64,
+    /// Its own SVID was signed by one of them.
+    pub own_svid: bool,
 }
 
 /// How the SDS clients of an agent stand to the newest state that it has.
@@ -84,6 +97,9 @@ pub struct SdsReport {
     pub acknowledged: u32,
     /// Of these: who has refused what it was sent last.
     pub rejected: u32,
+    /// SVIDs that the agent holds, its own included, of authorities that are on their way out.
+    #[serde(default)]
+    pub outgoing: u32,
 }
 
 /// What a node may be asked.
@@ -103,6 +119,8 @@ pub enum Query {
     Node,
     /// How its fetches of foreign bundles went.
     Strangers,
+    /// What of it rests on which authority.
+    Trust,
 }
 
 /// What it answers.
@@ -114,6 +132,19 @@ pub enum Part {
     PeerLinks(Vec<PeerLinkReport>),
     Node(NodeReport),
     Strangers(Vec<StrangerReport>),
+    Trust(NodeTrust),
+}
+
+/// How a node stands to the authorities of its cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeTrust {
+    /// Revision that its connections were counted by.
+    pub applied: u64,
+    /// Its own SVID was signed by an authority that is on its way out.
+    pub own_svid: bool,
+    /// Who is connected to it and was authenticated by such an authority, by its trust domain; no administrators.
+    pub callers: BTreeMap<TrustDomain, u64>,
 }
 
 /// Live connections that subscribers counted.
@@ -250,6 +281,7 @@ impl Census {
             sds: SdsReport::default(),
             remote: None,
             serial: None,
+            outgoing: BTreeMap::new(),
         };
         table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions) });
         Ok(StreamKey { kind, name, stream })
@@ -266,6 +298,11 @@ impl Census {
             }
             subscriber.seen = now;
         });
+    }
+
+    /// What rests on outgoing authorities at its end, as of now.
+    pub fn outgoing(&self, key: &StreamKey, outgoing: BTreeMap<TrustDomain, Outgoing>) {
+        self.update(key, |subscriber| subscriber.outgoing = outgoing);
     }
 
     /// How an agent's SDS clients stand.
@@ -388,6 +425,12 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
         Query::Strangers => {
             let state = context.handle.state();
             Part::Strangers(context.strangers.reports(&state.private.strangers))
+        }
+        Query::Trust => {
+            let (applied, callers) = context.callers.get();
+            let own = context.own.identity();
+            let own_svid = own.is_some_and(|own| context.trust.current().is_outgoing(&own.facts));
+            Part::Trust(NodeTrust { applied, own_svid, callers })
         }
         Query::Node => Part::Node(NodeReport {
             status: context.handle.status(),

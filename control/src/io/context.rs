@@ -13,6 +13,7 @@ use hanse_identity::{
 };
 use tokio::sync::watch;
 
+use super::authorities::{Authorities, signing_key};
 use super::census::Census;
 use super::dial::ALPN_H2;
 use super::driver::Handle;
@@ -40,7 +41,8 @@ pub struct Context {
     pub cluster: ClusterName,
     pub trust_domain: TrustDomain,
     pub handle: Handle,
-    pub authority: Arc<Authority>,
+    /// What it signs X.509-SVIDs with.
+    pub authorities: Authorities,
     /// Where further keys of this node are made and kept.
     pub key_store: Arc<dyn KeyStore>,
     /// What it signs JWT-SVIDs with.
@@ -53,6 +55,9 @@ pub struct Context {
     pub peers: PeerLinks,
     pub strangers: StrangerLinks,
     pub revisions: RevocationRevisions,
+    pub bundle_revisions: BundleRevisions,
+    /// Who is connected to this node below an outgoing authority.
+    pub callers: OutgoingCallers,
     pub metrics: Metrics,
     /// Lifetime of members' SVIDs that this node signs: its own and agents'.
     pub member_lifetime: Duration,
@@ -76,12 +81,71 @@ struct CachedTrust {
 #[derive(Default)]
 pub struct OwnIdentity {
     current: ArcSwapOption<TlsIdentity>,
+    /// How often it was renewed: long-lived connections are made anew then.
+    renewals: watch::Sender<u64>,
 }
 
 /// The log index at which each revocation in force was committed here.
 #[derive(Default)]
 pub struct RevocationRevisions {
     known: Mutex<BTreeMap<RevocationId, u64>>,
+}
+
+/// The log index at which the bundle of each trust domain was committed here as it is.
+#[derive(Default)]
+pub struct BundleRevisions {
+    known: Mutex<BTreeMap<TrustDomain, (u64, u64)>>,
+}
+
+impl BundleRevisions {
+    /// Where our log committed the bundle with at least that sequence; `None`: it has not.
+    pub fn of(&self, view: &View, trust_domain: &TrustDomain, sequence: u64) -> Option<u64> {
+        let bundle = view.bundles.get(trust_domain).filter(|bundle| bundle.sequence >= sequence)?;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = known.get(trust_domain).filter(|(noted, _)| *noted == bundle.sequence);
+        // One that came in with a snapshot: whoever has our present revision has it for certain.
+        Some(noted.map_or(view.revision.0, |(_, revision)| *revision))
+    }
+
+    /// Takes in the bundles of one revision.
+    pub fn note(&self, revision: u64, changes: &[Change]) {
+        for change in changes {
+            if let Change::BundlePut(bundle) | Change::PeerFact(_, PeerFact::Bundle(bundle)) = change {
+                self.put(bundle, revision);
+            }
+        }
+    }
+
+    /// All that the View holds are in force at its revision.
+    pub fn note_all(&self, view: &View) {
+        view.bundles.values().for_each(|bundle| self.put(bundle, view.revision.0));
+    }
+
+    fn put(&self, bundle: &Bundle, revision: u64) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = known.entry(bundle.trust_domain.clone()).or_insert((bundle.sequence, revision));
+        // A retelling of the same does not make it newer.
+        if entry.0 != bundle.sequence {
+            *entry = (bundle.sequence, revision);
+        }
+    }
+}
+
+/// Who is connected to this node and was authenticated by an authority that is on its way out, as last counted.
+#[derive(Default)]
+pub struct OutgoingCallers {
+    counted: Mutex<(u64, BTreeMap<TrustDomain, u64>)>,
+}
+
+impl OutgoingCallers {
+    pub fn set(&self, revision: u64, callers: BTreeMap<TrustDomain, u64>) {
+        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = (revision, callers);
+    }
+
+    /// The revision by which it was counted, and how many by trust domain.
+    pub fn get(&self) -> (u64, BTreeMap<TrustDomain, u64>) {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl StateTrust {
@@ -130,6 +194,12 @@ impl TrustSource for StateTrust {
 impl OwnIdentity {
     pub fn set(&self, identity: TlsIdentity) {
         self.current.store(Some(Arc::new(identity)));
+        self.renewals.send_modify(|n| *n += 1);
+    }
+
+    /// Changes with every renewal.
+    pub fn renewals(&self) -> watch::Receiver<u64> {
+        self.renewals.subscribe()
     }
 }
 
@@ -201,7 +271,8 @@ impl Context {
     pub fn renew_own(&self) -> Result<Timestamp, String> {
         let state = self.handle.state();
         let revocations = &state.view.revocations;
-        let svid = keys::node_svid(&self.authority, &self.name, revocations, self.member_lifetime, now())
+        let authority = self.own_authority(&state).ok_or("none of its authorities is in the bundle")?;
+        let svid = keys::node_svid(&authority, &self.name, revocations, self.member_lifetime, now())
             .map_err(|e| e.to_string())?;
         let identity = TlsIdentity::new(&svid).map_err(|e| e.to_string())?;
         self.own.set(identity);
@@ -209,12 +280,38 @@ impl Context {
         Ok(renewal::renew_at(svid.facts.not_before, svid.facts.not_after, jitter()))
     }
 
+    /// What signs for others, by that State.
+    pub fn signing_authority(&self, state: &State) -> Option<Arc<Authority>> {
+        self.authorities.signing(state.view.bundles.get(&self.trust_domain)?)
+    }
+
+    /// What signs for this node itself.
+    pub fn own_authority(&self, state: &State) -> Option<Arc<Authority>> {
+        self.authorities.own(state.view.bundles.get(&self.trust_domain)?)
+    }
+
+    /// Whether the own SVID is of another authority than signs now.
+    fn is_overtaken(&self) -> bool {
+        let state = self.handle.state();
+        let signing = self.own_authority(&state).map(|authority| signing_key(&authority).prefix());
+        let own = self.own.identity().and_then(|own| own.facts.authority_key_identifier.clone());
+        signing.is_some() && signing != own
+    }
+
     /// Keeps the own SVID fresh until the node stops.
     pub async fn keep_renewing(self: Arc<Self>, mut due: Timestamp) {
-        let mut stop = self.stop.clone();
+        let (mut stop, mut states) = (self.stop.clone(), self.handle.states());
         loop {
             tokio::select! {
                 () = tokio::time::sleep(due.left(now())) => {}
+                changed = states.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if !self.is_overtaken() {
+                        continue;
+                    }
+                }
                 () = stopped(&mut stop) => return,
             }
             due = match self.renew_own() {
@@ -227,21 +324,27 @@ impl Context {
         }
     }
 
-    /// Notes at which revision each revocation came, until the node stops.
+    /// Notes at which revision each revocation and each bundle came, until the node stops.
     pub async fn keep_noting(self: Arc<Self>) {
         let (mut stop, mut feed) = (self.stop.clone(), self.handle.feed());
-        self.revisions.note_all(&self.handle.state().view);
+        let note_all = || {
+            let state = self.handle.state();
+            self.revisions.note_all(&state.view);
+            self.bundle_revisions.note_all(&state.view);
+        };
+        note_all();
         loop {
             let received = tokio::select! {
                 received = feed.recv() => received,
                 () = stopped(&mut stop) => return,
             };
             match received {
-                Ok(applied) if applied.reset => self.revisions.note_all(&self.handle.state().view),
-                Ok(applied) => self.revisions.note(applied.revision, &applied.changes),
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                    self.revisions.note_all(&self.handle.state().view);
+                Ok(applied) if applied.reset => note_all(),
+                Ok(applied) => {
+                    self.revisions.note(applied.revision, &applied.changes);
+                    self.bundle_revisions.note(applied.revision, &applied.changes);
                 }
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => note_all(),
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
             }
         }

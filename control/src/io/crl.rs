@@ -1,6 +1,6 @@
-//! The revocation list of this node's own authority: signed here, because the key never leaves, and published
-//! through the log. An empty one at its birth, a new one whenever what it must list has changed, and in good time
-//! before it runs out.
+//! The revocation lists of this node's own authorities: signed here, because the keys never leave, and published
+//! through the log. An empty one at an authority's birth, a new one whenever what it must list has changed, and in good
+//! time before it runs out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Longest time without a look at the clock: the system's may be set.
 const LOOK: Duration = Duration::from_secs(3600);
 
-/// Keeps the own authority's list as it must be, until the node stops.
+/// Keeps the own authorities' lists as they must be, until the node stops.
 pub async fn keep_publishing(context: Arc<Context>) {
     let (mut stop, mut feed) = (context.stop.clone(), context.handle.feed());
     let mut published: Option<Instant> = None;
@@ -66,39 +66,45 @@ fn concerns(change: &Change) -> bool {
     matches!(change, Change::Revoked(_) | Change::Unrevoked(_) | Change::BundlePut(_) | Change::CrlPut(..))
 }
 
-/// What is to be done about the own authority's list.
+/// What is to be done about the own authorities' lists.
 enum Due {
     Now(Crl),
     Later(Timestamp),
 }
 
 fn due(context: &Context, state: &State, now: Timestamp) -> Result<Due, String> {
-    if context.authority.intermediate().is_some() {
-        // A verifier that has one list wants one for every authority of a chain, and the root's is not ours to sign:
-        // so there are none, and software that nobody here wrote learns of revocations by its SVIDs running out.
-        return Ok(Due::Later(now + LOOK));
-    }
     let (view, own) = (&state.view, &context.trust_domain);
-    let key = context.authority.certificate().key_id;
-    if !view.bundles.get(own).is_some_and(|b| b.authorities.iter().any(|a| a.key_id == key)) {
-        // Not published yet, or gone: a Change will tell.
-        return Ok(Due::Later(now + LOOK));
-    }
+    // Not published yet, or gone: a Change will tell.
+    let Some(bundle) = view.bundles.get(own) else { return Ok(Due::Later(now + LOOK)) };
     let revoked = revoked_serials(&view.revocations, own);
-    if let Some(known) = view.crls.get(own).and_then(|crls| crls.get(&key))
-        && known.lists(&revoked)
-        && now < known.renew_at()
-    {
-        return Ok(Due::Later(known.renew_at()));
+    let mut later = now + LOOK;
+    for authority in context.authorities.published(bundle) {
+        if authority.intermediate().is_some() {
+            // A verifier that has one list wants one for every authority of a chain, and the root's is not ours to
+            // sign: so there are none, and software that nobody here wrote learns of revocations by its SVIDs running
+            // out.
+            continue;
+        }
+        let key = authority.certificate().key_id;
+        if let Some(known) = view.crls.get(own).and_then(|crls| crls.get(&key))
+            && known.lists(&revoked)
+            && now < known.renew_at()
+        {
+            later = later.min(known.renew_at());
+            continue;
+        }
+        if revoked.len() > MAX_ENTRIES {
+            let left_out = revoked.len() - MAX_ENTRIES;
+            tracing::error!(
+                left_out,
+                "more certificates are revoked than a list holds: those revoked first are left out"
+            );
+        }
+        return Crl::sign(&authority, view.revision.0, &revoked, now)
+            .map(Due::Now)
+            .map_err(|e| e.to_string());
     }
-    if revoked.len() > MAX_ENTRIES {
-        let left_out = revoked.len() - MAX_ENTRIES;
-        tracing::error!(
-            left_out,
-            "more certificates are revoked than a list holds: those revoked first are left out"
-        );
-    }
-    Crl::sign(&context.authority, view.revision.0, &revoked, now).map(Due::Now).map_err(|e| e.to_string())
+    Ok(Due::Later(later))
 }
 
 /// Whether it is committed.

@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::authorities::signing_key;
 use super::census::{SdsReport, StreamKey};
 use super::context::{Context, now, stopped};
 use super::issuance::Recorded;
@@ -70,11 +71,12 @@ impl IssueService {
         csr_der: &[u8],
     ) -> Result<Vec<Vec<u8>>, Status> {
         let context = &self.context;
-        let issued = issue(ticket, csr_der, &context.authority, random_serial(), now())
+        let none = || Status::unavailable("none of this node's authorities signs at the moment: ask again");
+        let signer = context.signing_authority(state).ok_or_else(none)?;
+        let issued = issue(ticket, csr_der, &signer, random_serial(), now())
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let facts = &issued.facts;
-        let signer = &context.authority;
-        let authority = signer.intermediate().map_or(signer.certificate().key_id, |own| own.key_id);
+        let authority = signing_key(&signer);
         // A key that has been revoked gets no new certificate either, and nothing more is signed for a revoked node.
         if let Some(revocation) = state.view.revocations.check_from(facts, &[authority]) {
             let why = format!("what {} asks for is revoked by {}", facts.id, revocation.id);
@@ -361,6 +363,7 @@ impl AgentStream<'_> {
                             subscribers: up.sds_subscribers,
                             acknowledged: up.sds_acknowledged,
                             rejected: up.sds_rejected,
+                            outgoing: up.outgoing_svids,
                         });
                         acknowledged = acknowledged.max(up.applied_revision);
                         self.context.census.applied(self.key, up.applied_revision, vec![], now());

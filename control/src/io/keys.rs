@@ -16,14 +16,15 @@ use hanse_identity::issue::certificate_request;
 use hanse_identity::name::MemberRole;
 use hanse_identity::svid::SvidError;
 use hanse_identity::{
-    Authority, AuthorityCertificate, Bundle, ClusterName, Intermediate, IssueError, NodeName, PrivateKey,
-    Refusal, Revocations, Serial, SpiffeId, Svid, Timestamp, TrustDomain, Upstream, grant, issue,
+    Authority, AuthorityCertificate, AuthorityState, Bundle, ClusterName, Intermediate, IssueError, NodeName,
+    PrivateKey, Refusal, Revocations, Serial, SpiffeId, Svid, Timestamp, TrustDomain, Upstream, grant, issue,
 };
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::key_store::{KeyPurpose, KeyStore, KeyStoreError, files};
+use crate::state::issuance::names_node;
 use crate::state::{NodeRecord, anchors};
 
 /// How long a node's authority certificate is valid.
@@ -35,6 +36,9 @@ pub const CREDENTIAL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The public part, as `--initial-nodes` wants it.
 pub const NODE_FILE: &str = "node.json";
+
+/// The cluster's own bundle, as the node last had it.
+pub const BUNDLE_FILE: &str = "bundle.json";
 
 /// What a node is to its cluster, without any secret: `node.json`, and an element of `--initial-nodes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +210,40 @@ pub fn first_authority(file: &NodeFile, store: &dyn KeyStore) -> Result<Authorit
     })
 }
 
+/// Writes the cluster's own bundle beside `node.json`: what `signing_authority` goes by, and a start.
+pub fn write_bundle(dir: &Path, bundle: &Bundle) -> Result<(), KeyFileError> {
+    replace(&dir.join(BUNDLE_FILE), &pretty(bundle), 0o644)
+}
+
+/// The bundle that was written last; none on a node that was just made.
+pub fn load_bundle(dir: &Path) -> Result<Option<Bundle>, KeyFileError> {
+    match read_json(&dir.join(BUNDLE_FILE)) {
+        Ok(bundle) => Ok(Some(bundle)),
+        Err(KeyFileError::Missing(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a node signs with by its files alone, for commands that do not ask the cluster: the authority that the bundle
+/// beside `node.json` says, or else the one that it was made with.
+pub fn signing_authority(
+    dir: &Path,
+    file: &NodeFile,
+    store: &dyn KeyStore,
+) -> Result<Authority, KeyFileError> {
+    let bundle = load_bundle(dir)?.filter(|_| file.record.intermediate.is_none());
+    let own = |a: &&AuthorityCertificate| {
+        a.state == AuthorityState::Active && names_node(&a.subject, &file.record.name)
+    };
+    match bundle.iter().flat_map(|b| &b.authorities).rfind(own) {
+        Some(own) => {
+            let key = store.open(KeyPurpose::Authority, &own.key_id)?;
+            Ok(Authority::restore(&file.trust_domain, key, &own.der)?)
+        }
+        None => first_authority(file, store),
+    }
+}
+
 /// Reads a root of the user's own house: its certificate, and its private key, which is not kept.
 pub fn load_upstream(
     trust_domain: &TrustDomain,
@@ -260,10 +298,11 @@ pub fn endpoint_id(trust_domain: &TrustDomain) -> SpiffeId {
 }
 
 /// Makes the credential of an administrator: key born here, signed by this node's authority, believing in the
-/// authorities of all `nodes`.
+/// `bundle`, or in the authorities that all `nodes` were made with.
 pub fn mint_credential(
     authority: &Authority,
     nodes: &[NodeFile],
+    bundle: Option<&Bundle>,
     user: &NodeName,
     lifetime: Duration,
     now: Timestamp,
@@ -276,7 +315,10 @@ pub fn mint_credential(
     let id = SpiffeId::member(authority.trust_domain(), MemberRole::Admin, user);
     let (chain, key) = sign_member(authority, &id, &Revocations::default(), lifetime, now)?;
     let svid = Svid::new(chain, key)?;
-    let authorities = anchors(nodes.iter().map(|n| &n.record));
+    let authorities = match bundle {
+        Some(bundle) => bundle.authorities.clone(),
+        None => anchors(nodes.iter().map(|n| &n.record)),
+    };
     let bundle = Bundle::new(first.trust_domain.clone(), 1, authorities);
     Ok(Credential {
         cluster: first.cluster.clone(),

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use hanse_identity::SpiffeId;
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{Expect, IdentitySource, TrustSource, client_config};
@@ -64,7 +65,7 @@ struct Peer {
     queue: Mutex<Queue>,
     filled: Notify,
     /// For single calls; dials by itself. Present once `connect` was called.
-    channel: OnceLock<Channel>,
+    channel: ArcSwapOption<Channel>,
 }
 
 #[derive(Default)]
@@ -90,6 +91,7 @@ impl NodeLinks {
         trust: &Arc<dyn TrustSource>,
         identity: &Arc<dyn IdentitySource>,
         states: watch::Receiver<Arc<State>>,
+        renewals: &watch::Receiver<u64>,
     ) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let believed = self.believed.get_or_init(|| Believed::new(trust.clone()));
@@ -98,13 +100,10 @@ impl NodeLinks {
             // Exactly that node, not just any: an address that has moved must not get another's messages.
             let expect = Expect::Identities(Arc::new(BTreeSet::from([peer.id.clone()])));
             let config = client_config(trust.clone(), identity.clone(), expect, ALPN_H2);
-            let dialling = (peer.clone(), believed.clone(), config.clone());
-            let channel = dial::lazy(move || {
-                let (peer, believed, config) = dialling.clone();
-                async move { believed.dial(&peer.record.address, config).await }
-            });
-            if peer.channel.set(channel).is_ok() {
-                tasks.spawn(keep_linked(peer.clone(), believed.clone(), config, self.inbox.clone()));
+            let channel = lazily(peer, believed, &config);
+            if peer.channel.swap(Some(Arc::new(channel))).is_none() {
+                let (peer, believed, inbox) = (peer.clone(), believed.clone(), self.inbox.clone());
+                tasks.spawn(keep_linked(peer, believed, config, inbox, renewals.clone()));
             }
         }
     }
@@ -138,7 +137,7 @@ impl NodeLinks {
         if self.believed.get()?.is_revoked(&peer.id) {
             return None;
         }
-        peer.channel.get().cloned().map(NodeClient::new)
+        peer.channel.load_full().map(|channel| NodeClient::new((*channel).clone()))
     }
 }
 
@@ -172,7 +171,7 @@ impl Transport for NodeLinks {
 
 impl Peer {
     fn new(record: NodeRecord, id: SpiffeId) -> Self {
-        Self { record, id, queue: Mutex::default(), filled: Notify::new(), channel: OnceLock::new() }
+        Self { record, id, queue: Mutex::default(), filled: Notify::new(), channel: ArcSwapOption::empty() }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -252,17 +251,29 @@ fn batches(messages: Vec<Outgoing>) -> Vec<RaftBatch> {
     batches
 }
 
-/// Keeps one stream to one node, for as long as the node runs.
+/// A channel for single calls, which dials by itself.
+fn lazily(peer: &Arc<Peer>, believed: &Arc<Believed>, config: &Arc<rustls::ClientConfig>) -> Channel {
+    let dialling = (peer.clone(), believed.clone(), config.clone());
+    dial::lazy(move || {
+        let (peer, believed, config) = dialling.clone();
+        async move { believed.dial(&peer.record.address, config).await }
+    })
+}
+
+/// Keeps one stream to one node, for as long as the node runs. With each new SVID of our own it is made anew: the other
+/// node would cut it once the authority of the older one is gone.
 async fn keep_linked(
     peer: Arc<Peer>,
     believed: Arc<Believed>,
     config: Arc<rustls::ClientConfig>,
     inbox: Inbox,
+    mut renewals: watch::Receiver<u64>,
 ) {
     let to = peer.record.raft_id;
     let mut pause = REDIAL.0;
     let mut told = false;
     loop {
+        renewals.mark_unchanged();
         match link(&peer, &believed, config.clone()).await {
             Ok(channel) => {
                 let since = tokio::time::Instant::now();
@@ -272,7 +283,15 @@ async fn keep_linked(
                 if peer.clear() {
                     inbox.snapshot_sent(to, false).await;
                 }
-                let why = stream(&peer, NodeClient::new(channel), &inbox).await;
+                let why = tokio::select! {
+                    why = stream(&peer, NodeClient::new(channel), &inbox) => why,
+                    Ok(()) = renewals.changed() => {
+                        // Calls under way end on the channel that they began on.
+                        peer.channel.store(Some(Arc::new(lazily(&peer, &believed, &config))));
+                        tracing::info!(node = %peer.record.name, "linking anew, with the newest SVID");
+                        continue;
+                    }
+                };
                 tracing::info!(node = %peer.record.name, why, "link lost");
                 if since.elapsed() >= GOOD_STREAM {
                     pause = REDIAL.0;

@@ -38,6 +38,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 const MEASURE: Duration = Duration::from_secs(5);
 /// Refused facts of one batch that are logged; all are counted.
 const LOGGED_REFUSALS: usize = 8;
+/// How old a session with a node below an outgoing authority becomes: by then the node has another SVID.
+const REPLACED_WITHIN: Duration = Duration::from_secs(2);
 /// Pause before a batch that could not be committed is proposed again.
 const COMMIT_RETRY: Duration = Duration::from_millis(200);
 /// How long our own side's farewell may take to be committed, once the other side has removed us because of it.
@@ -216,6 +218,8 @@ enum LinkError {
     NotTaken(Refusal),
     #[error("the node at the other end is not believed any more: {0}")]
     Unbelieved(#[from] VerifyError),
+    #[error("the SVID at this end or the other has a successor")]
+    Overtaken,
 }
 
 impl PeerLink {
@@ -267,6 +271,7 @@ impl PeerLink {
     async fn session(&self, endpoint: &str) -> Result<std::convert::Infallible, LinkError> {
         let state = self.context.handle.state();
         let peer = state.view.peers.get(&self.cluster).ok_or(LinkError::NoPeer)?;
+        let mut renewals = self.context.own.renewals();
         let link = dial::connect(endpoint, self.context.node_tls(&peer.record.trust_domain)).await?;
         let teller = link.server(&self.context.trust.current(), now())?;
         let mut client = PeerClient::new(link.channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -286,6 +291,7 @@ impl PeerLink {
         tokio::select! {
             ended = self.listen(&mut downs, &up, &teller) => ended,
             () = self.keep_measuring(client) => Err(LinkError::Closed),
+            Ok(()) = renewals.changed() => Err(LinkError::Overtaken),
         }
     }
 
@@ -297,6 +303,7 @@ impl PeerLink {
     ) -> Result<std::convert::Infallible, LinkError> {
         let mut held: Option<(u64, Vec<PeerFact>)> = None;
         let mut held_bytes = 0;
+        let began = Instant::now();
         loop {
             // What has come in together is committed together.
             let next = if held.is_some() {
@@ -309,7 +316,11 @@ impl PeerLink {
                 Some(Some(document)) => {
                     let document = document?;
                     // The session may be older than a revocation.
-                    teller.still_believed(&self.context.trust.current(), now())?;
+                    let trust = self.context.trust.current();
+                    teller.still_believed(&trust, now())?;
+                    if began.elapsed() >= REPLACED_WITHIN && teller.is_outgoing(&trust) {
+                        return Err(LinkError::Overtaken);
+                    }
                     let down = decode::<Down>("peer session", &document.json)?;
                     self.context.peers.with(&self.cluster, |link| link.lease.heard(now()));
                     let Down::Facts { revision, facts } = down else { return Err(LinkError::Left) };

@@ -24,8 +24,9 @@ use super::driver::{Applied, ProposeError};
 use super::issue::{proof_time, request_hash};
 use super::reach;
 use super::roles::{caller_of, connection_of};
+use super::rotation;
 use super::status::{answered, document, no_outcome, read};
-use crate::admin::{PeerQuestion, Written};
+use crate::admin::{BundleQuestion, PeerQuestion, Written};
 use crate::command::{Actor, Answer, Command};
 use crate::state::State;
 use crate::wire::control::Document;
@@ -145,6 +146,14 @@ impl Peer for PeerService {
                 Ok(Response::new(document(&revoke::own_reach(&self.context, &revocation).await)))
             }
         }
+    }
+
+    async fn bundle_status(&self, request: Request<Document>) -> Result<Response<Document>, Status> {
+        let (_, trust_domain) = peer_of(&self.context, &request)?;
+        let question: BundleQuestion = read("bundle question", request.get_ref())?;
+        let state = self.context.handle.state();
+        let asked = rotation::part_of(&self.context, &state, &trust_domain, question.sequence);
+        Ok(Response::new(document(&asked.await.0)))
     }
 
     async fn leave(&self, request: Request<Document>) -> Result<Response<Document>, Status> {

@@ -85,10 +85,17 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Admin", "RoleList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "RoleBind", Who::Has(Role::CaAdmin)),
     ("hanse.control.v1.Admin", "RoleUnbind", Who::Has(Role::CaAdmin)),
+    ("hanse.control.v1.Admin", "TrustRotate", Who::Has(Role::CaAdmin)),
+    ("hanse.control.v1.Admin", "TrustAbort", Who::Has(Role::CaAdmin)),
+    ("hanse.control.v1.Admin", "TrustStatus", Who::Has(Role::Viewer)),
+    ("hanse.control.v1.Admin", "TrustBundleList", Who::Has(Role::Viewer)),
+    // Gives whoever asks what it has already, for itself.
+    ("hanse.control.v1.Admin", "CredentialRenew", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Peer", "Join", Who::Anyone),
     ("hanse.control.v1.Peer", "Greet", Who::Anyone),
     ("hanse.control.v1.Peer", "Session", Who::PeerNode),
     ("hanse.control.v1.Peer", "RevocationStatus", Who::PeerNode),
+    ("hanse.control.v1.Peer", "BundleStatus", Who::PeerNode),
     ("hanse.control.v1.Peer", "Leave", Who::PeerNode),
 ];
 

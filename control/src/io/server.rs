@@ -3,7 +3,7 @@
 //! Handshakes run in tasks of their own, bounded and timed. A connection whose caller is no longer believed is cut
 //! with every stream on it, at once for a revocation.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -322,10 +322,12 @@ async fn sweep(context: Arc<Context>, connections: Arc<Connections>) {
                 Err(_) => return,
             },
         };
+        let revision = context.handle.state().view.revision.0;
         let trust = context.trust.current();
         if timed || !Arc::ptr_eq(&trust, &seen) {
             let (cut, left) = connections.cut_unbelieved(&trust, now());
             context.metrics.connections_cut.inc_by(cut);
+            context.callers.set(revision, connections.outgoing(&trust));
             (leaving, seen) = (left, trust);
         }
     }
@@ -389,6 +391,20 @@ impl Connections {
         entries.open.insert(id, open);
         drop(entries);
         Ok(TableEntry { id, table })
+    }
+
+    /// How many callers were authenticated by an outgoing authority, by its trust domain. Administrators come and go
+    /// with their commands.
+    fn outgoing(&self, trust: &Trust) -> BTreeMap<TrustDomain, u64> {
+        let mut outgoing = BTreeMap::new();
+        let table = self.table();
+        for caller in table.open.values().filter_map(|open| open.caller.as_ref()) {
+            let administrator = matches!(caller.id().as_member(), Some((MemberRole::Admin, _)));
+            if !administrator && caller.is_outgoing(trust) {
+                *outgoing.entry(caller.id().trust_domain().clone()).or_default() += 1;
+            }
+        }
+        outgoing
     }
 
     /// Cuts who must go; answers how many, and whether somebody is in its farewell.

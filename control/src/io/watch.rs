@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::census::{LiveCount, LiveQuestion, MAX_CALLERS, StreamKey};
+use super::census::{LiveCount, LiveQuestion, MAX_CALLERS, Outgoing, StreamKey};
 use super::context::{Context, now, stopped};
 use super::driver::Applied;
 use super::quorum::{Leash, NO_QUORUM, NODE_REVOKED};
@@ -49,6 +49,8 @@ const ANNOUNCE_PACE: Duration = Duration::from_millis(100);
 /// First and longest pause before an announcement or withdrawal is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
+/// Trust domains of which a subscriber may say that something rests on their outgoing authorities.
+const MAX_OUTGOING_DOMAINS: usize = 512;
 /// Revisions whose encoded Changes are kept, so that each is encoded once and not once per subscriber.
 const ENCODED_REVISIONS: usize = 64;
 
@@ -294,6 +296,12 @@ impl Subscription {
                 let closed = applied.closed.into_iter();
                 let closed: Vec<(RevocationId, u64)> =
                     closed.filter_map(|c| Some((c.revocation.parse().ok()?, c.connections))).collect();
+                let outgoing = applied.outgoing.iter().take(MAX_OUTGOING_DOMAINS).filter_map(|o| {
+                    let outgoing = Outgoing { connections: o.connections, own_svid: o.own_svid };
+                    Some((o.trust_domain.parse().ok()?, outgoing))
+                });
+                // First what rests on which authority: who asks for both takes the revision for the older of the two.
+                self.context.census.outgoing(&self.key, outgoing.collect());
                 self.context.census.applied(&self.key, applied.revision, closed, now());
                 Ok(())
             }

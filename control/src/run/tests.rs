@@ -44,6 +44,7 @@ mod jwt;
 mod lists;
 mod nodes;
 mod revocations;
+mod rotation;
 mod strangers;
 mod upstream;
 

@@ -197,6 +197,13 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::AuthorityPublish { node, certificate } => {
             ("authority-publish", format!("sha256:{} of node {node}", certificate.key_id))
         }
+        Command::RotateBegin { authority, reissue } => {
+            let which = authority.map_or("every authority".to_owned(), |key| format!("sha256:{key}"));
+            ("trust-rotate", format!("{which}{}", if *reissue { ", SVIDs replaced at once" } else { "" }))
+        }
+        Command::RotateStep { id, to } => ("trust-rotate-step", format!("rotation {id} to {to}")),
+        Command::RotateAbort {} => ("trust-rotate-abort", "the rotation that runs".to_owned()),
+        Command::CredentialRenew { id, serial } => ("credential-renew", format!("{id}, serial {serial}")),
         Command::JwtAuthorityPublish { node, authority } => {
             ("jwt-authority-publish", format!("{} of node {node}", authority.key_id))
         }

@@ -3,7 +3,7 @@
 use hanse_federation::Change;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_identity::name::MemberRole;
-use hanse_identity::{AuthorityCertificate, Bundle, Crl, NodeName, SpiffeId, Timestamp};
+use hanse_identity::{AuthorityCertificate, AuthorityState, Bundle, Crl, NodeName, SpiffeId, Timestamp};
 
 use super::{Decision, MAX_AUTHORITIES, MAX_POLICIES, State, already, bounded, done, not_found};
 use crate::command::Refusal;
@@ -46,7 +46,11 @@ impl State {
         done(keys.into_iter().cloned().map(Change::PolicyGone).collect())
     }
 
-    pub(super) fn authority_publish(&self, node: &NodeName, certificate: &AuthorityCertificate) -> Decision {
+    pub(super) fn authority_publish(
+        &mut self,
+        node: &NodeName,
+        certificate: &AuthorityCertificate,
+    ) -> Decision {
         let mut nodes = self.private.nodes.values().map(|n| &n.name);
         if !nodes.clone().any(|n| n == node) {
             return Err(not_found("node", node, &mut nodes));
@@ -60,6 +64,10 @@ impl State {
         let authorities = &mut bundle.authorities;
         if authorities.contains(certificate) {
             return already();
+        }
+        let prepared = certificate.state == AuthorityState::Prepared && self.private.rotation.is_some();
+        if prepared {
+            self.may_prepare(node, certificate)?;
         }
         let same_key = authorities.iter().position(|a| a.key_id == certificate.key_id);
         let others = authorities.iter().enumerate().filter(|(i, _)| Some(*i) != same_key);
@@ -75,6 +83,9 @@ impl State {
             }
         }
         bundle.sequence += 1;
+        if prepared {
+            self.prepared(node, certificate.key_id);
+        }
         done(vec![Change::BundlePut(bundle)])
     }
 

@@ -8,8 +8,10 @@ use clap::{Args, Parser, Subcommand};
 use crate::output::Format;
 
 mod revoke;
+mod trust;
 
 pub use revoke::{ListEncoding, RevokeVerb};
+pub use trust::{BundleCommand, BundleFormat, TrustRotate};
 
 /// Multi-cluster service mesh with SPIFFE identity.
 #[derive(Debug, Parser)]
@@ -469,6 +471,13 @@ pub enum TrustCommand {
         after_help = "Examples:\n  hanse trust federate --trust-domain north.example --url https://bundles.north.example/ --profile https_web\n  hanse trust federate --trust-domain north.example --url https://10.0.9.1:8443/ --profile https_spiffe \\\n    --endpoint-spiffe-id spiffe://north.example/spire/server --bundle north.jwks\n\nNobody of that domain may call anything of the mesh because of it: workloads that are registered to federate with\nthe domain get its bundle, over the Workload API and SDS."
     )]
     Federate(TrustFederate),
+    /// Replace this cluster's authorities, without a restart and without a failed request
+    Rotate(TrustRotate),
+    /// Which authorities are believed
+    #[command(subcommand)]
+    Bundle(BundleCommand),
+    /// Compare what every control node, agent, proxy and gateway has in force with this cluster's bundle
+    Verify,
     /// Foreign trust domains that are federated with
     #[command(subcommand)]
     Federation(FederationCommand),

@@ -10,12 +10,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 use hanse_control::admin::AdminCall;
 use hanse_control::client::{Client, ClientError, ClientErrorKind, Credential};
+use hanse_identity::SvidFacts;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use crate::cli::Global;
 use crate::errors::{Exit, Failure};
@@ -42,8 +44,11 @@ pub struct Context {
 /// A cluster that commands are sent to.
 pub struct Connection {
     pub name: String,
-    pub credential: Credential,
-    client: OnceCell<Client>,
+    trust_domain: hanse_identity::TrustDomain,
+    credential: RwLock<Credential>,
+    /// Where the credential is kept, and which version of it was read.
+    file: Option<(PathBuf, RwLock<Option<SystemTime>>)>,
+    client: Mutex<Option<Arc<Client>>>,
     timeout: Duration,
 }
 
@@ -108,19 +113,32 @@ impl Connection {
             None => Configuration::default(),
         };
         let (name, context) = configuration.choose(global.context.as_deref())?;
-        let credential = Credential::read(&context.credential)
-            .map_err(|e| Failure::new(Exit::Unreadable, "E1003", e.to_string()))?;
-        Ok(Self::with_credential(name, credential, global.timeout))
+        Self::with_credential_file(name, &context.credential, global.timeout)
     }
 
-    /// The cluster of that credential; it is dialled when it is first asked.
-    pub fn with_credential(name: &str, credential: Credential, timeout: Duration) -> Self {
-        Self { name: name.to_owned(), credential, client: OnceCell::new(), timeout }
+    /// The cluster of the credential in that file, which is kept fresh there; dialled when it is first asked.
+    pub fn with_credential_file(name: &str, path: &Path, timeout: Duration) -> Result<Self, Failure> {
+        let read = modified(path);
+        let credential =
+            Credential::read(path).map_err(|e| Failure::new(Exit::Unreadable, "E1003", e.to_string()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            trust_domain: credential.trust_domain.clone(),
+            credential: RwLock::new(credential),
+            file: Some((path.to_owned(), RwLock::new(read))),
+            client: Mutex::default(),
+            timeout,
+        })
+    }
+
+    /// The credential as it is now.
+    pub fn credential(&self) -> Credential {
+        self.credential.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The trust domain of the cluster that is talked to.
     pub fn trust_domain(&self) -> &hanse_identity::TrustDomain {
-        &self.credential.trust_domain
+        &self.trust_domain
     }
 
     /// One question, one answer, within the timeout.
@@ -130,12 +148,43 @@ impl Connection {
     }
 
     /// The client itself, for streams.
-    pub async fn client(&self) -> Result<&Client, Failure> {
-        let connecting = self.client.get_or_try_init(|| async {
-            Client::connect(&self.credential).await.map(|client| client.with_deadline(self.timeout))
-        });
-        match tokio::time::timeout(self.timeout, connecting).await {
-            Ok(client) => client.map_err(|e| failure(&self.name, &e)),
+    pub async fn client(&self) -> Result<Arc<Client>, Failure> {
+        let mut kept = self.client.lock().await;
+        if self.read_again()? {
+            *kept = None;
+        }
+        if let Some(client) = &*kept {
+            return Ok(client.clone());
+        }
+        let mut credential = self.credential();
+        let mut client = self.connect(&credential).await?;
+        if self.file.is_some() && is_past_half_life(&credential) {
+            // One that cannot be renewed will do for as long as it lasts.
+            if let Ok(renewed) = client.renew(&credential).await {
+                client = self.connect(&renewed).await?;
+                self.put(&renewed)?;
+                credential = renewed;
+            }
+        }
+        drop(credential);
+        Ok(kept.insert(Arc::new(client)).clone())
+    }
+
+    /// Has this administrator's credential renewed, and goes on with the new one.
+    pub async fn renew(&self) -> Result<(), Failure> {
+        let client = self.client().await?;
+        let renewed = client.renew(&self.credential()).await.map_err(|e| failure(&self.name, &e))?;
+        let client = self.connect(&renewed).await?;
+        let mut kept = self.client.lock().await;
+        self.put(&renewed)?;
+        *kept = Some(Arc::new(client));
+        Ok(())
+    }
+
+    async fn connect(&self, credential: &Credential) -> Result<Client, Failure> {
+        match tokio::time::timeout(self.timeout, Client::connect(credential)).await {
+            Ok(Ok(client)) => Ok(client.with_deadline(self.timeout)),
+            Ok(Err(error)) => Err(failure(&self.name, &error)),
             Err(_) => Err(Failure::new(
                 Exit::Unreachable,
                 "E3001",
@@ -144,6 +193,39 @@ impl Connection {
             .fix("hanse demo status, or look at the nodes themselves; --timeout 2m waits longer")),
         }
     }
+
+    /// Keeps a renewed credential, in the file too.
+    fn put(&self, credential: &Credential) -> Result<(), Failure> {
+        if let Some((path, read)) = &self.file {
+            credential.write(path).map_err(|e| Failure::new(Exit::Unreadable, "E1003", e.to_string()))?;
+            *read.write().unwrap_or_else(PoisonError::into_inner) = modified(path);
+        }
+        self.credential.write().unwrap_or_else(PoisonError::into_inner).clone_from(credential);
+        Ok(())
+    }
+
+    /// Whether somebody else has renewed the credential in the file; then it is read.
+    fn read_again(&self) -> Result<bool, Failure> {
+        let Some((path, read)) = &self.file else { return Ok(false) };
+        let modified = modified(path);
+        if modified.is_none() || *read.read().unwrap_or_else(PoisonError::into_inner) == modified {
+            return Ok(false);
+        }
+        let credential =
+            Credential::read(path).map_err(|e| Failure::new(Exit::Unreadable, "E1003", e.to_string()))?;
+        *self.credential.write().unwrap_or_else(PoisonError::into_inner) = credential;
+        *read.write().unwrap_or_else(PoisonError::into_inner) = modified;
+        Ok(true)
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|m| m.modified()).ok()
+}
+
+fn is_past_half_life(credential: &Credential) -> bool {
+    let half = |facts: &SvidFacts| facts.not_before + facts.not_after.since(facts.not_before) / 2;
+    credential.svid().is_ok_and(|svid| crate::now() >= half(&svid.facts))
 }
 
 /// A client's error as the CLI reports it.

@@ -40,6 +40,21 @@ pub struct Applied {
     pub revision: u64,
     #[prost(message, repeated, tag = "2")]
     pub closed: ::prost::alloc::vec::Vec<Closed>,
+    /// What still rests on authorities that are on their way out, as of now; a trust domain with nothing is left out.
+    #[prost(message, repeated, tag = "3")]
+    pub outgoing: ::prost::alloc::vec::Vec<Outgoing>,
+}
+/// How much rests on the outgoing authorities of one trust domain.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outgoing {
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Live connections whose other end was authenticated by one of them.
+    #[prost(uint64, tag = "2")]
+    pub connections: u64,
+    /// The subscriber's own SVID was signed by one of them.
+    #[prost(bool, tag = "3")]
+    pub own_svid: bool,
 }
 /// Live connections closed because of one revocation, since the stream's subscriber started.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

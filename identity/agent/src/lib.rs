@@ -145,6 +145,7 @@ async fn serve(
         shutdown.clone(),
         Arc::clone(&metrics),
     );
+    link.report_on(svids.clone());
     let name = config.name.clone();
     let jwt = JwtDesk::new(Arc::clone(&link) as _);
     let shared = Arc::new(Shared { name, view, svids, jwt, streams, metrics, shutdown: shutdown.clone() });

@@ -84,6 +84,9 @@ pub struct AgentUp {
     pub sds_acknowledged: u32,
     #[prost(uint32, tag = "7")]
     pub sds_rejected: u32,
+    /// SVIDs that this agent holds, its own included, which an authority has signed that is on its way out.
+    #[prost(uint32, tag = "8")]
+    pub outgoing_svids: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentDown {

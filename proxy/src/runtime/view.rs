@@ -74,6 +74,8 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_AT_MOST: Duration = Duration::from_secs(2);
+/// How often it is looked whether there is something new to say of what is in force here.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
 /// Longest time before an SVID's end at which its stream is replaced by one with the next SVID.
 const REDIAL_BEFORE_EXPIRY: Duration = Duration::from_secs(30);
 /// Where SNI does not matter: what is expected is an identity.
@@ -161,9 +163,25 @@ impl Follower {
             link.connected = true;
         });
         let mut redial = std::pin::pin!(succeeded(Arc::clone(&self.plane)));
+        // This node has not heard from us what is in force already.
+        let mut told = Vec::new();
+        if from > 0 {
+            let applied = self.applied(Revision(from));
+            told.clone_from(&applied.outgoing);
+            send(&up, watch_up::Message::Applied(applied)).await?;
+        }
+        let mut look = tokio::time::interval(REPORT_EVERY);
         loop {
             tokio::select! {
                 () = redial.as_mut() => return Ok(()),
+                _ = look.tick() => {
+                    let outgoing = self.outgoing();
+                    if told != outgoing {
+                        let revision = self.plane.knowledge.now().revision();
+                        send(&up, watch_up::Message::Applied(self.applied(revision))).await?;
+                        told = outgoing;
+                    }
+                }
                 changed = subscription.announce.changed() => match changed {
                     Ok(()) => self.announce(&up, subscription).await?,
                     Err(_) => std::future::pending().await,
@@ -223,7 +241,23 @@ impl Follower {
         let closed = self.plane.connections.closed().into_iter();
         let closed =
             closed.map(|(id, connections)| pb::Closed { revocation: id.to_string(), connections }).collect();
-        pb::Applied { revision: revision.0, closed }
+        pb::Applied { revision: revision.0, closed, outgoing: self.outgoing() }
+    }
+
+    /// What rests on outgoing authorities here, as of now.
+    fn outgoing(&self) -> Vec<pb::Outgoing> {
+        let trust = self.plane.knowledge.trust();
+        let connections = self.plane.connections.outgoing(&trust);
+        let own = self.plane.credentials.current().map(|current| current.identity.facts.clone());
+        let own = own.filter(|facts| trust.is_outgoing(facts));
+        let own_domain = own.as_ref().map(|facts| facts.id.trust_domain());
+        let domains: std::collections::BTreeSet<_> = connections.keys().chain(own_domain).collect();
+        let outgoing = domains.into_iter().map(|trust_domain| pb::Outgoing {
+            trust_domain: trust_domain.to_string(),
+            connections: connections.get(trust_domain).copied().unwrap_or_default(),
+            own_svid: own_domain == Some(trust_domain),
+        });
+        outgoing.collect()
     }
 
     async fn announce(
@@ -275,16 +309,23 @@ impl Follower {
     }
 }
 
-/// Resolves when the SVID in use now is near its end and there is a newer one. Without a newer one the stream is left
-/// alone: a new stream would be no better.
+/// Resolves when the SVID in use now is near its end, or its authority on its way out, and there is a newer one. Without
+/// a newer one the stream is left alone: a new stream would be no better.
 async fn succeeded(plane: Arc<Plane>) {
     let Some(dialled_with) = plane.credentials.current() else { return };
     let facts = &dialled_with.identity.facts;
     let grace = (facts.not_after.since(facts.not_before) / 10).min(REDIAL_BEFORE_EXPIRY);
-    tokio::time::sleep(facts.not_after.left(now()).saturating_sub(grace)).await;
     let mut changes = plane.credentials.changes();
     let newer = || plane.credentials.current().is_some_and(|c| c.identity.facts.serial != facts.serial);
     while !newer() && changes.changed().await.is_ok() {}
+    let mut revisions = plane.knowledge.revisions();
+    let ending = tokio::time::sleep(facts.not_after.left(now()).saturating_sub(grace));
+    let outgoing =
+        async { while !plane.knowledge.trust().is_outgoing(facts) && revisions.changed().await.is_ok() {} };
+    tokio::select! {
+        () = ending => {}
+        () = outgoing => {}
+    }
 }
 
 /// A View being folded from messages; copied from the one in force only when something changes.

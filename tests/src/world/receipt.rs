@@ -75,6 +75,7 @@ fn subscriber(proxy: &Proxy) -> Subscriber {
         serial: None,
         refused: None,
         sds: Default::default(),
+        outgoing: BTreeMap::new(),
     }
 }
 

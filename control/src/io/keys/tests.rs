@@ -85,7 +85,8 @@ fn a_credential_is_private_and_round_trips() {
     let (_, authority) = load(dir.path()).unwrap();
     let user = "operator".parse().unwrap();
     let made =
-        mint_credential(&authority, std::slice::from_ref(&file), &user, CREDENTIAL_LIFETIME, now()).unwrap();
+        mint_credential(&authority, std::slice::from_ref(&file), None, &user, CREDENTIAL_LIFETIME, now())
+            .unwrap();
     let path = dir.path().join("credential.json");
     made.write(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -97,7 +98,7 @@ fn a_credential_is_private_and_round_trips() {
     foreign.trust_domain = "west.example".parse().unwrap();
     let nodes = [file, foreign];
     assert!(matches!(
-        mint_credential(&authority, &nodes, &user, CREDENTIAL_LIFETIME, now()),
+        mint_credential(&authority, &nodes, None, &user, CREDENTIAL_LIFETIME, now()),
         Err(SignError::ForeignNode(_))
     ));
 }
@@ -145,7 +146,7 @@ fn a_node_under_a_root_of_ones_own_keeps_nothing_of_the_roots_key() {
     let caller = hanse_identity::verify(&trust, &chain, now(), hanse_identity::Usage::Server).unwrap();
     assert_eq!(caller.id().to_string(), "spiffe://east.example/hanse/node/east-2");
     let credential =
-        mint_credential(&authority, &files, &"operator".parse().unwrap(), CREDENTIAL_LIFETIME, now())
+        mint_credential(&authority, &files, None, &"operator".parse().unwrap(), CREDENTIAL_LIFETIME, now())
             .unwrap();
     assert_eq!(credential.bundle_pem.matches("BEGIN CERTIFICATE").count(), 1);
 

@@ -169,7 +169,7 @@ impl Cluster {
         let (handle, running) = opened.start(links.clone()).unwrap();
         let trust = state.view.trust();
         let (trust, identity) = sources(&place.authority, &place.file, trust);
-        links.connect(&trust, &identity, handle.states());
+        links.connect(&trust, &identity, handle.states(), &watch::channel(0).1);
         let service = NodeService::new(handle.clone(), Arc::new(EchoCensus));
         let mut server = JoinSet::new();
         server.spawn(serve(listener, service, trust, identity));
@@ -302,7 +302,8 @@ async fn only_nodes_of_the_cluster_are_heard() {
     let nodes: Vec<NodeFile> = cluster.places.iter().map(|p| p.file.clone()).collect();
     let user = "operator".parse().unwrap();
     let lifetime = keys::CREDENTIAL_LIFETIME;
-    let credential = keys::mint_credential(&place.authority, &nodes, &user, lifetime, keys::now()).unwrap();
+    let credential =
+        keys::mint_credential(&place.authority, &nodes, None, &user, lifetime, keys::now()).unwrap();
     let operator = credential.svid().unwrap();
     let nobody = "east-9".parse().unwrap();
     let unknown =

@@ -44,6 +44,8 @@ const WRITES: &[(&str, &str, &str)] = &[
     ("FederationDelete", r#"{"trustDomain":"north.example"}"#, "federation-delete"),
     ("RoleBind", r#"{"id":"spiffe://east.example/ns/ops/sa/x","roles":["viewer"]}"#, "role-bind"),
     ("RoleUnbind", r#"{"id":"spiffe://east.example/ns/ops/sa/x","roles":["viewer"]}"#, "role-unbind"),
+    ("TrustRotate", r#"{"reissue":true}"#, "trust-rotate"),
+    ("TrustAbort", "{}", "trust-rotate-abort"),
 ];
 /// Writes that need a second cluster: `clusters_join_tell_revoke_and_leave` and the tests of strangers look at their rows.
 const WITH_A_PEER: [&str; 3] = ["ClusterJoin", "ClusterLeave", "FederationRefresh"];

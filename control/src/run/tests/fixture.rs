@@ -35,15 +35,14 @@ pub(super) async fn found_by(cluster: &str, size: usize, make: MakeNode<'_>) -> 
     let (_, authority, _) = load(directories[0].path());
     let user = "ann".parse().unwrap();
     let credential =
-        keys::mint_credential(&authority, &files, &user, keys::CREDENTIAL_LIFETIME, now()).unwrap();
+        keys::mint_credential(&authority, &files, None, &user, keys::CREDENTIAL_LIFETIME, now()).unwrap();
     let mut nodes = Vec::new();
     for (directory, listener) in directories.iter().zip(listeners) {
-        let (file, authority, store) = load(directory.path());
-        let keys = NodeKeys { store, authority };
+        let (file, _, store) = load(directory.path());
         let options = Options::new(directory.path().to_owned(), file, files.clone());
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let lifetime = Duration::from_secs(3600);
-        nodes.push(Some(start(options, keys, lifetime, listener, admin).unwrap()));
+        nodes.push(Some(start(options, store, lifetime, listener, admin).unwrap()));
     }
     let cluster = Cluster { nodes, credential, directories };
     cluster.until("a leader", |c| c.context.handle.status().leader.is_some()).await;
@@ -72,7 +71,7 @@ fn init(
     make(directory, new, &store)
 }
 
-pub(super) fn load(directory: &Path) -> (NodeFile, Authority, Arc<dyn KeyStore>) {
+pub(super) fn load(directory: &Path) -> (NodeFile, hanse_identity::Authority, Arc<dyn KeyStore>) {
     let file = keys::load_node(directory).unwrap();
     let store = FileKeyStore::new(directory, file.trust_domain.clone(), None);
     let authority = keys::first_authority(&file, &store).unwrap();
@@ -116,12 +115,12 @@ impl Cluster {
         let listener = eventually_asked("the node's address is free again", free).await;
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let directory = self.directories[number].path();
-        let (file, authority, store) = load(directory);
-        let keys = NodeKeys { store, authority };
+        let file = keys::load_node(directory).unwrap();
+        let store = Arc::new(FileKeyStore::new(directory, file.trust_domain.clone(), None));
         // The initial nodes matter on the first start only.
         let options = Options::new(directory.to_owned(), file, Vec::new());
         let lifetime = Duration::from_secs(3600);
-        self.nodes[number] = Some(start(options, keys, lifetime, listener, admin).unwrap());
+        self.nodes[number] = Some(start(options, store, lifetime, listener, admin).unwrap());
         self.until("a leader", |n| n.context.handle.status().leader.is_some()).await;
     }
 
@@ -329,7 +328,8 @@ impl Subscriber {
         let changes: Vec<Change> = changes.iter().map(|c| decode("change", c).unwrap()).collect();
         self.view.advance(hanse_federation::Revision(revision), &changes);
         self.heard.extend(changes);
-        self.say(Up::Applied(Applied { revision: self.view.revision.0, closed: vec![] })).await;
+        self.say(Up::Applied(Applied { revision: self.view.revision.0, closed: vec![], outgoing: vec![] }))
+            .await;
     }
 }
 

@@ -60,10 +60,13 @@ fn make(global: &Global, init: &NodeInit) -> Outcome {
 fn mint(global: &Global, wanted: &NodeCredential) -> Outcome {
     let file = keys::load_node(&wanted.data_dir).map_err(|e| key_file(&e))?;
     let store = wanted.keys.open(&wanted.data_dir, &file.trust_domain).map_err(|e| key_file(&e.into()))?;
-    let authority = keys::first_authority(&file, store.as_ref()).map_err(|e| key_file(&e))?;
+    let authority =
+        keys::signing_authority(&wanted.data_dir, &file, store.as_ref()).map_err(|e| key_file(&e))?;
+    let bundle = keys::load_bundle(&wanted.data_dir).map_err(|e| key_file(&e))?;
     let nodes = keys::load_nodes(&wanted.initial_nodes).map_err(|e| key_file(&e))?;
     let lifetime = wanted.ttl.min(keys::CREDENTIAL_LIFETIME);
-    let credential = keys::mint_credential(&authority, &nodes, &wanted.user, lifetime, crate::now())
+    let (user, now) = (&wanted.user, crate::now());
+    let credential = keys::mint_credential(&authority, &nodes, bundle.as_ref(), user, lifetime, now)
         .map_err(|e| Failure::new(Exit::Precondition, "E2010", e.to_string()))?;
     credential.write(&wanted.out).map_err(|e| key_file(&e))?;
     let body = json!({

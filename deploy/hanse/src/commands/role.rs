@@ -32,7 +32,7 @@ pub async fn run(global: &Global, command: &RoleCommand) -> Outcome {
             })
             .note(format!(
                 "every other spiffe://{}/hanse/admin/NAME has every role; who is not listed has none",
-                connection.credential.trust_domain
+                connection.credential().trust_domain
             ))
             .warnings(&bindings.warnings)
             .print(global.output);

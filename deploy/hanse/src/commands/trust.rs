@@ -1,11 +1,329 @@
-//! `hanse trust`: whom this cluster trusts, and who may trust it.
+//! `hanse trust`: whom this cluster trusts, how its authorities are replaced, and who may trust it.
 
-use super::{Outcome, federation};
-use crate::cli::{Global, TrustCommand};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use hanse_control::admin::{
+    BundlePart, TrustAbortRequest, TrustBundleListRequest, TrustRotateRequest, TrustStatus,
+    TrustStatusRequest,
+};
+use hanse_control::state::rotation::{Gate, Rotation};
+use hanse_identity::{Bundle, KeyId};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Outcome, federation, talk};
+use crate::cli::{BundleCommand, BundleFormat, Global, TrustCommand, TrustRotate};
+use crate::context::Connection;
+use crate::errors::{Exit, Failure};
+use crate::output::{self, Listing};
+
+/// Pace of asking how far a rotation is.
+const POLL: Duration = Duration::from_millis(250);
+/// Of whom a gate waits for, so many are named.
+const NAMED: usize = 12;
+/// Seconds in the refresh hint of a bundle document that is printed.
+const REFRESH_HINT: u64 = 60;
 
 pub async fn run(global: &Global, command: &TrustCommand) -> Outcome {
     match command {
         TrustCommand::Federate(wanted) => federation::federate(global, wanted).await,
         TrustCommand::Federation(command) => federation::run(global, command).await,
+        TrustCommand::Rotate(wanted) => rotate(global, wanted).await,
+        TrustCommand::Bundle(BundleCommand::Show { cluster, format }) => {
+            let connection = Connection::open(global)?;
+            show(global, &connection, cluster.as_ref().map(|c| c.as_str()), *format).await
+        }
+        TrustCommand::Verify => verify(global).await,
     }
+}
+
+async fn rotate(global: &Global, wanted: &TrustRotate) -> Outcome {
+    let connection = Connection::open(global)?;
+    if wanted.plan {
+        return plan(global, &connection, wanted).await;
+    }
+    if wanted.status {
+        let status = status(&connection).await?;
+        print(global, &status);
+        return Ok(Exit::Done);
+    }
+    if wanted.abort {
+        let written = connection.call(&TrustAbortRequest {}).await?;
+        super::service::report(global, &written, "the rotation is taken back");
+        // At once: if this credential is of an authority that goes now, it may go within a second.
+        connection.renew().await?;
+        let status = status(&connection).await?;
+        talk(global, table(&status).trim_end());
+        return Ok(Exit::Done);
+    }
+    let began = begin(&connection, wanted.authority, wanted.reissue_now).await?;
+    talk(global, &format!("  rotation {began} began at {}", connection.name));
+    // Without waiting for the end, it is waited until this command line knows the new authorities: it could not come back
+    // to look, or to take it back.
+    let far_enough = |gate: Gate| match wanted.no_wait {
+        true => gate >= Gate::Activate,
+        false => gate == Gate::Done,
+    };
+    let mut shown = None;
+    let status = wait(&connection, began, global.timeout, far_enough, |status| {
+        let gate = status.rotation.as_ref().map(|r| r.gate);
+        if gate != shown && gate.is_some_and(|gate| gate != Gate::Done) {
+            talk(global, &format!("  {:<9} …", gate.map_or("", Gate::as_str)));
+            shown = gate;
+        }
+    })
+    .await?;
+    print(global, &status);
+    let gate = status.rotation.as_ref().map(|r| r.gate);
+    if gate != Some(Gate::Done) {
+        talk(global, "it goes on by itself: hanse trust rotate --status, or --abort");
+    }
+    Ok(if gate.is_some_and(far_enough) { Exit::Done } else { Exit::TimedOut })
+}
+
+/// Begins a rotation; the code that the demo uses too.
+pub async fn begin(connection: &Connection, authority: Option<KeyId>, reissue: bool) -> Result<u64, Failure> {
+    Ok(connection.call(&TrustRotateRequest { authority, reissue }).await?.revision)
+}
+
+/// How the rotation stands; this administrator's credential is renewed where it would not outlive it.
+pub async fn status(connection: &Connection) -> Result<TrustStatus, Failure> {
+    let status = connection.call(&TrustStatusRequest {}).await?;
+    if let Some(rotation) = &status.rotation
+        && needs_renewal(connection, rotation)
+    {
+        connection.renew().await?;
+    }
+    Ok(status)
+}
+
+/// Asks until the rotation has come far enough, or is over, or time is up; the last status either way.
+pub async fn wait(
+    connection: &Connection,
+    id: u64,
+    timeout: Duration,
+    far_enough: impl Fn(Gate) -> bool,
+    mut tell: impl FnMut(&TrustStatus),
+) -> Result<TrustStatus, Failure> {
+    let started = Instant::now();
+    loop {
+        let status = status(connection).await?;
+        tell(&status);
+        let over =
+            status.rotation.as_ref().is_none_or(|r| r.id != id || !r.is_running() || far_enough(r.gate));
+        if over || started.elapsed() >= timeout {
+            return Ok(status);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Whether the credential is of an authority that goes, or does not know one that comes.
+fn needs_renewal(connection: &Connection, rotation: &Rotation) -> bool {
+    let credential = connection.credential();
+    let Ok(svid) = credential.svid() else { return false };
+    let signer = svid.facts.authority_key_identifier.unwrap_or_default();
+    let of_old = rotation.old.iter().any(|key| key.prefix() == signer);
+    if of_old && rotation.is_running() && rotation.gate >= Gate::Activate {
+        return true;
+    }
+    let known: BTreeSet<KeyId> = authorities(&credential.bundle_pem, &credential.trust_domain);
+    match rotation.gate {
+        Gate::Prepare => false,
+        // The old ones are to be forgotten too.
+        Gate::Done => !rotation.aborted && rotation.old.iter().any(|key| known.contains(key)),
+        _ => rotation.new.values().any(|key| !known.contains(key)),
+    }
+}
+
+fn authorities(pem: &str, trust_domain: &hanse_identity::TrustDomain) -> BTreeSet<KeyId> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok);
+    certificates
+        .filter_map(|der| hanse_identity::AuthorityCertificate::parse(&der, trust_domain).ok())
+        .map(|authority| authority.key_id)
+        .collect()
+}
+
+async fn plan(global: &Global, connection: &Connection, wanted: &TrustRotate) -> Outcome {
+    let bundles = connection.call(&TrustBundleListRequest {}).await?;
+    let status = connection.call(&TrustStatusRequest {}).await?;
+    let own = bundles.items.iter().find(|b| b.trust_domain == connection.credential().trust_domain);
+    let meant =
+        |a: &&hanse_identity::AuthorityCertificate| wanted.authority.is_none_or(|key| key == a.key_id);
+    let old: Vec<_> = own.into_iter().flat_map(Bundle::trusted).filter(meant).collect();
+    let mut text = String::new();
+    for authority in &old {
+        text += &format!(
+            "  replace  sha256:{}  {}  {}\n",
+            &authority.key_id.to_string()[..16],
+            authority.subject,
+            output::left(authority.not_after)
+        );
+    }
+    for part in &status.parts {
+        text += &format!("  asks     {}\n", part_line(part));
+    }
+    if let Some(running) = status.rotation.as_ref().filter(|r| r.is_running()) {
+        text += &format!("  refused  while rotation {} runs, which is at {}\n", running.id, running.gate);
+    }
+    let body = json!({ "replaces": old, "asks": status.parts, "rotation": status.rotation });
+    output::print(global.output, "TrustRotationPlan", &body, &text);
+    Ok(Exit::Done)
+}
+
+fn print(global: &Global, status: &TrustStatus) {
+    output::print(global.output, "TrustRotation", status, &table(status));
+}
+
+/// The five gates.
+pub fn table(status: &TrustStatus) -> String {
+    let Some(rotation) = &status.rotation else { return "no rotation has been run\n".to_owned() };
+    let mut text = String::new();
+    for (number, gate) in (1..).zip(Gate::ALL) {
+        let at = rotation.reached.get(&gate);
+        let next = rotation.reached.get(&gate.next());
+        let state = match (at, next) {
+            _ if gate == rotation.gate => "now".to_owned(),
+            (Some(at), Some(next)) if *next >= *at => format!("done  {:.1} s", next.since(*at).as_secs_f64()),
+            (None, _) if !rotation.is_running() => "-".to_owned(),
+            _ if gate == Gate::Retire => "locked".to_owned(),
+            _ => "waits".to_owned(),
+        };
+        text += &format!(" {number} {:<9} {:<42} {state}\n", gate.as_str(), meaning(gate, rotation));
+    }
+    if rotation.aborted {
+        let how = if rotation.is_running() { "is being" } else { "was" };
+        text += &format!("   rotation {} {how} taken back\n", rotation.id);
+    }
+    for waits in status.waits_for.iter().take(NAMED) {
+        text += &format!("   waits for  {:<8} {:<24} {}\n", waits.cluster.as_str(), waits.who, waits.why);
+    }
+    if let Some(more) = status.waits_for.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        text += &format!("   waits for  {more} more\n");
+    }
+    for part in &status.parts {
+        text += &format!("   {}\n", part_line(part));
+    }
+    text
+}
+
+fn meaning(gate: Gate, rotation: &Rotation) -> String {
+    match gate {
+        Gate::Prepare => format!("new authorities made: {} of {}", rotation.new.len(), rotation.nodes.len()),
+        Gate::Spread => "every verifier believes old and new".to_owned(),
+        Gate::Activate if rotation.reissue => "the new ones sign, SVIDs are replaced".to_owned(),
+        Gate::Activate => "the new ones sign, SVIDs are renewed".to_owned(),
+        Gate::Drain => "no live connection rests on an old one".to_owned(),
+        Gate::Retire | Gate::Done => "the old ones are removed everywhere".to_owned(),
+    }
+}
+
+fn part_line(part: &BundlePart) -> String {
+    if let Some(error) = &part.error {
+        return format!("{:<8} cannot be asked: {error}", part.cluster.as_str());
+    }
+    let of = |tally: hanse_control::admin::Tally| format!("{}/{}", tally.enforced, tally.total);
+    format!(
+        "{:<8} {} proxies, {} gateways, {} agents have it   {} SVIDs and {} connections on outgoing authorities",
+        part.cluster.as_str(),
+        of(part.proxies),
+        of(part.gateways),
+        of(part.agents),
+        part.svids(),
+        part.connections()
+    )
+}
+
+async fn verify(global: &Global) -> Outcome {
+    let connection = Connection::open(global)?;
+    let status = connection.call(&TrustStatusRequest {}).await?;
+    let complete = |p: &BundlePart| {
+        p.error.is_none() && p.revision.is_some() && p.behind.is_empty() && p.nodes_silent.is_empty()
+    };
+    let asked = |p: &BundlePart| p.error.is_none() && p.nodes_silent.is_empty();
+    let mut text: String = status.parts.iter().map(|p| format!("  {}\n", part_line(p))).collect();
+    for part in &status.parts {
+        for behind in &part.behind {
+            let (kind, name, applied) = (behind.kind.as_str(), &behind.name, behind.applied);
+            text += &format!("    behind   {kind} {name} at #{applied}\n");
+        }
+        text += &part.nodes_silent.iter().map(|n| format!("    silent   node {n}\n")).collect::<String>();
+    }
+    let ok = status.parts.iter().all(complete);
+    let body = json!({ "ok": ok, "parts": status.parts });
+    output::print(global.output, "TrustVerification", &body, &text);
+    Ok(match ok {
+        true => Exit::Done,
+        false if status.parts.iter().all(asked) => Exit::No,
+        false => Exit::Partial,
+    })
+}
+
+async fn show(
+    global: &Global,
+    connection: &Connection,
+    cluster: Option<&str>,
+    format: Option<BundleFormat>,
+) -> Outcome {
+    let mut bundles = connection.call(&TrustBundleListRequest {}).await?;
+    if let Some(cluster) = cluster {
+        let clusters = connection.call(&hanse_control::admin::ClusterListRequest {}).await?;
+        let own = (cluster == bundles.meta.cluster.as_str()).then(|| connection.credential().trust_domain);
+        let theirs = clusters.items.iter().find(|c| c.cluster.as_str() == cluster);
+        let meant = own.or_else(|| theirs.map(|c| c.trust_domain.clone())).ok_or_else(|| {
+            Failure::new(Exit::NotFound, "E3005", format!("there is no cluster {cluster}"))
+                .fix("hanse cluster list")
+        })?;
+        bundles.items.retain(|bundle| bundle.trust_domain == meant);
+    }
+    match format {
+        Some(BundleFormat::Pem) => {
+            bundles.items.iter().for_each(|bundle| output::data(&bundle.to_pem()));
+            return Ok(Exit::Done);
+        }
+        Some(BundleFormat::SpiffeJwks) => {
+            bundles
+                .items
+                .iter()
+                .for_each(|bundle| output::data(&format!("{}\n", bundle.to_jwks(REFRESH_HINT))));
+            return Ok(Exit::Done);
+        }
+        None => {}
+    }
+    let rows: Vec<_> = bundles
+        .items
+        .iter()
+        .flat_map(|bundle| bundle.authorities.iter().map(move |authority| (bundle, authority)))
+        .map(|(bundle, authority)| {
+            json!({
+                "trustDomain": bundle.trust_domain, "sequence": bundle.sequence, "keyId": authority.key_id,
+                "subject": authority.subject, "state": authority.state, "notAfter": authority.not_after,
+            })
+        })
+        .collect();
+    let titles = ["TRUST DOMAIN", "STATE", "KEY", "SUBJECT", "LEFT", "+SEQUENCE"];
+    let text = |row: &serde_json::Value, field: &str| match &row[field] {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let left = |row: &serde_json::Value| {
+        let end: Option<hanse_identity::Timestamp> = serde_json::from_value(row["notAfter"].clone()).ok();
+        end.map(output::left).unwrap_or_default()
+    };
+    Listing::of("TrustBundleList", &bundles.meta, &rows, &titles, |row| {
+        [
+            text(row, "trustDomain"),
+            text(row, "state"),
+            text(row, "keyId"),
+            text(row, "subject"),
+            left(row),
+            text(row, "sequence"),
+        ]
+    })
+    .warnings(&bundles.warnings)
+    .print(global.output);
+    Ok(Exit::Done)
 }

@@ -101,7 +101,7 @@ fn identities(cluster: &ClusterPlan) -> anyhow::Result<()> {
     let authority = keys::first_authority(own, store.as_ref())?;
     let user = "demo".parse()?;
     let credential: Credential =
-        keys::mint_credential(&authority, &nodes, &user, keys::CREDENTIAL_LIFETIME, now)?;
+        keys::mint_credential(&authority, &nodes, None, &user, keys::CREDENTIAL_LIFETIME, now)?;
     credential.write(&cluster.credential)?;
     Ok(())
 }

@@ -12,7 +12,6 @@ use hanse_control::admin::{
     AgentTokenCreateRequest, ClusterTokenCreateRequest, NodeList, NodeListRequest, NodeState,
     ServiceExportRequest, WorkloadRegisterRequest,
 };
-use hanse_control::io::keys::Credential;
 use hanse_federation::catalog::Export;
 use hanse_identity::{Registration, Selector};
 use tokio::time::Instant;
@@ -163,8 +162,8 @@ impl Demo {
     async fn quorums(&mut self, talk: Talk<'_>) -> anyhow::Result<()> {
         let started = Instant::now();
         for cluster in &self.clusters {
-            let credential = Credential::read(&cluster.credential)?;
-            let connection = Connection::with_credential(&cluster.name, credential, CALL_TIMEOUT);
+            let connection =
+                Connection::with_credential_file(&cluster.name, &cluster.credential, CALL_TIMEOUT)?;
             self.connections.insert(cluster.name.clone(), connection);
         }
         let waiting = self.clusters.iter().map(|cluster| async {

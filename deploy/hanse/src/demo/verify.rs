@@ -10,6 +10,7 @@ mod failover;
 mod kinds;
 mod policies;
 mod revocation;
+mod rotation;
 mod split;
 mod theft;
 mod trust;
@@ -113,6 +114,7 @@ pub async fn run(global: &Global, demo: &Arc<Demo>, slack: u32, envoy: Option<Pa
         "revoke productpage while it holds live connections" => story.revoke();
         "revoke each kind under load" => story.revoke_each_kind();
         "a stock Envoy is a workload: called, calling, rotated, revoked" => story.envoy();
+        "replace every authority of a cluster under load" => story.rotate();
         "kill -9 all control nodes of a cluster for 10 s" => story.kill_control();
     }
     steps

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -29,7 +29,7 @@ use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
 use super::store::{Store, StoreError, StoredIdentity};
-use super::svids::{IssueSvid, IssuerError, MakeError, key_and_request, renewal_due};
+use super::svids::{IssueSvid, IssuerError, MakeError, Svids, key_and_request, renewal_due};
 use super::telemetry::Metrics;
 use super::{Streams, View, jitter, now, stopped};
 use crate::wire::issue::issue_client::IssueClient;
@@ -54,6 +54,10 @@ const STRIKES: u32 = 2;
 /// A connection that lived this long was good: the next failure is the first again.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 const MAX_NAP: Duration = Duration::from_secs(30);
+/// How often it is looked whether there is something new to report.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// Over how long agents replace their own SVIDs when an authority is on its way out.
+const REPLACE_SPREAD: Duration = Duration::from_secs(1);
 
 /// A finished connection to a control node. It is never made anew behind one's back: a proof or an identity
 /// belongs to one TLS session.
@@ -137,6 +141,10 @@ pub struct ControlLink {
     trouble: ArcSwapOption<String>,
     /// Hits the own SVID, but not a new one of the same name.
     evicted_by: ArcSwapOption<RevocationId>,
+    /// Wakes the renewal of the own SVID: its authority is on its way out.
+    replace_own: Notify,
+    /// The SVIDs that are held for local processes, to report on; set once both are there.
+    held: OnceLock<Svids>,
     streams: Streams,
     metrics: Arc<Metrics>,
 }
@@ -220,9 +228,17 @@ impl ControlLink {
             refused: AtomicBool::new(false),
             trouble: ArcSwapOption::empty(),
             evicted_by: ArcSwapOption::empty(),
+            replace_own: Notify::new(),
+            held: OnceLock::new(),
             streams,
             metrics,
         })
+    }
+
+    /// Which SVIDs the reports are about.
+    pub fn report_on(&self, held: Svids) {
+        // A second call would bring the same ones.
+        let _ = self.held.set(held);
     }
 
     /// When the agent's own SVID ends; zero before it has joined.
@@ -352,10 +368,12 @@ impl ControlLink {
         let expect = Expect::Member(membership.id.trust_domain().clone(), MemberRole::Node);
         let config = tls::client_config(Arc::clone(self) as _, Arc::clone(self) as _, expect, ALPN_H2);
         let channel = dial(endpoint, config).await?.channel;
-        let revision_now = || view.borrow().state.as_ref().map_or(0, |s| s.revision);
+        let state_now = || view.borrow().state.clone();
+        let revision_now = || state_now().map_or(0, |s| s.revision);
         let (report, reports) = mpsc::channel(MAX_UNSENT_REPORTS);
         let mut progress = self.streams.progress();
-        let mut reported = self.report(revision_now());
+        let mut look = tokio::time::interval(REPORT_EVERY);
+        let mut reported = self.report(state_now().as_deref());
         // There is room: nothing has been sent.
         let _ = report.try_send(reported);
         let mut client = IssueClient::new(channel.clone()).max_decoding_message_size(MAX_STATE_BYTES);
@@ -369,7 +387,7 @@ impl ControlLink {
         self.strikes.store(0, Ordering::Relaxed);
         self.channel.send_replace(Some(channel));
         loop {
-            let current = self.report(revision_now());
+            let current = self.report(state_now().as_deref());
             tokio::select! {
                 biased;
                 () = self.moved.notified() => return Err(WatchEnd::Moved),
@@ -386,11 +404,16 @@ impl ControlLink {
                 }
                 // Never fails: the sender is in `self`.
                 _ = progress.changed() => {}
+                // SVIDs are replaced without a sign.
+                _ = look.tick() => {}
             }
         }
     }
 
-    fn report(&self, revision: u64) -> AgentUp {
+    fn report(&self, state: Option<&AgentState>) -> AgentUp {
+        let revision = state.map_or(0, |s| s.revision);
+        let held = state.zip(self.held.get()).map_or(0, |(state, held)| held.outgoing(state));
+        let own = state.is_some() && self.own_must_go();
         let (applied_revision, subscribers) = self.streams.applied(revision);
         let sds = self.streams.sds(revision);
         AgentUp {
@@ -400,6 +423,7 @@ impl ControlLink {
             sds_subscribers: sds.subscribers,
             sds_acknowledged: sds.acknowledged,
             sds_rejected: sds.rejected,
+            outgoing_svids: held.saturating_add(own.into()),
         }
     }
 
@@ -431,6 +455,9 @@ impl ControlLink {
         let evicted = own_facts.and_then(|facts| state.revocations.check(&facts).map(|r| r.id.clone()));
         self.evicted_by.store(evicted.filter(|_| revoked.is_none()).map(Arc::new));
         self.trust.store(Arc::new(Trust::new(&state.bundles, state.revocations.clone())));
+        if self.own_must_go() {
+            self.replace_own.notify_one();
+        }
         let (bundle, endpoints) = (own.clone(), state.endpoints.clone());
         view.send_modify(|view| view.state = Some(Arc::new(state)));
         let news = {
@@ -457,13 +484,22 @@ impl ControlLink {
         let mut failures = 0;
         loop {
             while now() < due {
-                tokio::time::sleep(due.left(now()).min(MAX_NAP)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(due.left(now()).min(MAX_NAP)) => {}
+                    () = self.replace_own.notified() => if self.own_must_go() {
+                        due = due.min(now() + REPLACE_SPREAD.mul_f64(jitter()));
+                    }
+                }
             }
             match self.renew_once(&membership).await {
                 Ok(facts) => {
                     tracing::info!(serial = %facts.serial, not_after = %facts.not_after,
                         "the agent's own SVID is renewed");
                     (due, failures) = (renewal_due(&facts), 0);
+                    if self.own_must_go() {
+                        // Of a control node that has not heard yet what this agent has.
+                        due = due.min(now() + REPLACE_SPREAD);
+                    }
                     // The connection was made with the old one.
                     self.moved.notify_one();
                 }
@@ -475,6 +511,12 @@ impl ControlLink {
                 }
             }
         }
+    }
+
+    /// Whether the own SVID was signed by an authority that is on its way out.
+    fn own_must_go(&self) -> bool {
+        let own = self.identity.load();
+        own.as_ref().is_some_and(|own| self.trust.load().is_outgoing(&own.facts))
     }
 
     async fn renew_once(&self, membership: &Arc<Membership>) -> Result<SvidFacts, RenewError> {

@@ -198,6 +198,16 @@ impl Svids {
         })
     }
 
+    /// How many of the held SVIDs an authority has signed that is on its way out.
+    pub fn outgoing(&self, state: &AgentState) -> u32 {
+        let held = self.inner.lock();
+        let outgoing = held.values().filter(|entry| match &*entry.holding.borrow() {
+            Holding::Ready(svid) => is_outgoing(state, &svid.facts),
+            Holding::Pending(_) | Holding::Denied(_) => false,
+        });
+        u32::try_from(outgoing.count()).unwrap_or(u32::MAX)
+    }
+
     pub fn list(&self) -> Vec<HeldRow> {
         let row = |(key, entry): (&HeldKey, &HeldEntry)| HeldRow {
             key: key.clone(),
@@ -329,6 +339,11 @@ impl Keeper {
                 self.inner.metrics.svids_issued.inc();
                 self.failures = 0;
                 self.due = renewal_due(facts);
+                let state = self.inner.view.borrow().state.clone();
+                if state.is_some_and(|state| !signed_by_a_lasting_authority(&state, &svid)) {
+                    // Of a control node that has not heard yet what this agent has.
+                    self.due = self.due.min(now() + REPLACE_SPREAD);
+                }
                 self.publish.send_replace(Holding::Ready(Arc::new(svid)));
             }
             Err(error) => {
@@ -406,6 +421,14 @@ pub fn key_and_request() -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), MakeError> {
 /// in the past to allow for clocks that are behind, and would make a short life look half over.
 pub fn renewal_due(facts: &SvidFacts) -> Timestamp {
     renewal::renew_at(now(), facts.not_after, jitter()).max(now() + MIN_REST)
+}
+
+/// Whether an authority that is on its way out has signed it, by what it says itself.
+fn is_outgoing(state: &AgentState, facts: &SvidFacts) -> bool {
+    let signer = facts.authority_key_identifier.as_deref();
+    let bundles = state.bundles.iter().filter(|b| b.trust_domain == *facts.id.trust_domain());
+    let mut outgoing = bundles.flat_map(|b| &b.authorities).filter(|a| a.state == AuthorityState::Tainted);
+    signer.is_some_and(|signer| outgoing.any(|a| a.key_id.prefix() == signer))
 }
 
 /// Whether the SVID verifies under the authorities that are not on their way out.

@@ -179,7 +179,10 @@ fn a_view_comes_down_and_what_is_done_with_it_goes_up() {
 
         let revocation = revoke(&followed.east.id("product"), 8);
         session.changes(8, &[Change::Revoked(revocation.clone())]).await;
-        assert_eq!(session.applied().await, pb::Applied { revision: 8, closed: Vec::new() });
+        assert_eq!(
+            session.applied().await,
+            pb::Applied { revision: 8, closed: Vec::new(), outgoing: Vec::new() }
+        );
         let known = followed.plane.knowledge.now();
         assert!(known.trust.revocations.get(&revocation.id).is_some(), "what is applied is in force");
 
@@ -213,6 +216,7 @@ fn another_node_continues_where_the_first_left_off_and_a_view_never_goes_back() 
         assert_ne!(session.node, first, "the other node is next");
         assert_eq!(session.hello().await.from_revision, 7);
         session.announcement().await;
+        assert_eq!(session.applied().await.revision, 7, "this node has not heard what is in force already");
         // This node is behind: what it says of the past is passed over, until it has caught up.
         let mut old = followed.view.clone();
         old.revision = Revision(5);

@@ -1,4 +1,4 @@
-//! Steps 10 and 13: the leader dies, and then every control node of a cluster.
+//! Steps 10 and 16: the leader dies, and then every control node of a cluster.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -144,7 +144,7 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// 13
+    /// 16
     pub(super) async fn kill_control(&self) -> anyhow::Result<Verdict> {
         let connection = self.demo.connection(&self.home)?;
         let domain = trust_domain(&self.home).parse()?;

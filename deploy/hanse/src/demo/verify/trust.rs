@@ -48,7 +48,7 @@ impl Story<'_> {
             let answer = self.demo.client.get(admin, "admin", "/certs", Duration::from_secs(2)).await?;
             let certs = answer.json().with_context(|| format!("/certs of {} is no JSON", plan.key))?;
             let chain = certs["chainPem"].as_str().with_context(|| format!("{} holds no SVID", plan.key))?;
-            let bundle_pem = &self.demo.connection(&plan.key.cluster)?.credential.bundle_pem;
+            let bundle_pem = &self.demo.connection(&plan.key.cluster)?.credential().bundle_pem;
             let verified = verify(chain, bundle_pem, &trust_domain(&plan.key.cluster))
                 .with_context(|| format!("the SVID of {}", plan.key))?;
             let by_openssl = match &openssl {
@@ -84,7 +84,7 @@ impl Story<'_> {
     /// 4
     pub(super) async fn refusals(&self) -> anyhow::Result<Verdict> {
         let home = trust_domain(&self.home).parse::<TrustDomain>()?;
-        let trust = Arc::new(trust_of(&self.demo.connection(&self.home)?.credential.bundle_pem, &home)?);
+        let trust = Arc::new(trust_of(&self.demo.connection(&self.home)?.credential().bundle_pem, &home)?);
         let stranger = stranger(&home)?;
         let inbound = self.demo.address(&self.home, Role::Proxy, "reviews-v1-1", "inbound")?;
         let tunnel = self.demo.address(&self.home, Role::Gateway, "gateway-1", "tunnel")?;
@@ -94,7 +94,7 @@ impl Story<'_> {
         // Who is known at each door shows that the knocks below fail for what they lack, not for how they are made.
         let doors = [("inbound", inbound, &self.home), ("gateway", tunnel, &self.away)];
         for (door, address, known_cluster) in doors {
-            let known = self.demo.connection(known_cluster)?.credential.svid()?;
+            let known = self.demo.connection(known_cluster)?.credential().svid()?;
             let knocks = [
                 ("plaintext", plaintext(address).await),
                 ("noCertificate", tls(address, &trust, &home, None).await),
@@ -120,7 +120,7 @@ impl Story<'_> {
 }
 
 /// The identity in a chain and how many URI names the leaf has, once `hanse_identity` believes it.
-fn verify(chain_pem: &str, bundle_pem: &str, domain: &str) -> anyhow::Result<(SpiffeId, usize)> {
+pub(super) fn verify(chain_pem: &str, bundle_pem: &str, domain: &str) -> anyhow::Result<(SpiffeId, usize)> {
     let chain = certificates(chain_pem)?;
     let domain: TrustDomain = domain.parse()?;
     let trust = trust_of(bundle_pem, &domain)?;

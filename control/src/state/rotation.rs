@@ -1,0 +1,369 @@
+//! Rotation: authorities are replaced in five gates. Each opens only when the one before is true everywhere; what the
+//! State alone can tell is checked here again, the rest is measured by the leader (`io/rotation.rs`).
+//!
+//! Prepare (every node has made its next authority) → Spread (everybody believes it) → Activate (it signs) → Drain
+//! (nothing rests on the old ones) → Retire (they are gone).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use hanse_federation::Change;
+use hanse_identity::name::MemberRole;
+use hanse_identity::{AuthorityCertificate, AuthorityState, Bundle, KeyId, NodeName, SpiffeId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::issuance::{IssuedSvid, names_node};
+use super::{Decision, MAX_AUTHORITIES, State, already, done};
+use crate::command::{Answer, Proposal, Refusal};
+
+/// What a rotation waits at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Gate {
+    /// Until every node has published its next authority and a revocation list of it.
+    Prepare,
+    /// Until everybody has the bundle with them in force.
+    Spread,
+    /// They sign. Until no SVID that somebody holds is of the old ones.
+    Activate,
+    /// Until no live connection rests on the old ones.
+    Drain,
+    /// The old ones are out of the bundle. Until everybody has that in force.
+    Retire,
+    Done,
+}
+
+/// One rotation, while it runs and after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rotation {
+    /// The log index at which it began.
+    pub id: u64,
+    /// SPIFFE ID of who began it; empty for the mesh itself.
+    pub by: String,
+    /// SVIDs of the old authorities are replaced at once.
+    pub reissue: bool,
+    pub gate: Gate,
+    /// When it came to each gate.
+    pub reached: BTreeMap<Gate, Timestamp>,
+    /// Nodes whose authority is replaced.
+    pub nodes: BTreeSet<NodeName>,
+    pub old: BTreeSet<KeyId>,
+    pub new: BTreeMap<NodeName, KeyId>,
+    /// It was taken back. If the new ones had signed by then, they are the `old` ones now.
+    #[serde(default)]
+    pub aborted: bool,
+}
+
+impl Gate {
+    /// In their order.
+    pub const ALL: [Self; 5] = [Self::Prepare, Self::Spread, Self::Activate, Self::Drain, Self::Retire];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Spread => "spread",
+            Self::Activate => "activate",
+            Self::Drain => "drain",
+            Self::Retire => "retire",
+            Self::Done => "done",
+        }
+    }
+
+    /// What comes after it.
+    pub fn next(self) -> Self {
+        match self {
+            Self::Prepare => Self::Spread,
+            Self::Spread => Self::Activate,
+            Self::Activate => Self::Drain,
+            Self::Drain => Self::Retire,
+            Self::Retire | Self::Done => Self::Done,
+        }
+    }
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Rotation {
+    pub fn is_running(&self) -> bool {
+        self.gate != Gate::Done
+    }
+
+    pub fn began(&self) -> Timestamp {
+        self.reached.get(&Gate::Prepare).copied().unwrap_or_default()
+    }
+
+    /// Whether a node has still to make its next authority.
+    pub fn wants(&self, node: &NodeName) -> bool {
+        self.gate == Gate::Prepare && self.nodes.contains(node) && !self.new.contains_key(node)
+    }
+
+    /// Whether nobody holds anything of that authority any more, so that nothing new of it may appear.
+    pub fn is_left(&self, key: &KeyId) -> bool {
+        self.reached.contains_key(&Gate::Drain) && self.old.contains(key)
+    }
+
+    fn reach(&mut self, gate: Gate, now: Timestamp) {
+        self.gate = gate;
+        self.reached.insert(gate, now);
+    }
+}
+
+impl State {
+    /// The rotation that runs.
+    pub fn rotating(&self) -> Option<&Rotation> {
+        self.private.rotation.as_ref().filter(|r| r.is_running())
+    }
+
+    /// SVIDs that may be in use at `now` and are signed by an old authority of the rotation, but for revoked ones.
+    pub fn unmoved<'s>(&'s self, r: &'s Rotation, now: Timestamp) -> impl Iterator<Item = &'s IssuedSvid> {
+        let live = self.private.issued.live(now).filter(move |s| s.not_after > now);
+        live.filter(|s| r.old.contains(&s.authority)).filter(|s| !self.is_revoked(s))
+    }
+
+    fn is_revoked(&self, svid: &IssuedSvid) -> bool {
+        let (own, all) = (&self.view.trust_domain, &self.view.revocations);
+        let agent = SpiffeId::member(own, MemberRole::Agent, &svid.agent);
+        all.of_identity(&agent).is_some()
+            || all.of_identity(&svid.id).is_some()
+            || all.of_key(own, svid.key).is_some()
+            || all.of_authority(own, svid.authority).is_some()
+    }
+
+    /// The nodes that have still to make an authority; a node that was revoked meanwhile has not.
+    pub fn unprepared<'s>(&'s self, r: &'s Rotation) -> impl Iterator<Item = &'s NodeName> {
+        r.nodes.iter().filter(|node| !r.new.contains_key(*node) && !self.is_revoked_node(node))
+    }
+
+    fn is_revoked_node(&self, node: &NodeName) -> bool {
+        let id = SpiffeId::member(&self.view.trust_domain, MemberRole::Node, node);
+        self.view.revocations.of_identity(&id).is_some()
+    }
+
+    /// New authorities of which no revocation list is published yet.
+    pub fn without_list<'s>(&'s self, r: &'s Rotation) -> impl Iterator<Item = &'s NodeName> {
+        let lists = self.view.crls.get(&self.view.trust_domain);
+        let listed = move |key: &KeyId| lists.is_some_and(|lists| lists.contains_key(key));
+        r.new.iter().filter(move |(_, key)| !listed(key)).map(|(node, _)| node)
+    }
+
+    pub(super) fn rotate_begin(
+        &mut self,
+        index: u64,
+        proposal: &Proposal,
+        authority: Option<&KeyId>,
+        reissue: bool,
+    ) -> Decision {
+        if let Some(r) = self.rotating() {
+            let why = format!("rotation {} runs and is at {}: hanse trust rotate --status", r.id, r.gate);
+            return Err(Refusal::Precondition(why));
+        }
+        if self.private.nodes.values().any(|node| node.intermediate.is_some()) {
+            return Err(Refusal::Precondition(
+                "the nodes' authorities are below a root of your own: only whoever has its key can make their successors"
+                    .to_owned(),
+            ));
+        }
+        let bundle = self.own_bundle();
+        let all = || self.private.nodes.values().map(|n| &n.name).filter(|n| !self.is_revoked_node(n));
+        let (nodes, old): (BTreeSet<NodeName>, BTreeSet<KeyId>) = match authority {
+            None => (all().cloned().collect(), bundle.trusted().map(|a| a.key_id).collect()),
+            Some(key) => {
+                let found = bundle.trusted().find(|a| a.key_id == *key);
+                let found = found.ok_or_else(|| Refusal::NotFound { what: format!("authority {key}") })?;
+                let owner = all().filter(|node| names_node(&found.subject, node));
+                (owner.cloned().collect(), BTreeSet::from([*key]))
+            }
+        };
+        let staying = bundle.trusted().filter(|a| !old.contains(&a.key_id)).count();
+        if nodes.is_empty() && staying == 0 {
+            let why = "it is the only authority, and its node is revoked: nobody could sign".to_owned();
+            return Err(Refusal::Precondition(why));
+        }
+        if bundle.authorities.len() + nodes.len() > MAX_AUTHORITIES {
+            let (there, more) = (bundle.authorities.len(), nodes.len());
+            let why = format!("{MAX_AUTHORITIES} authorities: there are {there}, and {more} would be added");
+            return Err(Refusal::Limit(why));
+        }
+        self.private.rotation = Some(Rotation {
+            id: index,
+            by: proposal.actor.clone(),
+            reissue,
+            gate: Gate::Prepare,
+            reached: BTreeMap::from([(Gate::Prepare, proposal.now)]),
+            nodes,
+            old,
+            new: BTreeMap::new(),
+            aborted: false,
+        });
+        Ok((Answer::Done, Vec::new()))
+    }
+
+    /// Whether this node may publish an authority that does not sign yet.
+    pub(super) fn may_prepare(
+        &self,
+        node: &NodeName,
+        certificate: &AuthorityCertificate,
+    ) -> Result<(), Refusal> {
+        if !self.rotating().is_some_and(|r| r.wants(node)) {
+            return Err(Refusal::Precondition(format!("no new authority is wanted of node {node}")));
+        }
+        let read = AuthorityCertificate::parse(&certificate.der, &self.view.trust_domain);
+        let read = read.map_err(|e| Refusal::Invalid(format!("the authority: {e}")))?;
+        if read != (AuthorityCertificate { state: read.state, ..certificate.clone() })
+            || !names_node(&read.subject, node)
+        {
+            return Err(Refusal::Invalid(format!("the certificate is not that of an authority of {node}")));
+        }
+        Ok(())
+    }
+
+    pub(super) fn prepared(&mut self, node: &NodeName, key: KeyId) {
+        if let Some(r) = &mut self.private.rotation {
+            r.new.insert(node.clone(), key);
+        }
+    }
+
+    pub(super) fn rotate_step(&mut self, id: u64, to: Gate, now: Timestamp) -> Decision {
+        let Some(r) = self.private.rotation.as_ref().filter(|r| r.id == id) else {
+            return Err(Refusal::NotFound { what: format!("rotation {id}") });
+        };
+        if to <= r.gate {
+            return already();
+        }
+        if to != r.gate.next() {
+            return Err(Refusal::Precondition(format!("{} comes before {to}", r.gate.next())));
+        }
+        let bundle = match to {
+            Gate::Prepare => None,
+            Gate::Spread => {
+                self.none_waits(self.unprepared(r).next(), "has not made its next authority")?;
+                None
+            }
+            Gate::Activate => {
+                self.none_waits(self.without_list(r).next(), "has published no revocation list of it")?;
+                Some(self.activated(r)?)
+            }
+            Gate::Drain => {
+                if let Some(last) = self.unmoved(r, now).filter(|_| !r.reissue).map(|s| s.not_after).max() {
+                    return Err(Refusal::Precondition(format!(
+                        "an SVID of an old authority lives until {last}"
+                    )));
+                }
+                let mut bundle = self.own_bundle();
+                set_state(&mut bundle, &r.old, AuthorityState::Tainted).then_some(bundle)
+            }
+            Gate::Retire => Some(self.without_the_old(r)?),
+            Gate::Done => None,
+        };
+        let Some(r) = &mut self.private.rotation else { return already() };
+        r.reach(to, now);
+        match bundle {
+            Some(mut bundle) => {
+                bundle.sequence += 1;
+                done(vec![Change::BundlePut(bundle)])
+            }
+            None => Ok((Answer::Done, Vec::new())),
+        }
+    }
+
+    fn none_waits(&self, node: Option<&NodeName>, why: &str) -> Result<(), Refusal> {
+        node.map_or(Ok(()), |node| Err(Refusal::Precondition(format!("node {node} {why}"))))
+    }
+
+    /// The new ones sign, in one step with what becomes of the old ones.
+    fn activated(&self, r: &Rotation) -> Result<Bundle, Refusal> {
+        let mut bundle = self.own_bundle();
+        let new: BTreeSet<KeyId> = r.new.values().copied().collect();
+        let there = bundle.authorities.iter().filter(|a| new.contains(&a.key_id)).count();
+        if there != new.len() {
+            return Err(Refusal::Precondition("a new authority is not in the bundle".to_owned()));
+        }
+        set_state(&mut bundle, &new, AuthorityState::Active);
+        if r.reissue {
+            set_state(&mut bundle, &r.old, AuthorityState::Tainted);
+        }
+        Ok(bundle)
+    }
+
+    fn without_the_old(&self, r: &Rotation) -> Result<Bundle, Refusal> {
+        let mut bundle = self.own_bundle();
+        bundle.authorities.retain(|a| !r.old.contains(&a.key_id));
+        if !bundle.authorities.iter().any(|a| a.state == AuthorityState::Active) {
+            return Err(Refusal::Precondition("no authority that signs would be left".to_owned()));
+        }
+        Ok(bundle)
+    }
+
+    pub(super) fn rotate_abort(&mut self, now: Timestamp) -> Decision {
+        let none = || Refusal::Precondition("no rotation runs".to_owned());
+        let r = self.rotating().ok_or_else(none)?;
+        let mut bundle = self.own_bundle();
+        let new: BTreeSet<KeyId> = r.new.values().copied().collect();
+        match r.gate {
+            Gate::Prepare | Gate::Spread => {
+                // They have signed nothing.
+                bundle.authorities.retain(|a| !new.contains(&a.key_id));
+            }
+            Gate::Activate | Gate::Drain if r.aborted => return already(),
+            Gate::Activate | Gate::Drain => {
+                set_state(&mut bundle, &r.old, AuthorityState::Active);
+                set_state(&mut bundle, &new, AuthorityState::Tainted);
+            }
+            Gate::Retire | Gate::Done => {
+                let why = "the old authorities have been taken out: what they signed is believed no more; rotate again";
+                return Err(Refusal::Precondition(why.to_owned()));
+            }
+        }
+        let changed = bundle != self.own_bundle();
+        let Some(r) = &mut self.private.rotation else { return Err(none()) };
+        r.aborted = true;
+        match r.gate {
+            Gate::Prepare | Gate::Spread => r.reach(Gate::Done, now),
+            _ => {
+                // From here it is a rotation back, through the same gates: SVIDs of the new ones have to be replaced.
+                let owner = |key: &KeyId| {
+                    let subject = bundle.authorities.iter().find(|a| a.key_id == *key).map(|a| &a.subject);
+                    r.nodes.iter().find(|node| subject.is_some_and(|s| names_node(s, node))).cloned()
+                };
+                let back = r.old.iter().filter_map(|key| Some((owner(key)?, *key))).collect();
+                (r.old, r.new, r.reissue) = (new, back, true);
+                r.reached.retain(|gate, _| *gate < Gate::Activate);
+                r.reach(Gate::Activate, now);
+            }
+        }
+        if !changed {
+            return Ok((Answer::Done, Vec::new()));
+        }
+        bundle.sequence += 1;
+        done(vec![Change::BundlePut(bundle)])
+    }
+
+    /// Nothing changes: the trail remembers who was given a certificate.
+    pub(super) fn credential_renew(&self, id: &SpiffeId) -> Decision {
+        if !id.is_member(&self.view.trust_domain, MemberRole::Admin) {
+            return Err(Refusal::NotAllowed(format!("{id} is no administrator of this cluster")));
+        }
+        match self.view.revocations.of_identity(id) {
+            Some(revocation) => Err(Refusal::NotAllowed(format!("{id} is revoked by {}", revocation.id))),
+            None => Ok((Answer::Done, Vec::new())),
+        }
+    }
+}
+
+/// Whether any of them was in another state.
+fn set_state(bundle: &mut Bundle, keys: &BTreeSet<KeyId>, state: AuthorityState) -> bool {
+    let mut changed = false;
+    for authority in bundle.authorities.iter_mut().filter(|a| keys.contains(&a.key_id)) {
+        changed |= authority.state != state;
+        authority.state = state;
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests;
