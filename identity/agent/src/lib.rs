@@ -30,8 +30,9 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use io::control_link::{ControlLink, Membership};
+use io::join::JoinError;
 use io::jwt::JwtDesk;
-use io::rejoin::{Wanted, new_token};
+use io::rejoin::{Wanted, another_token, new_token};
 use io::store::{Store, StoredIdentity, read_token};
 use io::svids::Svids;
 use io::telemetry::Metrics;
@@ -203,7 +204,12 @@ async fn be_member(
             }
             token = new_token(&link, &wanted) => token,
         };
-        let joined = join::join(&token, &config.name, &config.control, &store).await;
+        // A join goes on for as long as its token is valid and a node does not answer: a newer token ends it.
+        let newer = Wanted { spent: [invite.as_str(), token.invite.as_str()], ..wanted };
+        let joined = tokio::select! {
+            joined = join::join(&token, &config.name, &config.control, &store) => joined,
+            invite = another_token(&newer) => Err(JoinError::Overtaken(invite)),
+        };
         stored = match joined {
             Ok(stored) => {
                 link.rejoined();

@@ -30,6 +30,8 @@ pub enum JoinError {
     NoEndpoint,
     #[error("every control node refuses: {0}")]
     Refused(String),
+    #[error("join token {0} is there instead")]
+    Overtaken(String),
     #[error("the join token expired before a control node could be reached; last: {0}")]
     Expired(String),
 }

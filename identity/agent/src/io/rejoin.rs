@@ -39,6 +39,16 @@ pub async fn new_token(link: &ControlLink, wanted: &Wanted<'_>) -> JoinToken {
     }
 }
 
+/// Waits for a token in the file that is none of the spent ones; its invite.
+pub async fn another_token(wanted: &Wanted<'_>) -> String {
+    loop {
+        if let Ok(token) = token(wanted, now()) {
+            return token.invite;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 /// Why the agent's own SVID is of no use, as far as it can know.
 fn cause(link: &ControlLink, now: Timestamp) -> Option<String> {
     if let Some(revocation) = link.evicted_by() {
