@@ -87,10 +87,10 @@ impl Admin {
 
     fn not_ready(&self) -> Option<String> {
         let view = self.shared.view.borrow();
-        let why = if self.link.own_revoked() {
-            "the agent's own identity is revoked"
-        } else if let Some(trouble) = self.link.trouble() {
+        let why = if let Some(trouble) = self.link.trouble() {
             return Some(trouble);
+        } else if self.link.own_revoked() {
+            "the agent's own identity is revoked"
         } else if view.trust_domain.is_none() {
             "not joined"
         } else if view.state.is_none() {

@@ -139,7 +139,7 @@ pub struct ControlLink {
     refused: AtomicBool,
     /// Why the agent has to join anew, and what it waits for.
     trouble: ArcSwapOption<String>,
-    /// Hits the own SVID, but not a new one of the same name.
+    /// Hits the own SVID.
     evicted_by: ArcSwapOption<RevocationId>,
     /// Wakes the renewal of the own SVID: its authority is on its way out.
     replace_own: Notify,
@@ -280,7 +280,7 @@ impl ControlLink {
         self.metrics.rejoins.inc();
     }
 
-    /// The revocation because of which the own SVID is dead, though a new one would be given.
+    /// The revocation because of which the own SVID is dead: an eviction, or a ban.
     pub fn evicted_by(&self) -> Option<RevocationId> {
         self.evicted_by.load_full().map(|id| id.as_ref().clone())
     }
@@ -453,7 +453,8 @@ impl ControlLink {
         self.own_revoked.store(revoked.is_some(), Ordering::Release);
         let own_facts = self.identity.load().as_ref().map(|own| own.facts.clone());
         let evicted = own_facts.and_then(|facts| state.revocations.check(&facts).map(|r| r.id.clone()));
-        self.evicted_by.store(evicted.filter(|_| revoked.is_none()).map(Arc::new));
+        // A ban as well: once it has ended a new token is what helps, and nobody but this agent sees that one is there.
+        self.evicted_by.store(evicted.or_else(|| revoked.map(|r| r.id.clone())).map(Arc::new));
         self.trust.store(Arc::new(Trust::new(&state.bundles, state.revocations.clone())));
         if self.own_must_go() {
             self.replace_own.notify_one();

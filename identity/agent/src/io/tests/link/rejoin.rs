@@ -147,6 +147,18 @@ async fn an_agent_that_was_evicted_says_so_and_joins_anew() {
     agent.stop().await;
 }
 
+/// Whether the ban has ended is not for it to know: the control nodes it cannot reach decide.
+#[tokio::test]
+async fn an_agent_that_was_banned_looks_for_a_token_too() {
+    let (cluster, node, _directory, agent) = short_lived().await;
+    cluster.change(|s| s.revocations.insert(revocation(3, RevocationTarget::Agent(super::agent()))));
+    until(|| agent.not_ready_with("r-3@east.example")).await;
+    until(|| agent.not_ready_with("hanse agent token create host-1")).await;
+    agent.put(&cluster.token_of("i-2", vec![node.address.clone()]));
+    until(|| agent.page("/metrics").1.contains("hanse_agent_rejoins_total 1")).await;
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn a_host_that_was_off_for_days_starts_waits_and_joins() {
     let cluster = Cluster::new(vec![], DAY);
