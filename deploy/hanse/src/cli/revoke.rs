@@ -1,8 +1,71 @@
-//! The verbs of `hanse revoke`, as declared.
+//! `hanse revoke` as declared.
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke --agent host-1 --reason key-compromise --close-connections 30s\n  hanse revoke lift r-4231@east.example\n  hanse revoke show r-4231@east.example\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked."
+)]
+pub struct RevokeCommand {
+    #[command(subcommand)]
+    pub verb: Option<RevokeVerb>,
+    #[command(flatten)]
+    pub what: RevokeWhat,
+}
+
+#[derive(Debug, Default, Args)]
+#[command(group(clap::ArgGroup::new("target").args(["serial", "cert", "identity", "key", "agent", "node", "trust_domain"])))]
+pub struct RevokeWhat {
+    /// Serial number of a certificate of this cluster's trust domain, in hex
+    #[arg(long, value_name = "HEX")]
+    pub serial: Option<String>,
+    /// That certificate (PEM, leaf first), by its serial number
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// SPIFFE ID: every certificate it has, and none is issued any more
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub identity: Option<hanse_identity::SpiffeId>,
+    /// Public key (SHA-256 of its SubjectPublicKeyInfo, 64 hex digits): every certificate over it, and any new one
+    #[arg(long, value_name = "HEX")]
+    pub key: Option<String>,
+    /// A host's agent: its own identity, and all that was issued through it
+    #[arg(long, value_name = "NAME")]
+    pub agent: Option<hanse_identity::NodeName>,
+    /// A control node: its own identity, and all that its authorities have signed
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<hanse_identity::NodeName>,
+    /// A joined cluster as a whole, by its trust domain: nothing of it is believed here
+    #[arg(long = "cluster", value_name = "TRUST-DOMAIN")]
+    pub trust_domain: Option<hanse_identity::TrustDomain>,
+    /// For now: can be lifted again (not for a certificate)
+    #[arg(long, conflicts_with_all = ["reason", "serial", "cert"])]
+    pub hold: bool,
+    /// Only what was issued until now is dead: new certificates are given (identities only)
+    #[arg(long, requires = "identity")]
+    pub reissue: bool,
+    /// What becomes of live connections: now, never, or a time to finish in
+    #[arg(long, value_name = "now|30s|never", default_value = "now")]
+    pub close_connections: String,
+    /// unspecified, key-compromise, superseded, cessation
+    #[arg(long, default_value = "unspecified")]
+    pub reason: String,
+    /// A sentence for those who read the list later
+    #[arg(long, default_value = "")]
+    pub note: String,
+    /// Show what it would hit, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait until it is enforced everywhere
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Wait until it is enforced everywhere, or --timeout (this is the default)
+    #[arg(long, conflicts_with = "no_wait")]
+    pub wait: bool,
+}
 
 #[derive(Debug, Subcommand)]
 pub enum RevokeVerb {

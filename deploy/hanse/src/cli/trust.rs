@@ -1,6 +1,74 @@
-//! `hanse trust rotate` and `hanse trust bundle` as declared.
+//! `hanse trust` as declared.
+
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+
+#[derive(Debug, Subcommand)]
+pub enum TrustCommand {
+    /// Federate with a foreign trust domain: fetch its bundle from its bundle endpoint, again and again
+    #[command(
+        after_help = "Examples:\n  hanse trust federate --trust-domain north.example --url https://bundles.north.example/ --profile https_web\n  hanse trust federate --trust-domain north.example --url https://10.0.9.1:8443/ --profile https_spiffe \\\n    --endpoint-spiffe-id spiffe://north.example/spire/server --bundle north.jwks\n\nNobody of that domain may call anything of the mesh because of it: workloads that are registered to federate with\nthe domain get its bundle, over the Workload API and SDS."
+    )]
+    Federate(TrustFederate),
+    /// Replace this cluster's authorities, without a restart and without a failed request
+    Rotate(TrustRotate),
+    /// Which authorities are believed
+    #[command(subcommand)]
+    Bundle(BundleCommand),
+    /// Compare what every control node, agent, proxy and gateway has in force with this cluster's bundle
+    Verify,
+    /// Foreign trust domains that are federated with
+    #[command(subcommand)]
+    Federation(FederationCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct TrustFederate {
+    /// The foreign trust domain
+    #[arg(long)]
+    pub trust_domain: hanse_identity::TrustDomain,
+    /// URL of its bundle endpoint, https://…
+    #[arg(long)]
+    pub url: hanse_federation::stranger::EndpointUrl,
+    /// How the endpoint is authenticated
+    #[arg(long, value_enum)]
+    pub profile: EndpointProfile,
+    /// For https_spiffe: SPIFFE ID of the endpoint
+    #[arg(long)]
+    pub endpoint_spiffe_id: Option<hanse_identity::SpiffeId>,
+    /// The domain's bundle as a SPIFFE bundle document; - is standard input. https_spiffe needs it for the first fetch
+    #[arg(long)]
+    pub bundle: Option<PathBuf>,
+    /// For https_web: PEM file with roots to believe in place of the system's
+    #[arg(long)]
+    pub web_roots: Option<PathBuf>,
+}
+
+/// SPIFFE Federation §5.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EndpointProfile {
+    /// A certificate of the web, for the host of the URL
+    #[value(name = "https_web")]
+    HttpsWeb,
+    /// An X509-SVID of the given SPIFFE ID
+    #[value(name = "https_spiffe")]
+    HttpsSpiffe,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum FederationCommand {
+    /// List foreign trust domains, and how old what is kept of them is
+    List,
+    /// Show one, with its keys
+    Show { trust_domain: hanse_identity::TrustDomain },
+    /// Fetch its bundle now
+    #[command(after_help = "Example:\n  hanse trust federation refresh north.example")]
+    Refresh { trust_domain: hanse_identity::TrustDomain },
+    /// End it: its bundle is deleted everywhere and fetched no more
+    #[command(after_help = "Example:\n  hanse trust federation delete north.example --yes")]
+    Delete { trust_domain: hanse_identity::TrustDomain },
+}
 
 #[derive(Debug, Default, Args)]
 #[command(
