@@ -31,11 +31,17 @@ async fn what_lives_is_found_by_each_of_its_names_and_believed_until_it_is_revok
     }
     assert_eq!(of(&client, "host-1").await.len(), 2, "the agent's own and the workload's");
     assert!(of(&client, "ratings").await.is_empty());
-    let all = client.call(&IdentityListRequest { limit: Some(1), ..Default::default() }).await.unwrap();
-    assert_eq!((all.items.len(), all.more), (1, 1));
-    assert_eq!(all.items[0].spiffe_id, id, "that which ends first is first");
+    let all = client.call(&IdentityListRequest::default()).await.unwrap().items;
+    assert!(
+        all.len() == 2 && all[0].not_after <= all[1].not_after,
+        "that which ends first is first: {all:?}"
+    );
+    let page = client.call(&IdentityListRequest { limit: Some(1), ..Default::default() }).await.unwrap();
+    assert_eq!((page.items.len(), page.more), (1, 1));
+    assert_eq!(page.items[0].serial, all[0].serial);
     let soon = IdentityListRequest { ends_before: Some(facts.not_after), ..Default::default() };
-    assert!(client.call(&soon).await.unwrap().items.is_empty(), "nothing ends before it");
+    let soon = client.call(&soon).await.unwrap().items;
+    assert!(soon.iter().all(|item| item.not_after < facts.not_after), "{soon:?}");
 
     let believed = verdict(&client, &svid, None).await;
     assert!(believed.believed, "{believed:?}");
