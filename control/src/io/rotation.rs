@@ -5,26 +5,20 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use hanse_federation::wire::{decode, encode};
 use hanse_identity::{NodeName, Timestamp, TrustDomain};
 
 use super::census::{Part, Query, Subscriber, gather};
 use super::context::{Context, now, stopped};
-use super::dial;
 use super::keys::AUTHORITY_LIFETIME;
+use super::peer_ask::{Question, ask_peers};
 use crate::admin::{BundlePart, BundleQuestion, SubscriberKind, WaitsFor, asks_peers, waits_for};
 use crate::command::Command;
 use crate::state::State;
-use crate::wire::control::Document;
-use crate::wire::control::peer_client::PeerClient;
 
 /// How often a running rotation is measured.
 const MEASURE_EVERY: Duration = Duration::from_millis(250);
 /// How often it is looked whether one is due.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How long one peer may take to answer; it asks its own nodes meanwhile.
-const PEER_TIMEOUT: Duration = Duration::from_secs(3);
 /// What is left of an authority's life when its successor is begun: more than half.
 const BEGIN_WITH_LEFT: Duration = Duration::from_secs(AUTHORITY_LIFETIME.as_secs() / 100 * 55);
 /// After one that was taken back, or that left an authority where it was, none begins by itself for so long.
@@ -139,44 +133,17 @@ pub async fn part_of(
     (part, subscribers)
 }
 
-/// Asks every peer how our bundle stands there, at the same time.
+/// How our bundle stands at every peer.
 async fn peer_parts(context: &Context, state: &State) -> Vec<BundlePart> {
     let sequence = state.view.bundles.get(&context.trust_domain).map_or(0, |bundle| bundle.sequence);
-    let asked = state.view.peers.values().map(|peer| async move {
-        let asked = tokio::time::timeout(PEER_TIMEOUT, ask_peer(context, peer, sequence)).await;
-        let answer = asked.unwrap_or_else(|_| Err(format!("no answer within {PEER_TIMEOUT:?}")));
-        answer.unwrap_or_else(|error| BundlePart::unreachable(peer.record.cluster.clone(), error))
+    let question = Question::Bundle(BundleQuestion { sequence });
+    let answers = ask_peers::<BundlePart>(context, state, &question).await;
+    let parts = answers.into_iter().map(|(cluster, answer)| match answer {
+        // A peer speaks for itself, by the name that we know it by.
+        Ok(part) => BundlePart { cluster, ..part },
+        Err(error) => BundlePart::unreachable(cluster, error),
     });
-    join_all(asked).await
-}
-
-async fn ask_peer(
-    context: &Context,
-    peer: &hanse_federation::Peer,
-    sequence: u64,
-) -> Result<BundlePart, String> {
-    let tls = context.node_tls(&peer.record.trust_domain);
-    let mut last = "it has no endpoint".to_owned();
-    for endpoint in &peer.record.endpoints {
-        let link = match dial::connect(endpoint, tls.clone()).await {
-            Ok(link) => link,
-            Err(error) => {
-                last = error.to_string();
-                continue;
-            }
-        };
-        let question = Document { json: encode(&BundleQuestion { sequence }) };
-        match PeerClient::new(link.channel).bundle_status(question).await {
-            Ok(reply) => {
-                let part: BundlePart =
-                    decode("peer answer", &reply.into_inner().json).map_err(|e| e.to_string())?;
-                // A peer speaks for itself, by the name that we know it by.
-                return Ok(BundlePart { cluster: peer.record.cluster.clone(), ..part });
-            }
-            Err(status) => last = status.message().to_owned(),
-        }
-    }
-    Err(last)
+    parts.collect()
 }
 
 async fn begin_if_due(context: &Context, state: &State) {

@@ -17,7 +17,7 @@ use hanse_identity::tls::{ClientAuth, server_config, session_binding, verified_p
 use hanse_identity::{SpiffeId, Timestamp, Trust, TrustDomain, Usage, VerifiedCaller, VerifyError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -26,6 +26,7 @@ use tonic::transport::server::Connected;
 
 use super::admin::AdminService;
 use super::context::{Context, now, stopped};
+use super::cut::{self, Cut, Cutter, OtherEnd, cutter};
 use super::dial::ALPN_H2;
 use super::issue::IssueService;
 use super::node_link::NodeService;
@@ -63,10 +64,6 @@ const PEER_FAREWELL: Duration = Duration::from_secs(2);
 /// How long a revoked workload, gateway or agent may still hear that it was, and close its connections. Its streams
 /// live on for that long; every new request of it is denied at once.
 const REVOKED_FAREWELL: Duration = Duration::from_millis(500);
-/// How often connections in their farewell are looked at.
-const FAREWELL_SWEEP: Duration = Duration::from_millis(100);
-/// How often connections are asked again whether their caller is believed (changes of trust are acted on at once).
-const SWEEP: Duration = Duration::from_secs(1);
 /// Accepted connections that wait for the server to take them.
 const ACCEPTED_QUEUE: usize = 64;
 /// Streams that one connection may have open.
@@ -97,8 +94,7 @@ pub struct ConnInfo {
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     info: ConnInfo,
-    cut: oneshot::Receiver<()>,
-    is_cut: bool,
+    cut: Cut,
     _entry: TableEntry,
     _permit: OwnedSemaphorePermit,
 }
@@ -131,11 +127,9 @@ enum Holder {
 
 struct Open {
     holder: Holder,
-    caller: Option<VerifiedCaller>,
+    caller: Option<OtherEnd>,
     since: Timestamp,
-    /// When its caller was first found to be no longer believed.
-    unbelieved_since: Option<Timestamp>,
-    cut: oneshot::Sender<()>,
+    cut: Cutter,
 }
 
 /// Cuts every connection when it is dropped.
@@ -144,8 +138,7 @@ struct CutAll(Arc<Connections>);
 impl Drop for CutAll {
     fn drop(&mut self) {
         for (_, open) in self.0.table().open.drain() {
-            // A connection that is gone already needs no cutting.
-            let _ = open.cut.send(());
+            open.cut.cut();
         }
     }
 }
@@ -280,11 +273,11 @@ async fn greet(
     let caller = verified_peer(session, &context.trust.current(), now, Usage::Client)?;
     let binding = session_binding(session).ok_or(HandshakeError::NoExporter)?;
     let holder = holder(&context.trust_domain, caller.as_ref())?;
-    let (cut, is_cut) = oneshot::channel();
-    let open = Open { holder, caller: caller.clone(), since: now, unbelieved_since: None, cut };
+    let (cutter, cut) = cutter();
+    let open = Open { holder, caller: caller.clone().map(OtherEnd::new), since: now, cut: cutter };
     let entry = Connections::enter(table, open).map_err(HandshakeError::TooMany)?;
     let info = ConnInfo { caller, binding, remote };
-    Ok(Connection { stream, info, cut: is_cut, is_cut: false, _entry: entry, _permit: permit })
+    Ok(Connection { stream, info, cut, _entry: entry, _permit: permit })
 }
 
 fn holder(own: &TrustDomain, caller: Option<&VerifiedCaller>) -> Result<Holder, HandshakeError> {
@@ -307,30 +300,16 @@ fn places(limits: Option<&str>) -> usize {
     soft.saturating_sub(KEPT_DESCRIPTORS).clamp(2 * KEPT_FOR_NODES, MAX_CONNECTIONS)
 }
 
-/// Cuts connections whose caller is no longer believed: on every change of trust, and as time passes.
+/// Cuts connections whose caller is no longer believed, and counts those below an outgoing authority.
 async fn sweep(context: Arc<Context>, connections: Arc<Connections>) {
-    let mut states = context.handle.states();
-    let mut seen = context.trust.current();
-    let mut tick = tokio::time::interval(SWEEP);
-    let mut leaving = false;
-    loop {
-        let timed = tokio::select! {
-            _ = tick.tick() => true,
-            () = tokio::time::sleep(FAREWELL_SWEEP), if leaving => true,
-            changed = states.changed() => match changed {
-                Ok(()) => false,
-                Err(_) => return,
-            },
-        };
-        let revision = context.handle.state().view.revision.0;
-        let trust = context.trust.current();
-        if timed || !Arc::ptr_eq(&trust, &seen) {
-            let (cut, left) = connections.cut_unbelieved(&trust, now());
-            context.metrics.connections_cut.inc_by(cut);
-            context.callers.set(revision, connections.outgoing(&trust));
-            (leaving, seen) = (left, trust);
-        }
-    }
+    let (trust, states) = (context.trust.clone(), context.handle.states());
+    cut::sweep(trust, states, |revision, trust| {
+        let (cut, leaving) = connections.cut_unbelieved(trust, now());
+        context.metrics.connections_cut.inc_by(cut);
+        context.callers.set(revision, connections.outgoing(trust));
+        leaving
+    })
+    .await;
 }
 
 /// How long a caller that is no longer believed may still listen.
@@ -348,19 +327,14 @@ fn farewell(caller: &VerifiedCaller, error: &VerifyError) -> Duration {
 impl Open {
     /// Why the connection must end now, if it must.
     fn verdict(&mut self, trust: &Trust, now: Timestamp) -> Option<String> {
-        let Some(caller) = &self.caller else {
+        let Some(caller) = &mut self.caller else {
             return (now.since(self.since) >= ANONYMOUS_LIFETIME).then(|| "no certificate".to_owned());
         };
-        match caller.still_believed(trust, now) {
-            Ok(()) => {
-                self.unbelieved_since = None;
-                None
-            }
-            Err(error) => {
-                let since = *self.unbelieved_since.get_or_insert(now);
-                (now.since(since) >= farewell(caller, &error)).then(|| error.to_string())
-            }
-        }
+        caller.verdict(trust, now, farewell).map(|error| error.to_string())
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.caller.as_ref().is_some_and(OtherEnd::is_leaving)
     }
 }
 
@@ -398,7 +372,7 @@ impl Connections {
     fn outgoing(&self, trust: &Trust) -> BTreeMap<TrustDomain, u64> {
         let mut outgoing = BTreeMap::new();
         let table = self.table();
-        for caller in table.open.values().filter_map(|open| open.caller.as_ref()) {
+        for caller in table.open.values().filter_map(|open| Some(&open.caller.as_ref()?.verified)) {
             let administrator = matches!(caller.id().as_member(), Some((MemberRole::Admin, _)));
             if !administrator && caller.is_outgoing(trust) {
                 *outgoing.entry(caller.id().trust_domain().clone()).or_default() += 1;
@@ -413,18 +387,17 @@ impl Connections {
         let mut unbelieved = Vec::new();
         for (id, open) in &mut table.open {
             if let Some(why) = open.verdict(trust, now) {
-                let caller = open.caller.as_ref().map(|c| c.id().to_string()).unwrap_or_default();
+                let caller = open.caller.as_ref().map(|c| c.verified.id().to_string()).unwrap_or_default();
                 tracing::info!(caller, why, "connection cut");
                 unbelieved.push(*id);
             }
         }
         for id in &unbelieved {
             if let Some(open) = table.remove(id) {
-                // A connection that is gone already needs no cutting.
-                let _ = open.cut.send(());
+                open.cut.cut();
             }
         }
-        (unbelieved.len() as u64, table.open.values().any(|open| open.unbelieved_since.is_some()))
+        (unbelieved.len() as u64, table.open.values().any(Open::is_leaving))
     }
 }
 
@@ -461,14 +434,8 @@ impl AsyncRead for Connection {
         cx: &mut TaskContext<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.is_cut {
-            self.is_cut = Pin::new(&mut self.cut).poll(cx).is_ready();
-        }
-        if self.is_cut {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "the caller is not believed",
-            )));
+        if let Err(cut) = self.cut.check(cx) {
+            return Poll::Ready(Err(cut));
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
@@ -497,8 +464,7 @@ mod tests {
     use super::*;
 
     fn open(holder: Holder) -> Open {
-        let (cut, _) = oneshot::channel();
-        Open { holder, caller: None, since: Timestamp(1), unbelieved_since: None, cut }
+        Open { holder, caller: None, since: Timestamp(1), cut: cutter().0 }
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use hanse_federation::View;
-use hanse_federation::wire::{decode, encode};
 use hanse_identity::grant::MAX_LIFETIME;
-use hanse_identity::{Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId};
+use hanse_identity::{
+    ClusterName, Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId,
+};
 use serde::de::DeserializeOwned;
 use tonic::Status;
 
@@ -20,14 +20,10 @@ use crate::admin::{
 use crate::command::{Answer, Command, Refusal};
 use crate::io::census::{Query, Subscriber, gather};
 use crate::io::context::{Context, now};
-use crate::io::dial;
+use crate::io::peer_ask::{Question, ask_peers};
 use crate::io::status::refused;
 use crate::state::State;
-use crate::wire::control::Document;
-use crate::wire::control::peer_client::PeerClient;
 
-/// How long one peer may take to answer; it asks its own nodes and subscribers meanwhile.
-const PEER_TIMEOUT: Duration = Duration::from_secs(3);
 /// A certificate may have been signed this much later than our clock says.
 const CLOCK_MARGIN: Duration = Duration::from_secs(60);
 
@@ -39,7 +35,7 @@ pub async fn preview(call: Call, request: RevokePreviewRequest) -> Result<Revoke
     let question = PeerQuestion::Live(Box::new(draft.clone()));
     let (own, theirs, gathered) = tokio::join!(
         own_reach(context, &draft),
-        ask_peers::<PreviewReach>(context, &state, &question, draft.is_of(&context.trust_domain)),
+        answers::<PreviewReach>(context, &state, question, draft.is_of(&context.trust_domain)),
         gather(context, &Query::Subscribers),
     );
     let (subscribers, silent) = gathered.subscribers();
@@ -177,7 +173,7 @@ pub async fn receipt(context: &Context, state: &State, id: &RevocationId) -> Res
     let told = revocation.is_of(&context.trust_domain);
     let question = PeerQuestion::Revocation(RevokeStatusRequest { id: id.clone() });
     let (own, theirs) =
-        tokio::join!(own_part(context, id), ask_peers::<ReceiptPart>(context, state, &question, told));
+        tokio::join!(own_part(context, id), answers::<ReceiptPart>(context, state, question, told));
     let mut parts = vec![own];
     for (cluster, part) in theirs {
         parts.push(part.unwrap_or_else(|error| ReceiptPart::unreachable(cluster, error)));
@@ -198,44 +194,17 @@ pub async fn own_part(context: &Context, id: &RevocationId) -> ReceiptPart {
     part_of(context.cluster.clone(), id, revision, subscribers, silent)
 }
 
-/// Asks every peer the same, at the same time; nobody if it is not `theirs_too`: they answer only about our own names.
-async fn ask_peers<A: DeserializeOwned>(
+/// What every peer says; nobody is asked if it is not `theirs_too`: they answer only about our own names.
+async fn answers<A: DeserializeOwned>(
     context: &Context,
     state: &State,
-    question: &PeerQuestion,
+    question: PeerQuestion,
     theirs_too: bool,
-) -> Vec<(hanse_identity::ClusterName, Result<A, String>)> {
-    let peers = state.view.peers.values().filter(|_| theirs_too);
-    let asked = peers.map(|peer| async move {
-        let cluster = peer.record.cluster.clone();
-        let answer = tokio::time::timeout(PEER_TIMEOUT, ask_peer(context, peer, question)).await;
-        (cluster, answer.unwrap_or_else(|_| Err(format!("no answer within {PEER_TIMEOUT:?}"))))
-    });
-    join_all(asked).await
-}
-
-async fn ask_peer<A: DeserializeOwned>(
-    context: &Context,
-    peer: &hanse_federation::Peer,
-    question: &PeerQuestion,
-) -> Result<A, String> {
-    let tls = context.node_tls(&peer.record.trust_domain);
-    let mut last = "it has no endpoint".to_owned();
-    for endpoint in &peer.record.endpoints {
-        let link = match dial::connect(endpoint, tls.clone()).await {
-            Ok(link) => link,
-            Err(error) => {
-                last = error.to_string();
-                continue;
-            }
-        };
-        let mut client = PeerClient::new(link.channel);
-        match client.revocation_status(Document { json: encode(question) }).await {
-            Ok(reply) => return decode("peer answer", &reply.into_inner().json).map_err(|e| e.to_string()),
-            Err(status) => last = status.message().to_owned(),
-        }
+) -> Vec<(ClusterName, Result<A, String>)> {
+    match theirs_too {
+        true => ask_peers(context, state, &Question::Revocation(question)).await,
+        false => Vec::new(),
     }
-    Err(last)
 }
 
 pub async fn list(call: Call, _: RevokeListRequest) -> Result<Listing<RevocationItem>, Status> {

@@ -10,12 +10,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hanse_identity::tls::{TrustSource, verified_peer};
-use hanse_identity::{SpiffeId, Timestamp, Trust, Usage, VerifiedCaller, VerifyError};
+use hanse_identity::{SpiffeId, Timestamp, Trust, Usage, VerifyError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 
+use crate::io::cut::{self, Cut, Cutter, OtherEnd, cutter};
 use crate::io::dial::{self, DialError, FIXED_SERVER_NAME};
 use crate::io::keys::now;
 use crate::state::State;
@@ -23,10 +24,6 @@ use crate::state::State;
 /// How long a node that has just been revoked is still told of what is committed: long enough to hear of its own
 /// revocation, and to send its listeners elsewhere. Nothing that it says is heard any more.
 pub const NODE_FAREWELL: Duration = Duration::from_millis(300);
-/// How often connections in their farewell are looked at.
-const FAREWELL_SWEEP: Duration = Duration::from_millis(50);
-/// How often every connection is asked about, besides on every change of trust.
-const SWEEP: Duration = Duration::from_secs(1);
 
 /// The table of what was dialled.
 pub struct Believed {
@@ -36,16 +33,14 @@ pub struct Believed {
 }
 
 struct Open {
-    server: VerifiedCaller,
-    unbelieved_since: Option<Timestamp>,
-    cut: oneshot::Sender<()>,
+    server: OtherEnd,
+    cut: Cutter,
 }
 
 /// One connection. Reading from it fails once it has been cut.
 pub struct Guarded {
     stream: TlsStream<TcpStream>,
-    cut: oneshot::Receiver<()>,
-    is_cut: bool,
+    cut: Cut,
     id: u64,
     table: Arc<Believed>,
 }
@@ -66,7 +61,7 @@ impl Believed {
 
     /// Whether a connection to that node is open.
     pub fn is_open(&self, node: &SpiffeId) -> bool {
-        self.open().values().any(|connection| connection.server.id() == node)
+        self.open().values().any(|connection| connection.server.verified.id() == node)
     }
 
     /// Dials, and keeps an eye on what comes of it.
@@ -80,32 +75,15 @@ impl Believed {
         let server = verified_peer(stream.get_ref().1, &self.trust.trust(), now(), Usage::Server)
             .map_err(|e| unbelieved(e.to_string()))?
             .ok_or_else(|| unbelieved("it shows no certificate".to_owned()))?;
-        let (cut, is_cut) = oneshot::channel();
+        let (cutter, cut) = cutter();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open().insert(id, Open { server, unbelieved_since: None, cut });
-        Ok(Guarded { stream, cut: is_cut, is_cut: false, id, table: self })
+        self.open().insert(id, Open { server: OtherEnd::new(server), cut: cutter });
+        Ok(Guarded { stream, cut, id, table: self })
     }
 
-    /// Cuts what is no longer believed, on every change of trust and as time passes, for as long as the node runs.
-    pub async fn keep(self: Arc<Self>, mut states: watch::Receiver<Arc<State>>) {
-        let mut seen = self.trust.trust();
-        let mut tick = tokio::time::interval(SWEEP);
-        let mut leaving = false;
-        loop {
-            let timed = tokio::select! {
-                _ = tick.tick() => true,
-                () = tokio::time::sleep(FAREWELL_SWEEP), if leaving => true,
-                changed = states.changed() => match changed {
-                    Ok(()) => false,
-                    Err(_) => return,
-                },
-            };
-            let trust = self.trust.trust();
-            if timed || !Arc::ptr_eq(&trust, &seen) {
-                leaving = self.cut_unbelieved(&trust, now());
-                seen = trust;
-            }
-        }
+    /// Cuts what is no longer believed, for as long as the node runs.
+    pub async fn keep(self: Arc<Self>, states: watch::Receiver<Arc<State>>) {
+        cut::sweep(self.trust.clone(), states, |_, trust| self.cut_unbelieved(trust, now())).await;
     }
 
     /// Answers whether somebody is in its farewell.
@@ -113,25 +91,17 @@ impl Believed {
         let mut open = self.open();
         let mut over = Vec::new();
         for (id, connection) in &mut *open {
-            let Err(error) = connection.server.still_believed(trust, now) else {
-                connection.unbelieved_since = None;
-                continue;
-            };
-            let since = *connection.unbelieved_since.get_or_insert(now);
-            let farewell = match error {
+            let farewell = |error: &VerifyError| match error {
                 VerifyError::Revoked { .. } => NODE_FAREWELL,
                 _ => Duration::ZERO,
             };
-            if now.since(since) >= farewell {
-                tracing::info!(node = %connection.server.id(), why = %error, "link cut");
+            if let Some(why) = connection.server.verdict(trust, now, |_, error| farewell(error)) {
+                tracing::info!(node = %connection.server.verified.id(), %why, "link cut");
                 over.push(*id);
             }
         }
-        for connection in over.iter().filter_map(|id| open.remove(id)) {
-            // A connection that is gone already needs no cutting.
-            let _ = connection.cut.send(());
-        }
-        open.values().any(|connection| connection.unbelieved_since.is_some())
+        over.iter().filter_map(|id| open.remove(id)).for_each(|connection| connection.cut.cut());
+        open.values().any(|connection| connection.server.is_leaving())
     }
 }
 
@@ -147,12 +117,8 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if !self.is_cut {
-            self.is_cut = Pin::new(&mut self.cut).poll(cx).is_ready();
-        }
-        if self.is_cut {
-            let why = "the node at the other end is not believed any more";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)));
+        if let Err(cut) = self.cut.check(cx) {
+            return Poll::Ready(Err(cut));
         }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }

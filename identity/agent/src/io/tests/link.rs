@@ -1,4 +1,4 @@
-//! Joining, following and moving between control nodes, over real TLS, with control nodes made for the test.
+//! Joining, following and moving between control nodes, over real TLS: the control nodes made for it, and the agent.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -36,7 +36,9 @@ mod stubs {
 
 use stubs::issue_server::{Issue, IssueServer};
 
+mod following;
 mod huge;
+mod joining;
 mod rejoin;
 
 /// A cluster: its authorities, what it knows, and what its agents said.
@@ -328,31 +330,41 @@ impl Issue for IssueNode {
     }
 }
 
-/// The link of one agent, running.
-struct Linked {
+/// A whole agent but for its socket, as `serve` runs it.
+struct Member {
     link: Arc<ControlLink>,
     shared: Arc<Shared>,
+    token_file: std::path::PathBuf,
     stop: watch::Sender<bool>,
     running: tokio::task::JoinHandle<()>,
 }
 
-impl Linked {
-    fn start(store: Store, stored: StoredIdentity) -> Self {
+impl Member {
+    /// Starts on what the data directory holds, or with the token in its file there.
+    fn start(directory: &tempfile::TempDir) -> Self {
+        let data_dir = directory.path().join("data");
+        let token_file = data_dir.join("join-token");
+        let store = store(directory);
+        let config = crate::Config {
+            data_dir,
+            name: agent(),
+            socket: directory.path().join("agent.sock"),
+            join_token_file: token_file.exists().then(|| token_file.clone()),
+            control: Vec::new(),
+            admin: None,
+        };
         let (stop, shutdown) = watch::channel(false);
         let (view_sender, view) = watch::channel(View::default());
         let (metrics, streams) = (Arc::new(Metrics::default()), Streams::default());
         let link = ControlLink::new(streams.clone(), Arc::clone(&metrics));
-        let issuer = Arc::clone(&link) as _;
         let jwt = JwtDesk::new(Arc::clone(&link) as _);
+        let issuer = Arc::clone(&link) as _;
         let svids = Svids::new(agent(), issuer, view.clone(), shutdown.clone(), Arc::clone(&metrics));
         let shared = Shared { name: agent(), view, svids, jwt, streams, metrics, shutdown: shutdown.clone() };
-        let svid = stored.svid().unwrap();
-        let membership = Membership::new(store, stored, Vec::new());
-        let running_link = Arc::clone(&link);
-        let running = tokio::spawn(async move {
-            running_link.run(membership, svid, &view_sender, shutdown).await.unwrap();
-        });
-        Self { link, shared: Arc::new(shared), stop, running }
+        let start = crate::start(&config, &store, now()).unwrap();
+        let member = crate::be_member(config, store, start, Arc::clone(&link), view_sender, shutdown);
+        let running = tokio::spawn(async move { member.await.unwrap() });
+        Self { link, shared: Arc::new(shared), token_file, stop, running }
     }
 
     fn revision(&self) -> u64 {
@@ -367,216 +379,34 @@ impl Linked {
             futures_util::FutureExt::now_or_never(http_body_util::BodyExt::collect(response.into_body()));
         (status, String::from_utf8(body.unwrap().unwrap().to_bytes().to_vec()).unwrap())
     }
+
+    fn put(&self, token: &JoinToken) {
+        std::fs::write(&self.token_file, token.to_string()).unwrap();
+    }
+
+    fn not_ready_with(&self, text: &str) -> bool {
+        let (status, why) = self.page("/readyz");
+        status == 503 && why.contains(text)
+    }
+
+    /// A local process holds an SVID; its serial number.
+    async fn workload(&self) -> (crate::io::svids::Lease, hanse_identity::Serial) {
+        let me = Arc::new(crate::attest::Caller { uid: own_uid(), ..crate::fixture::caller() });
+        let mut lease = self.shared.svids.hold(&id(REVIEWS), &me).unwrap();
+        loop {
+            if let Holding::Ready(svid) = lease.holding() {
+                return (lease, svid.facts.serial.clone());
+            }
+            soon(lease.changed()).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.send_replace(true);
+        soon(self.running).await.unwrap();
+    }
 }
 
 fn store(directory: &tempfile::TempDir) -> Store {
     Store::open(&directory.path().join("data")).unwrap()
-}
-
-#[tokio::test]
-async fn joins_with_a_token_and_stores_what_it_was_given() {
-    let cluster = Cluster::new(vec![], DAY);
-    let node = Node::start(&cluster, "east-1");
-    let directory = tempfile::tempdir().unwrap();
-    // The first endpoint is dead: the second is tried.
-    let token = cluster.token(vec!["127.0.0.1:9".to_owned(), node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
-    let svid = stored.svid().unwrap();
-    assert_eq!(svid.facts.id.to_string(), "spiffe://east.example/hanse/agent/host-1");
-    let again = store(&directory).identity().unwrap().unwrap();
-    assert_eq!(again.svid().unwrap().facts, svid.facts);
-    assert_eq!(again.endpoints, token.endpoints);
-    let files: Vec<_> = std::fs::read_dir(directory.path().join("data")).unwrap().collect();
-    assert_eq!(files.len(), 1, "the begun join is over: {files:?}");
-}
-
-#[tokio::test]
-async fn a_refused_join_says_why_and_keeps_its_request() {
-    let cluster = Cluster::new(vec![], DAY);
-    let node = Node::start(&cluster, "east-1");
-    let directory = tempfile::tempdir().unwrap();
-    let token = cluster.token(vec![node.address.clone()]);
-    let unknown = cluster.invite.lock().unwrap().take();
-    let refused = soon(join(&token, &agent(), &[], &store(&directory))).await.err().unwrap();
-    assert!(matches!(&refused, JoinError::Refused(why) if why.contains("no invite")), "{refused}");
-    let begun = store(&directory).joining("i-1").unwrap().unwrap();
-    assert!(store(&directory).joining("i-2").unwrap().is_none());
-
-    // The same token later: the same request.
-    *cluster.invite.lock().unwrap() = unknown;
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
-    assert_eq!(*stored.svid().unwrap().key, begun.key);
-}
-
-#[tokio::test]
-async fn an_impostor_with_another_authority_is_not_joined() {
-    let (cluster, impostor) = (Cluster::new(vec![], DAY), Cluster::new(vec![], DAY));
-    let node = Node::start(&impostor, "east-1");
-    let directory = tempfile::tempdir().unwrap();
-    let mut token = cluster.token(vec![node.address.clone()]);
-    *impostor.invite.lock().unwrap() = cluster.invite.lock().unwrap().clone();
-    token.expires = now();
-    let failed = soon(join(&token, &agent(), &[], &store(&directory))).await.err().unwrap();
-    assert!(matches!(failed, JoinError::Expired(_)), "{failed}");
-    assert_eq!(node.connections.load(Ordering::SeqCst), 0, "no handshake was finished");
-}
-
-#[tokio::test]
-async fn follows_the_state_gets_svids_and_moves_to_another_node() {
-    let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
-    let (mut one, mut two) = (Node::start(&cluster, "east-1"), Node::start(&cluster, "east-2"));
-    let directory = tempfile::tempdir().unwrap();
-    cluster.state.send_modify(|s| s.endpoints = vec![one.address.clone(), two.address.clone()]);
-    let token = cluster.token(vec![one.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
-    let agent = Linked::start(store(&directory), stored);
-    until(|| agent.link.connected()).await;
-    assert_eq!(agent.page("/readyz").0, 200);
-    until(|| cluster.applied() == 1).await;
-    let known = || store(&directory).identity().unwrap().unwrap().endpoints.clone();
-    until(|| known().len() == 2).await;
-
-    let me = Arc::new(crate::attest::Caller { uid: own_uid(), ..crate::fixture::caller() });
-    let mut lease = agent.shared.svids.hold(&id(REVIEWS), &me).unwrap();
-    while !matches!(lease.holding(), Holding::Ready(_)) {
-        soon(lease.changed()).await;
-    }
-    let (status, entries) = agent.page("/entries");
-    let entries: serde_json::Value = serde_json::from_str(&entries).unwrap();
-    assert_eq!((status, entries["held"][0]["spiffeId"].as_str()), (200, Some(REVIEWS)));
-    assert!(entries["held"][0]["serial"].is_string());
-    assert!(!entries.to_string().to_lowercase().contains("key"), "{entries}");
-    assert!(agent.page("/metrics").1.contains("hanse_agent_svids_issued_total 1"));
-
-    // Whichever node it is on dies: it goes on with the other.
-    let first = if one.connections.load(Ordering::SeqCst) > 1 { &mut one } else { &mut two };
-    first.kill();
-    until(|| agent.shared.metrics.control_connections.get() == 2).await;
-    cluster.change(|_| {});
-    until(|| agent.revision() == 2).await;
-    until(|| cluster.applied() == 2).await;
-    let key = agent.shared.svids.list()[0].key.clone();
-    agent.shared.svids.renew_now(&key);
-    until(|| cluster.issued.load(Ordering::SeqCst) == 2).await;
-
-    agent.stop.send_replace(true);
-    soon(agent.running).await.unwrap();
-}
-
-#[tokio::test]
-async fn what_the_agent_knows_never_goes_back() {
-    let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
-    let node = Node::start(&cluster, "east-1");
-    let directory = tempfile::tempdir().unwrap();
-    let token = cluster.token(vec![node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
-    let membership = Arc::new(Membership::new(store(&directory), stored, Vec::new()));
-    let link = ControlLink::new(Streams::default(), Arc::default());
-    let view = watch::Sender::new(View::default());
-    let state = |revision: u64| AgentState { revision, ..cluster.state.borrow().clone() };
-    let accept = async |state: &AgentState| {
-        link.accept(&membership, &view, &serde_json::to_vec(state).unwrap()).await.map_err(|e| e.to_string())
-    };
-    let known = || view.borrow().state.clone().unwrap();
-
-    let mut revoking = state(10);
-    revoking.revocations.insert(revocation(9, RevocationTarget::Identity(id(REVIEWS))));
-    accept(&revoking).await.unwrap();
-    accept(&state(4)).await.unwrap();
-    assert_eq!(*known(), revoking);
-    assert_eq!(link.trust().revocations.len(), 1);
-    accept(&state(11)).await.unwrap();
-    assert_eq!(known().revocations.len(), 0);
-
-    let mut strange = state(12);
-    strange.bundles.clear();
-    assert!(accept(&strange).await.unwrap_err().contains("bundle"));
-    assert!(link.accept(&membership, &view, b"{").await.is_err());
-    assert_eq!(known().revision, 11);
-}
-
-#[tokio::test]
-async fn the_own_svid_is_renewed_stored_and_used() {
-    // So short a life that it is due at once.
-    let cluster = Cluster::new(vec![], Duration::from_secs(10));
-    let node = Node::start(&cluster, "east-1");
-    let directory = tempfile::tempdir().unwrap();
-    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
-    let token = cluster.token(vec![node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
-    let before = stored.svid().unwrap().facts;
-    let agent = Linked::start(store(&directory), stored);
-    until(|| agent.link.own_not_after() > later(before.not_after, 3600)).await;
-    let after = store(&directory).identity().unwrap().unwrap().svid().unwrap().facts;
-    assert_ne!((after.serial, after.key_id), (before.serial, before.key_id));
-    // Joined, connected with the old one, connected with the new one.
-    until(|| node.connections.load(Ordering::SeqCst) == 3).await;
-    until(|| agent.link.connected()).await;
-    assert_eq!(cluster.renewals.load(Ordering::SeqCst), 1);
-    agent.stop.send_replace(true);
-    soon(agent.running).await.unwrap();
-}
-
-#[tokio::test]
-async fn readiness_says_what_is_missing() {
-    let cluster = Cluster::new(vec![], DAY);
-    let node = Node::start(&cluster, "east-1");
-    let directory = tempfile::tempdir().unwrap();
-    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
-    let token = cluster.token(vec![node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
-    let agent = Linked::start(store(&directory), stored);
-    assert_eq!(agent.page("/readyz").0, 503);
-    assert_eq!(agent.page("/healthz").0, 200);
-    assert_eq!(agent.page("/nothing").0, 404);
-    until(|| agent.page("/readyz").0 == 200).await;
-    let own = SpiffeId::member(&east(), MemberRole::Agent, &super::agent());
-    cluster.change(|s| s.revocations.insert(revocation(3, RevocationTarget::Identity(own))));
-    until(|| agent.page("/readyz") == (503, "the agent's own identity is revoked\n".to_owned())).await;
-}
-
-#[tokio::test]
-async fn a_whole_agent_from_token_to_certificate_to_shutdown() {
-    let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
-    let node = Node::start(&cluster, "east-1");
-    let directory = tempfile::tempdir().unwrap();
-    cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
-    let token_file = directory.path().join("token");
-    std::fs::write(&token_file, cluster.token(vec![node.address.clone()]).to_string()).unwrap();
-    let config = crate::Config {
-        data_dir: directory.path().join("data"),
-        name: agent(),
-        socket: directory.path().join("agent.sock"),
-        join_token_file: Some(token_file),
-        control: Vec::new(),
-        admin: Some("127.0.0.1:0".parse().unwrap()),
-    };
-    // The second time without a token's use: it is spent, and the stored identity is enough.
-    for _ in 0..2 {
-        let start = crate::start(&config, &store(&directory), now()).unwrap();
-        let (stop, asked) = tokio::sync::oneshot::channel();
-        let asked = async { Ok(asked.await?) };
-        let serving = tokio::spawn(crate::serve(config.clone(), store(&directory), start, asked));
-        *cluster.invite.lock().unwrap() = match store(&directory).identity().unwrap() {
-            Some(_) => None,
-            None => cluster.invite.lock().unwrap().take(),
-        };
-        until(|| config.socket.exists()).await;
-        let mut client = SpiffeWorkloadApiClient::new(connect(&config.socket).await);
-        let svid = loop {
-            let mut request = Request::new(X509svidRequest {});
-            request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
-            match soon(client.fetch_x509svid(request)).await {
-                Ok(mut stream) => break soon(stream.get_mut().message()).await.unwrap().unwrap(),
-                Err(early) if early.code() == tonic::Code::Unavailable => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Err(status) => panic!("{status:?}"),
-            }
-        };
-        assert_eq!(svid.svids[0].spiffe_id, REVIEWS);
-        stop.send("asked by the test").unwrap();
-        soon(serving).await.unwrap().unwrap();
-        assert!(!config.socket.exists());
-    }
 }

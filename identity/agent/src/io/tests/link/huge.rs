@@ -27,7 +27,7 @@ async fn a_huge_list_blocks_no_renewal_and_clearing_it_is_heard() {
     let token = cluster.token(vec![node.address.clone()]);
     let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
     let before = stored.svid().unwrap().facts;
-    let agent = Linked::start(store(&directory), stored);
+    let agent = Member::start(&directory);
     until(|| agent.link.own_not_after() > later(before.not_after, 3600)).await;
     until(|| agent.revision() == 2).await;
     assert_eq!(agent.link.trust().revocations.len(), MANY as usize);
@@ -47,6 +47,5 @@ async fn a_huge_list_blocks_no_renewal_and_clearing_it_is_heard() {
     });
     until(|| agent.revision() == 3 && agent.link.trust().revocations.is_empty()).await;
     until(|| cluster.applied() == 3).await;
-    agent.stop.send_replace(true);
-    soon(agent.running).await.unwrap();
+    agent.stop().await;
 }
