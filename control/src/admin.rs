@@ -83,6 +83,10 @@ calls! {
     AgentListRequest => Listing<AgentItem>, "AgentList";
     AgentEvictRequest => Evicted, "AgentEvict";
     AgentUnbanRequest => Written, "AgentUnban";
+    AgentAllowRequest => Written, "AgentAllow";
+    HostTrustSetRequest => Written, "HostTrustSet";
+    HostTrustShowRequest => HostTrustShown, "HostTrustShow";
+    HostTrustDeleteRequest => Written, "HostTrustDelete";
     WorkloadRegisterRequest => Written, "WorkloadRegister";
     WorkloadApplyRequest => Written, "WorkloadApply";
     WorkloadListRequest => Listing<WorkloadItem>, "WorkloadList";

@@ -270,6 +270,7 @@ pub(crate) fn is_read(rpc: &str) -> bool {
                 | "RevokeStatus"
                 | "RevokeShow"
                 | "RevokeExport"
+                | "HostTrustShow"
                 | "IdentityVerify"
                 | "TrustStatus"
                 | "CredentialRenew"

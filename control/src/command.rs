@@ -8,6 +8,7 @@ use hanse_federation::change::PeerFact;
 use hanse_federation::join::Offer;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
 use hanse_federation::stranger::Federation;
+use hanse_identity::host::HostTrust;
 use hanse_identity::token::Invite;
 use hanse_identity::{
     AgentScope, AuthorityCertificate, Bundle, Closing, ClusterName, Crl, JwtAuthority, KeyId, NodeName,
@@ -17,6 +18,7 @@ use hanse_identity::{
 use serde::{Deserialize, Serialize};
 
 use crate::role::Role;
+use crate::state::hosts::HostJoin;
 use crate::state::issuance::IssuedRecord;
 use crate::state::rotation::Gate;
 
@@ -107,6 +109,23 @@ pub enum Command {
     AgentJoin {
         invite: String,
         request_hash: String,
+    },
+    /// Which authorities may vouch for hosts from now on, and how agents are named after those hosts' certificates.
+    HostTrustPut {
+        trust: Box<HostTrust>,
+    },
+    /// Certificates attest no host any more.
+    HostTrustDelete {},
+    /// A host proved that it has the key of a certificate that was verified against the settings of `since`.
+    AgentAttest {
+        agent: NodeName,
+        join: Box<HostJoin>,
+        since: u64,
+    },
+    /// Once more until then, an agent that is there, or was put out, may join by its host's certificate.
+    AgentAllow {
+        agent: NodeName,
+        until: Timestamp,
     },
     /// The agent's SVIDs are dead; it may join again with a new join token.
     AgentEvict {

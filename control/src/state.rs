@@ -2,7 +2,7 @@
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
-//! joins, joined clusters), `agents` (evicted, banned), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `rotation`
+//! joins, joined clusters), `agents` (evicted, banned), `hosts` (attested by certificates of their own), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `rotation`
 //! (of authorities), `jwt` (keys of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `strangers` (foreign trust domains), `snapshot`
 //! (how a State is written).
 
@@ -22,6 +22,7 @@ mod addressed;
 pub mod agents;
 pub mod audit;
 mod catalog;
+pub mod hosts;
 pub mod issuance;
 mod jwt;
 mod peers;
@@ -105,6 +106,9 @@ pub struct Private {
     pub audit: audit::AuditTrail,
     #[serde(default, skip_serializing_if = "Issuance::is_empty")]
     pub issued: Issuance,
+    /// Which certificates of the user's own PKI attest hosts; none: join tokens alone do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<hosts::HostSettings>,
     /// Revision of the last Command that was more than a batch of records: before it, nobody has to look again.
     #[serde(default)]
     pub moved: u64,
@@ -160,6 +164,19 @@ pub struct AgentRecord {
     /// When it was put out; until it joins anew nothing is given to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evicted: Option<Timestamp>,
+    /// Its host's certificate, if it joined by that; else it was with a join token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<hosts::HostJoin>,
+    /// Until when a certificate of its host may make it once more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<Timestamp>,
+}
+
+impl AgentRecord {
+    /// An agent that joins now; by what, its caller says.
+    pub fn new(name: NodeName, id: SpiffeId, joined: Timestamp) -> Self {
+        Self { name, id, joined, invite: String::new(), evicted: None, host: None, allowed: None }
+    }
 }
 
 /// What one Command comes to: its answer and the Changes, or why nothing happens.
@@ -262,6 +279,10 @@ impl State {
                 self.invite_create(invite, now)
             }
             Command::AgentJoin { invite, request_hash } => self.agent_join(invite, request_hash, now),
+            Command::HostTrustPut { trust } => self.host_trust_put(index, trust),
+            Command::HostTrustDelete {} => self.host_trust_delete(),
+            Command::AgentAttest { agent, join, since } => self.agent_attest(agent, join, *since, now),
+            Command::AgentAllow { agent, until } => self.agent_allow(&proposal.actor, agent, *until, now),
             Command::AgentEvict { agent, note } => self.agent_evict(index, proposal, agent, note),
             Command::AgentUnban { agent } => self.agent_unban(index, proposal, agent),
             Command::WorkloadRegister { registration } => {

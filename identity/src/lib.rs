@@ -4,12 +4,13 @@
 //! SVID (`grant` → `Ticket` → `issue`), the one place where a certificate is believed (`verify`), and
 //! revocations. Nothing here opens a socket, reads a clock or draws randomness of its own: time, keys and
 //! serials come in as arguments. (An ECDSA signature needs a nonce: the library draws it, inside `issue`,
-//! `JwtKey::issue`, `Authority::create`, `certificate_request`, `JoinToken::prove` and the TLS handshakes.) Every other crate depends on this one; it depends on none of them.
+//! `JwtKey::issue`, `Authority::create`, `certificate_request`, `JoinToken::prove`, `HostKey::prove` and the TLS handshakes.) Every other crate depends on this one; it depends on none of them.
 
 pub mod authority;
 pub mod bundle;
 pub mod crl;
 pub mod grant;
+pub mod host;
 pub mod issue;
 pub mod jwt;
 pub mod name;
@@ -32,6 +33,7 @@ pub use authority::{Authority, AuthorityState};
 pub use bundle::{AuthorityCertificate, Bundle, BundleDocument, KeyId};
 pub use crl::{Crl, CrlError};
 pub use grant::{AgentScope, Evidence, Refusal, Registration, Selector, Ticket, grant};
+pub use host::{HostCertificate, HostKey, HostTrust};
 pub use issue::{IssueError, issue};
 pub use jwt::{JwtAuthority, JwtKey};
 pub use name::{ClusterName, NameError, NodeName, ServiceName, SpiffeId, TrustDomain};
@@ -40,4 +42,4 @@ pub use revocation::{Closing, Reason, Revocation, RevocationId, RevocationTarget
 pub use svid::{Serial, Svid, SvidFacts};
 pub use time::Timestamp;
 pub use upstream::{Intermediate, Upstream};
-pub use verify::{Trust, Usage, VerifiedCaller, VerifyError, verify};
+pub use verify::{Trust, Usage, VerifiedCaller, VerifiedHost, VerifyError, verify, verify_host};

@@ -18,8 +18,10 @@ use crate::time::Timestamp;
 use crate::x509;
 use crate::x509::authority::{AuthorityFacts, speaks_for};
 
+mod host;
 mod path;
 
+pub use host::{VerifiedHost, verify_host};
 use path::{PathError, Question};
 
 /// What a verifier believes in: bundles by trust domain, and what has been revoked.
@@ -122,6 +124,10 @@ impl Anchor {
     fn new(der: &[u8]) -> Result<Self, String> {
         let certificate = x509::parse(der)?;
         let facts = AuthorityFacts::root(&certificate)?;
+        Self::from_facts(der, facts)
+    }
+
+    fn from_facts(der: &[u8], facts: AuthorityFacts) -> Result<Self, String> {
         let der = CertificateDer::from(der);
         let root = webpki::anchor_from_trusted_cert(&der).map_err(|e| e.to_string())?.to_owned();
         Ok(Self { root, facts, outgoing: false })

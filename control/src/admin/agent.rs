@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 
-use hanse_identity::{NodeName, RevocationId, Serial, SpiffeId, Timestamp};
+use hanse_identity::host::Naming;
+use hanse_identity::{HostCertificate, HostTrust, NodeName, RevocationId, Serial, SpiffeId, Timestamp};
 use serde::{Deserialize, Serialize};
+
+use super::{Meta, Warning};
 
 /// All agents, or one; the one has to be there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,12 @@ pub struct AgentItem {
     pub banned: Option<RevocationId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evicted: Option<Timestamp>,
+    /// The host's certificate by which it joined; else it was with a join token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<HostCertificate>,
+    /// Until when such a certificate may make it once more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<Timestamp>,
 }
 
 /// How an agent stands with its cluster.
@@ -54,9 +63,9 @@ pub enum AgentStanding {
     Connected,
     /// It has no stream, and may come back.
     Gone,
-    /// It has no stream and no certificate that lives: it needs a new join token.
+    /// It has no stream and no certificate that lives: it has to prove its host anew.
     Expired,
-    /// It was put out: it needs a new join token.
+    /// It was put out: it needs a new join token, or leave to show its host's certificate once more.
     Evicted,
     /// Its name is refused until the ban ends.
     Banned,
@@ -108,3 +117,38 @@ pub struct Evicted {
 pub struct AgentUnbanRequest {
     pub agent: NodeName,
 }
+
+/// Lets an agent that is there, or was put out, join once more by its host's certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentAllowRequest {
+    pub agent: NodeName,
+    pub ttl_seconds: u64,
+}
+
+/// Which authorities of the user's own PKI may vouch for hosts, in place of those that could before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostTrustSetRequest {
+    /// Their certificates, PEM.
+    pub pem: String,
+    pub naming: Naming,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostTrustShowRequest {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostTrustShown {
+    pub meta: Meta,
+    /// None: no certificate attests a host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<HostTrust>,
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
+}
+
+/// No certificate attests a host any more; agents that have joined stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostTrustDeleteRequest {}

@@ -19,10 +19,11 @@ use super::joiner;
 use super::roles::caller_of;
 use super::status::{answered, document, no_outcome, read};
 use crate::admin::{
-    AdminCall, AgentEvictRequest, AgentListRequest, AgentTokenCreateRequest, AgentUnbanRequest,
-    AuditListRequest, ClusterCheckRequest, ClusterJoinRequest, ClusterLeaveRequest, ClusterListRequest,
-    ClusterTokenCreateRequest, CredentialRenewRequest, FederationDeleteRequest, FederationListRequest,
-    FederationPutRequest, FederationRefreshRequest, IdentityListRequest, IdentityVerifyRequest, Meta,
+    AdminCall, AgentAllowRequest, AgentEvictRequest, AgentListRequest, AgentTokenCreateRequest,
+    AgentUnbanRequest, AuditListRequest, ClusterCheckRequest, ClusterJoinRequest, ClusterLeaveRequest,
+    ClusterListRequest, ClusterTokenCreateRequest, CredentialRenewRequest, FederationDeleteRequest,
+    FederationListRequest, FederationPutRequest, FederationRefreshRequest, HostTrustDeleteRequest,
+    HostTrustSetRequest, HostTrustShowRequest, IdentityListRequest, IdentityVerifyRequest, Meta,
     NodeListRequest, PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest, PolicyValidateRequest,
     ProxyListRequest, RevokeClearRequest, RevokeExportRequest, RevokeLiftRequest, RevokeListRequest,
     RevokePreviewRequest, RevokeRequest, RevokeShowRequest, RevokeStatusRequest, RoleBindRequest,
@@ -149,6 +150,10 @@ admin_service! {
     agent_list(AgentListRequest) => agent::list;
     agent_evict(AgentEvictRequest) => agent::evict;
     agent_unban(AgentUnbanRequest) => agent::unban;
+    agent_allow(AgentAllowRequest) => agent::allow;
+    host_trust_set(HostTrustSetRequest) => agent::trust_hosts;
+    host_trust_show(HostTrustShowRequest) => agent::trusted_hosts;
+    host_trust_delete(HostTrustDeleteRequest) => agent::distrust_hosts;
     workload_register(WorkloadRegisterRequest) => identity::register;
     workload_apply(WorkloadApplyRequest) => identity::apply;
     workload_list(WorkloadListRequest) => identity::workloads;

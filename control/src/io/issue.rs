@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -16,10 +17,10 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::token::{Admits, Invite, agent_join_request};
 use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{
-    AgentDown, AgentUp, IssueJwtRequest, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply,
-    RenewAgentRequest, SvidReply,
+    AgentDown, AgentUp, AttestAgentRequest, IssueJwtRequest, IssueSvidRequest, JoinAgentReply,
+    JoinAgentRequest, JwtReply, RenewAgentRequest, SvidReply,
 };
-use hanse_identity::{Bundle, Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, issue};
+use hanse_identity::{Bundle, Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, issue, verify_host};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -37,6 +38,7 @@ use super::watch::SIGN_OF_LIFE;
 use crate::admin::SubscriberKind;
 use crate::command::Command;
 use crate::state::State;
+use crate::state::hosts::HostJoin;
 use crate::state::issuance::{IssuedRecord, IssuedSvid};
 use crate::wire::issue::issue_server::Issue;
 
@@ -145,6 +147,29 @@ impl IssueService {
         })
     }
 
+    /// Commits that an agent joins, and gives it its first SVID.
+    async fn admit(
+        &self,
+        agent: &NodeName,
+        command: Command,
+        csr_der: &[u8],
+    ) -> Result<Response<JoinAgentReply>, Status> {
+        let context = &self.context;
+        let id = SpiffeId::member(&context.trust_domain, MemberRole::Agent, agent);
+        let outcome = context.handle.propose(&id.to_string(), command).await.map_err(|e| no_outcome(&e))?;
+        answered(outcome)?;
+        let state = context.handle.state();
+        let chain_der = self.sign(&state, agent, self.member_ticket(&state, &id)?, csr_der).await?;
+        let bundle = own_bundle(&state)?;
+        tracing::info!(%agent, "agent joined");
+        Ok(Response::new(JoinAgentReply {
+            cluster: context.cluster.to_string(),
+            trust_domain: context.trust_domain.to_string(),
+            chain_der,
+            bundle: encode(bundle),
+        }))
+    }
+
     /// The State with every acknowledged revocation in it, or what there is while there is no quorum.
     async fn fresh_state(&self) -> Arc<State> {
         let handle = &self.context.handle;
@@ -216,21 +241,44 @@ impl Issue for IssueService {
             hanse_identity::token::TokenError::Expired(_) => Status::permission_denied(e.to_string()),
             _ => unknown(),
         })?;
-        let id = SpiffeId::member(&self.context.trust_domain, MemberRole::Agent, &agent);
         let command = Command::AgentJoin { invite: request.invite, request_hash: request_hash(&signed) };
-        let outcome =
-            self.context.handle.propose(&id.to_string(), command).await.map_err(|e| no_outcome(&e))?;
-        answered(outcome)?;
-        let state = self.context.handle.state();
-        let chain_der = self.sign(&state, &agent, self.member_ticket(&state, &id)?, &request.csr_der).await?;
-        let bundle = own_bundle(&state)?;
-        tracing::info!(%agent, "agent joined");
-        Ok(Response::new(JoinAgentReply {
-            cluster: self.context.cluster.to_string(),
-            trust_domain: self.context.trust_domain.to_string(),
-            chain_der,
-            bundle: encode(bundle),
-        }))
+        self.admit(&agent, command, &request.csr_der).await
+    }
+
+    async fn attest_agent(
+        &self,
+        request: Request<AttestAgentRequest>,
+    ) -> Result<Response<JoinAgentReply>, Status> {
+        // The challenge is the session, for one proof, and for as long as a connection without a client certificate lasts.
+        let info = connection_of(&request)?;
+        if info.caller.is_some() || info.attested.swap(true, Ordering::AcqRel) {
+            let why = "a host shows its certificate once, over a connection of its own without a client certificate";
+            return Err(Status::permission_denied(why));
+        }
+        let binding = info.binding;
+        let request = request.into_inner();
+        let agent: NodeName = request
+            .agent
+            .parse()
+            .map_err(|e: hanse_identity::NameError| Status::invalid_argument(e.to_string()))?;
+        let state = self.context.handle.read().await.map_err(|e| no_outcome(&e))?;
+        let Some(settings) = &state.private.hosts else {
+            return Err(Status::permission_denied("no certificate attests a host here"));
+        };
+        let own = &self.context.trust_domain;
+        let chain: Vec<&[u8]> = request.chain_der.iter().map(Vec::as_slice).collect();
+        let host = verify_host(&settings.trust, own, &state.view.revocations, &chain, now());
+        let host = host.and_then(|host| {
+            host.possesses(own, &binding, &agent, &request.csr_der, &request.signature).map(|()| host)
+        });
+        let host = host.map_err(|why| {
+            tracing::warn!(%agent, %why, "a host's certificate is refused");
+            Status::permission_denied(why.to_string())
+        })?;
+        let request_hash = request_hash(&agent_join_request(&agent, &request.csr_der));
+        let join = Box::new(HostJoin { certificate: host.certificate, request_hash });
+        let command = Command::AgentAttest { agent: agent.clone(), join, since: settings.since };
+        self.admit(&agent, command, &request.csr_der).await
     }
 
     async fn renew_agent(&self, request: Request<RenewAgentRequest>) -> Result<Response<SvidReply>, Status> {

@@ -36,6 +36,7 @@ pub enum Who {
 /// (service, rpc, who).
 pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.issue.v1.Issue", "JoinAgent", Who::Anyone),
+    ("hanse.issue.v1.Issue", "AttestAgent", Who::Anyone),
     ("hanse.issue.v1.Issue", "RenewAgent", Who::Agent),
     ("hanse.issue.v1.Issue", "IssueSvid", Who::Agent),
     ("hanse.issue.v1.Issue", "IssueJwt", Who::Agent),
@@ -70,6 +71,10 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Admin", "AgentList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "AgentEvict", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "AgentUnban", Who::Has(Role::CaAdmin)),
+    ("hanse.control.v1.Admin", "AgentAllow", Who::Has(Role::Operator)),
+    ("hanse.control.v1.Admin", "HostTrustSet", Who::Has(Role::CaAdmin)),
+    ("hanse.control.v1.Admin", "HostTrustShow", Who::Has(Role::Viewer)),
+    ("hanse.control.v1.Admin", "HostTrustDelete", Who::Has(Role::CaAdmin)),
     ("hanse.control.v1.Admin", "WorkloadRegister", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "WorkloadApply", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "WorkloadList", Who::Has(Role::Viewer)),

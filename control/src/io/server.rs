@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
@@ -88,6 +88,8 @@ pub struct ConnInfo {
     /// 32 bytes that only the two ends of this TLS session know.
     pub binding: [u8; 32],
     pub remote: SocketAddr,
+    /// Whether a host has shown its certificate here: a session is a challenge for one proof.
+    pub attested: Arc<AtomicBool>,
 }
 
 /// One accepted connection. Reading from it fails once it has been cut.
@@ -276,7 +278,7 @@ async fn greet(
     let (cutter, cut) = cutter();
     let open = Open { holder, caller: caller.clone().map(OtherEnd::new), since: now, cut: cutter };
     let entry = Connections::enter(table, open).map_err(HandshakeError::TooMany)?;
-    let info = ConnInfo { caller, binding, remote };
+    let info = ConnInfo { caller, binding, remote, attested: Arc::default() };
     Ok(Connection { stream, info, cut, _entry: entry, _permit: permit })
 }
 

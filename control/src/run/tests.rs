@@ -39,6 +39,7 @@ use crate::io::keys::{NewNode, new_key_pair};
 mod agents;
 mod duties;
 mod fixture;
+mod hosts;
 mod identities;
 mod jwt;
 mod lists;

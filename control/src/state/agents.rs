@@ -32,7 +32,9 @@ impl State {
             return Some(format!("agent {name} is banned by {}", revocation.id));
         }
         let at = agent.evicted?;
-        Some(format!("agent {name} was evicted at {at}: it has to join anew, with a new join token"))
+        Some(format!(
+            "agent {name} was evicted at {at}: it has to join anew, with a new join token or its host's certificate once that is allowed"
+        ))
     }
 
     /// What the agent has been given until now is dead; with a new join token it may come back.
@@ -108,15 +110,23 @@ impl State {
     fn must_join_anew(&mut self, name: &NodeName, now: Timestamp) {
         if let Some(agent) = self.private.agents.get_mut(name) {
             agent.evicted = Some(now);
+            agent.allowed = None;
         }
         let its = Admits::Agent(name.clone());
         self.private.invites.retain(|_, invite| invite.used_by.is_some() || invite.admits != its);
     }
 
-    /// Agents that were evicted long ago and have not come back make room.
+    /// Agents that were evicted long ago and have not come back make room. Where a certificate makes an agent, they are
+    /// remembered: it must not bring back who was put out.
     pub(super) fn forget_evicted(&mut self, now: Timestamp) {
         let revocations = &self.view.revocations;
+        if self.private.hosts.is_some() {
+            return;
+        }
         self.private.agents.retain(|_, agent| {
+            if agent.host.is_some() {
+                return true;
+            }
             let is_over = agent.evicted.is_some_and(|at| at + EVICTED_REMEMBERED <= now);
             !is_over || revocations.of_identity(&agent.id).is_some()
         });

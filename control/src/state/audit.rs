@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hanse_federation::Export;
+use hanse_identity::host::Naming;
 use hanse_identity::token::Admits;
 use hanse_identity::{Serial, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -174,6 +175,21 @@ pub fn subject(command: &Command) -> Option<Subject> {
             }
         },
         Command::AgentJoin { invite, .. } => ("agent-join", format!("invite {invite}")),
+        Command::HostTrustPut { trust } => {
+            let named = match &trust.naming {
+                Naming::Fingerprint => "agents named after fingerprints".to_owned(),
+                Naming::DnsDomain(domain) => format!("agents named after DNS names below {domain}"),
+            };
+            let authorities = several_of(trust.authorities.iter().map(|a| a.subject.clone()));
+            ("host-trust-set", format!("{authorities}; {named}"))
+        }
+        Command::HostTrustDelete {} => ("host-trust-delete", "certificates that attest hosts".to_owned()),
+        Command::AgentAttest { agent, join, .. } => {
+            let certificate = &join.certificate;
+            let host = format!("{}, sha256 {}", certificate.subject, certificate.fingerprint);
+            ("agent-attest", format!("agent {agent} by its host's certificate: {host}"))
+        }
+        Command::AgentAllow { agent, until } => ("agent-allow", format!("agent {agent} until {until}")),
         Command::AgentEvict { agent, .. } => ("agent-evict", format!("agent {agent}")),
         Command::AgentUnban { agent } => ("agent-unban", format!("agent {agent}")),
         Command::WorkloadRegister { registration: r } => {

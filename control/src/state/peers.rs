@@ -96,8 +96,7 @@ impl State {
             bounded("agents", self.private.agents.len(), MAX_AGENTS)?;
         }
         self.consume(id, request_hash);
-        let record =
-            AgentRecord { name: name.clone(), id: agent, joined: now, invite: id.to_owned(), evicted: None };
+        let record = AgentRecord { invite: id.to_owned(), ..AgentRecord::new(name.clone(), agent, now) };
         self.private.agents.insert(name, record);
         Ok((Answer::Done, Vec::new()))
     }

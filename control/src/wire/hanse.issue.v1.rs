@@ -20,6 +20,14 @@ pub mod issue_server {
             tonic::Response<::hanse_identity::wire::issue::JoinAgentReply>,
             tonic::Status,
         >;
+        /// A host proves that it has the key of a certificate of the user's own PKI. No client certificate of the mesh.
+        async fn attest_agent(
+            &self,
+            request: tonic::Request<::hanse_identity::wire::issue::AttestAgentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::hanse_identity::wire::issue::JoinAgentReply>,
+            tonic::Status,
+        >;
         /// The agent renews its own SVID, authenticated by the one it has.
         async fn renew_agent(
             &self,
@@ -170,6 +178,54 @@ pub mod issue_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = JoinAgentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hanse.issue.v1.Issue/AttestAgent" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttestAgentSvc<T: Issue>(pub Arc<T>);
+                    impl<
+                        T: Issue,
+                    > tonic::server::UnaryService<
+                        ::hanse_identity::wire::issue::AttestAgentRequest,
+                    > for AttestAgentSvc<T> {
+                        type Response = ::hanse_identity::wire::issue::JoinAgentReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::hanse_identity::wire::issue::AttestAgentRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Issue>::attest_agent(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttestAgentSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -21,7 +21,7 @@ mod service;
 mod trust;
 mod workload;
 
-pub use agent::{AgentCommand, AgentTokenCommand, AgentVerb};
+pub use agent::{AgentCommand, AgentTokenCommand, AgentVerb, TrustCaCommand};
 pub use audit::AuditCommand;
 pub use cluster::{ClusterCommand, ClusterTokenCommand};
 pub use context::ContextCommand;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hanse_identity::name::MemberRole;
 use hanse_identity::svid::Svid;
-use hanse_identity::token::{Admits, TokenError};
+use hanse_identity::token::{Admits, JoinToken, TokenError};
 use hanse_identity::{Revocations, SpiffeId, grant, issue};
 
 use super::*;
@@ -51,9 +51,13 @@ fn stored(lifetime: Duration) -> StoredIdentity {
 fn config(directory: &Path, join_token_file: Option<PathBuf>) -> Config {
     Config {
         data_dir: directory.join("data"),
-        name: agent(),
+        name: Some(agent()),
         socket: directory.join("agent.sock"),
         join_token_file,
+        x509pop_cert: None,
+        x509pop_key: None,
+        trust_bundle: None,
+        trust_domain: None,
         control: Vec::new(),
         admin: None,
     }
@@ -128,7 +132,7 @@ fn a_valid_stored_identity_is_used_and_a_token_is_not() {
     let config = config(dir.path(), Some(dir.path().join("no-such-file")));
     let store = Store::open(&config.data_dir).unwrap();
     store.write_identity(&stored(Duration::from_secs(3600))).unwrap();
-    assert!(matches!(start(&config, &store, now()), Ok(Start::Stored(_))));
+    assert!(matches!(start(&config, &agent(), &store, now()), Ok(Start::Stored(_))));
 }
 
 #[test]
@@ -136,20 +140,22 @@ fn without_an_identity_a_token_is_demanded_and_an_expired_one_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path(), None);
     let store = Store::open(&config.data_dir).unwrap();
-    let told = |config: &Config, at| start(config, &store, at).err().unwrap().to_string();
+    let told = |config: &Config, at| {
+        start(config, config.name.as_ref().unwrap(), &store, at).err().unwrap().to_string()
+    };
     assert!(told(&config, now()).contains("has not joined"));
     let path = dir.path().join("token");
     std::fs::write(&path, token(for_this_agent(), later(now(), 60))).unwrap();
     config.join_token_file = Some(path.clone());
-    assert!(matches!(start(&config, &store, now()), Ok(Start::Token(_))));
+    assert!(matches!(start(&config, &agent(), &store, now()), Ok(Start::Proof(Proof::Token(_)))));
     assert_eq!(config.token_file(), path);
     // Expired or not, and whatever the token file says by now: it starts, and says elsewhere what it waits for.
     std::fs::remove_file(path).unwrap();
     store.write_identity(&stored(Duration::from_secs(3600))).unwrap();
-    assert!(matches!(start(&config, &store, later(now(), 7200)), Ok(Start::Stored(_))));
+    assert!(matches!(start(&config, &agent(), &store, later(now(), 7200)), Ok(Start::Stored(_))));
     config.join_token_file = None;
     assert_eq!(config.token_file(), config.data_dir.join("join-token"));
-    config.name = "host-2".parse().unwrap();
+    config.name = Some("host-2".parse().unwrap());
     assert!(told(&config, now()).contains("host-1"));
 }
 
@@ -168,7 +174,7 @@ fn the_command_line_is_read_into_a_config() {
     command.clone().debug_assert();
     let line = "agent --data-dir d --name host-1 --socket s --control a:1 --control b:2 --admin 127.0.0.1:9";
     let config = Config::from_arg_matches(&command.clone().get_matches_from(line.split(' '))).unwrap();
-    assert_eq!((config.name, config.control), (agent(), vec!["a:1".to_owned(), "b:2".to_owned()]));
+    assert_eq!((config.name, config.control), (Some(agent()), vec!["a:1".to_owned(), "b:2".to_owned()]));
     let wrong = "agent --data-dir d --name Host_1 --socket s";
     assert!(command.try_get_matches_from(wrong.split(' ')).unwrap_err().to_string().contains("node name"));
 }

@@ -12,6 +12,19 @@ pub struct JoinAgentRequest {
     pub proof: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttestAgentRequest {
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub csr_der: ::prost::alloc::vec::Vec<u8>,
+    /// The host's certificate, leaf first.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub chain_der: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Signature of the certificate's key over (trust domain, session binding, agent, CSR, certificate).
+    #[prost(bytes = "vec", tag = "4")]
+    pub signature: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinAgentReply {
     #[prost(string, tag = "1")]
     pub cluster: ::prost::alloc::string::String,

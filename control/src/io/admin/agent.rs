@@ -1,14 +1,16 @@
-//! Agents: `agent list|show|evict|unban`. A ban is a revocation.
+//! Agents: `agent list|show|evict|unban|allow`, and which certificates attest hosts (`agent trust-ca`). A ban is a revocation.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use hanse_identity::{SpiffeId, Timestamp};
+use hanse_identity::{HostTrust, SpiffeId, Timestamp};
 use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    AgentEvictRequest, AgentItem, AgentListRequest, AgentStanding, AgentUnbanRequest, AgentWorkload, Evicted,
-    Listing, SubscriberKind, Written, merged,
+    AgentAllowRequest, AgentEvictRequest, AgentItem, AgentListRequest, AgentStanding, AgentUnbanRequest,
+    AgentWorkload, Evicted, HostTrustDeleteRequest, HostTrustSetRequest, HostTrustShowRequest,
+    HostTrustShown, Listing, SubscriberKind, Written, merged,
 };
 use crate::command::{Answer, Command};
 use crate::io::census::{Query, Subscriber, gather};
@@ -37,7 +39,7 @@ pub async fn list(call: Call, request: AgentListRequest) -> Result<Listing<Agent
     }
     let items = agents.into_iter().map(|agent| {
         let its = issued.remove(&agent.name).unwrap_or_default();
-        item(state, agent, streams.get(&agent.name), &its)
+        item(state, agent, streams.get(&agent.name), &its, now)
     });
     let items = items.collect();
     Ok(Listing { meta: reading.meta, items, warnings: reading.warnings })
@@ -48,6 +50,7 @@ fn item(
     agent: &AgentRecord,
     stream: Option<&Subscriber>,
     issued: &[&IssuedSvid],
+    now: Timestamp,
 ) -> AgentItem {
     let banned = state.view.revocations.of_identity(&agent.id).map(|r| r.id.clone());
     let connected = stream.is_some_and(|s| s.connected);
@@ -89,6 +92,8 @@ fn item(
         workloads: workloads.into_iter().map(workload).collect(),
         banned,
         evicted: agent.evicted,
+        certificate: agent.host.as_ref().map(|host| host.certificate.clone()),
+        allowed: agent.allowed.filter(|until| *until > now),
     }
 }
 
@@ -104,4 +109,26 @@ pub async fn evict(call: Call, request: AgentEvictRequest) -> Result<Evicted, St
 
 pub async fn unban(call: Call, request: AgentUnbanRequest) -> Result<Written, Status> {
     call.written(Command::AgentUnban { agent: request.agent }).await
+}
+
+pub async fn allow(call: Call, request: AgentAllowRequest) -> Result<Written, Status> {
+    let until = now() + Duration::from_secs(request.ttl_seconds);
+    call.written(Command::AgentAllow { agent: request.agent, until }).await
+}
+
+pub async fn trust_hosts(call: Call, request: HostTrustSetRequest) -> Result<Written, Status> {
+    let trust = HostTrust::from_pem(request.pem.as_bytes(), request.naming);
+    let trust = trust.map_err(|e| Status::invalid_argument(e.to_string()))?;
+    call.written(Command::HostTrustPut { trust: Box::new(trust) }).await
+}
+
+pub async fn trusted_hosts(call: Call, _: HostTrustShowRequest) -> Result<HostTrustShown, Status> {
+    let reading = call.read().await;
+    let settings = reading.state.private.hosts.as_ref();
+    let trust = settings.map(|settings| settings.trust.clone());
+    Ok(HostTrustShown { meta: reading.meta, trust, warnings: reading.warnings })
+}
+
+pub async fn distrust_hosts(call: Call, _: HostTrustDeleteRequest) -> Result<Written, Status> {
+    call.written(Command::HostTrustDelete {}).await
 }

@@ -221,7 +221,12 @@ async fn serve(
             let Ok(stream) = acceptor.accept(tcp).await else { continue };
             let session = stream.get_ref().1;
             let caller = verified_peer(session, &trust.trust(), keys::now(), Usage::Client).unwrap();
-            let info = ConnInfo { caller, binding: session_binding(session).unwrap(), remote };
+            let info = ConnInfo {
+                caller,
+                binding: session_binding(session).unwrap(),
+                remote,
+                attested: Arc::default(),
+            };
             accepted.send(Ok::<_, std::io::Error>(Accepted(stream, info))).await.unwrap();
         }
     };

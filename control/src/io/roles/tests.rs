@@ -90,7 +90,7 @@ fn every_rpc_has_exactly_one_row_and_every_row_an_rpc() {
 fn only_join_and_greet_need_no_certificate() {
     let open: Vec<_> =
         ROLES.iter().filter(|(_, _, who)| *who == Who::Anyone).map(|(_, rpc, _)| *rpc).collect();
-    assert_eq!(open, ["JoinAgent", "Join", "Greet"]);
+    assert_eq!(open, ["JoinAgent", "AttestAgent", "Join", "Greet"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Roles and the audit trail over the wire: who may call what, and that every write leaves a row.
 
+use super::hosts::Company;
 use super::*;
 use crate::io::roles::ROLES;
 use crate::role::Role;
@@ -12,6 +13,9 @@ const WRITES: &[(&str, &str, &str)] = &[
     ("AgentTokenCreate", r#"{"agent":"host-1","ttlSeconds":600}"#, "agent-token-create"),
     ("AgentEvict", r#"{"agent":"host-1","note":"gone"}"#, "agent-evict"),
     ("AgentUnban", r#"{"agent":"host-1"}"#, "agent-unban"),
+    ("HostTrustSet", r#"{"pem":"COMPANY","naming":"fingerprint"}"#, "host-trust-set"),
+    ("AgentAllow", r#"{"agent":"host-1","ttlSeconds":600}"#, "agent-allow"),
+    ("HostTrustDelete", "{}", "host-trust-delete"),
     (
         "WorkloadRegister",
         r#"{"registration":{"id":"spiffe://east.example/ns/shop/sa/reviews","agent":"host-1",
@@ -79,8 +83,9 @@ async fn every_write_of_an_administrator_leaves_a_row() {
     let client = east.client().await;
     let svid = east.credential.svid().unwrap();
     let link = dial_as(&east, &svid).await;
+    let company = Company::new().root_pem.replace('\n', "\\n");
     for (rpc, json, kind) in WRITES {
-        let json = json.replace("POLICY", POLICY).into_bytes();
+        let json = json.replace("POLICY", POLICY).replace("COMPANY", &company).into_bytes();
         let answer = unary::<_, Document>(link.channel.clone(), admin_path(rpc), Document { json }).await;
         let page = rows(&client, AuditListRequest { limit: Some(1), ..by_ann() }).await;
         let row = page.items.first().unwrap_or_else(|| panic!("{rpc} left no row: {answer:?}"));

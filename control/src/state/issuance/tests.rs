@@ -39,9 +39,7 @@ impl Cluster {
         for host in ["host-1", "host-2"] {
             let name: NodeName = host.parse().unwrap();
             let id = SpiffeId::member(&state.view.trust_domain, MemberRole::Agent, &name);
-            let invite = String::new();
-            let record =
-                crate::state::AgentRecord { name: name.clone(), id, joined: NOW, invite, evicted: None };
+            let record = crate::state::AgentRecord::new(name.clone(), id, NOW);
             state.private.agents.insert(name, record);
         }
         Self { state, index: 10, now: NOW }

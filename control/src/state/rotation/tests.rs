@@ -47,10 +47,7 @@ impl Cluster {
         let mut state = State::founded(cluster, own, records.collect());
         let name: NodeName = "host-1".parse().unwrap();
         let id = SpiffeId::member(&state.view.trust_domain, MemberRole::Agent, &name);
-        state.private.agents.insert(
-            name.clone(),
-            AgentRecord { name, id, joined: NOW, invite: String::new(), evicted: None },
-        );
+        state.private.agents.insert(name.clone(), AgentRecord::new(name, id, NOW));
         Self { state, index: 10, now: NOW, old }
     }
 

@@ -1,13 +1,15 @@
-//! `hanse agent token|list|show|evict|ban|unban`, `hanse proxy list`: who listens to the control nodes.
+//! `hanse agent token|trust-ca|list|show|evict|allow|ban|unban`, `hanse proxy list`: who listens to the control nodes.
 
 use hanse_control::admin::{
-    AgentEvictRequest, AgentItem, AgentListRequest, AgentTokenCreateRequest, AgentUnbanRequest,
-    ProxyListRequest, Revoked,
+    AgentAllowRequest, AgentEvictRequest, AgentItem, AgentListRequest, AgentTokenCreateRequest,
+    AgentUnbanRequest, HostTrustDeleteRequest, HostTrustSetRequest, HostTrustShowRequest, ProxyListRequest,
+    Revoked,
 };
 use hanse_identity::NodeName;
+use hanse_identity::host::{HostAuthority, Naming};
 
-use super::{Outcome, revoke, talk};
-use crate::cli::{AgentTokenCommand, AgentVerb, Global, ProxyVerb, RevokeWhat};
+use super::{Outcome, confirm, read, revoke, talk};
+use crate::cli::{AgentTokenCommand, AgentVerb, Global, ProxyVerb, RevokeWhat, TrustCaCommand};
 use crate::context::Connection;
 use crate::errors::Exit;
 use crate::output::{self, Format, Listing};
@@ -27,6 +29,7 @@ pub async fn run(global: &Global, verb: &AgentVerb) -> Outcome {
             );
             Ok(Exit::Done)
         }
+        AgentVerb::TrustCa(command) => trust_ca(global, command).await,
         AgentVerb::List => list(global).await,
         AgentVerb::Show { name } => show(global, name).await,
         AgentVerb::Evict { name, note, no_wait } => evict(global, name, note, *no_wait).await,
@@ -42,10 +45,17 @@ pub async fn run(global: &Global, verb: &AgentVerb) -> Outcome {
             };
             revoke::order(global, &what).await
         }
+        AgentVerb::Allow { name, ttl } => {
+            let request = AgentAllowRequest { agent: name.clone(), ttl_seconds: ttl.as_secs() };
+            let written = Connection::open(global)?.call(&request).await?;
+            let text = format!("{name} may join once by its host's certificate");
+            super::service::report(global, &written, &text);
+            Ok(Exit::Done)
+        }
         AgentVerb::Unban { name } => {
             let written = Connection::open(global)?.call(&AgentUnbanRequest { agent: name.clone() }).await?;
             super::service::report(global, &written, &format!("{name} may join again"));
-            talk(global, &format!("next   hanse agent token create {name}"));
+            talk(global, &format!("next   hanse agent token create {name}, or hanse agent allow {name}"));
             Ok(Exit::Done)
         }
     }
@@ -59,6 +69,7 @@ async fn list(global: &Global) -> Outcome {
         "HOST",
         "NODE",
         "CERT",
+        "PROOF",
         "WORKLOADS",
         "REGISTRATIONS",
         "SEEN",
@@ -74,6 +85,7 @@ async fn list(global: &Global) -> Outcome {
             item.remote.map(|r| r.ip().to_string()).unwrap_or_default(),
             item.node.as_ref().filter(|_| item.connected).map(ToString::to_string).unwrap_or_default(),
             item.certificate_not_after.map(output::left).unwrap_or_default(),
+            if item.certificate.is_some() { "x509pop" } else { "token" }.to_owned(),
             item.workloads.len().to_string(),
             item.registrations.to_string(),
             seen(item),
@@ -93,6 +105,45 @@ fn seen(item: &AgentItem) -> String {
     item.seen.map(|at| if item.connected { "now".to_owned() } else { output::age(at) }).unwrap_or_default()
 }
 
+async fn trust_ca(global: &Global, command: &TrustCaCommand) -> Outcome {
+    match command {
+        TrustCaCommand::Set { file, dns_domain } => {
+            let naming = dns_domain.clone().map_or(Naming::Fingerprint, Naming::DnsDomain);
+            let request = HostTrustSetRequest { pem: read(file)?, naming };
+            let written = Connection::open(global)?.call(&request).await?;
+            super::service::report(global, &written, "hosts may join by certificates of these authorities");
+        }
+        TrustCaCommand::Show => {
+            let shown = Connection::open(global)?.call(&HostTrustShowRequest {}).await?;
+            let (naming, authorities) = match shown.trust {
+                Some(trust) => (Some(trust.naming), trust.authorities),
+                None => (None, Vec::new()),
+            };
+            let note = match &naming {
+                None => "no certificate attests a host: join tokens do".to_owned(),
+                Some(Naming::Fingerprint) => "agents are named after fingerprints: x509pop-…".to_owned(),
+                Some(Naming::DnsDomain(domain)) => {
+                    format!("agents are named after their hosts' DNS names, LABEL.{domain}")
+                }
+            };
+            let titles = ["AUTHORITY", "ENDS", "KEY"];
+            Listing::of("HostTrust", &shown.meta, &authorities, &titles, |authority: &HostAuthority| {
+                [authority.subject.clone(), output::left(authority.not_after), authority.key_id.to_string()]
+            })
+            .more("naming", &naming)
+            .warnings(&shown.warnings)
+            .note(note)
+            .print(global.output);
+        }
+        TrustCaCommand::Delete => {
+            confirm(global, "trust-ca")?;
+            let written = Connection::open(global)?.call(&HostTrustDeleteRequest {}).await?;
+            super::service::report(global, &written, "no certificate attests a host any more");
+        }
+    }
+    Ok(Exit::Done)
+}
+
 async fn show(global: &Global, name: &NodeName) -> Outcome {
     let request = AgentListRequest { agent: Some(name.clone()) };
     let agents = Connection::open(global)?.call(&request).await?;
@@ -110,12 +161,23 @@ async fn show(global: &Global, name: &NodeName) -> Outcome {
 fn described(item: &AgentItem) -> String {
     let state = match (&item.banned, item.evicted) {
         (Some(revocation), _) => format!("banned by {revocation}; hanse agent unban {} ends it", item.agent),
-        (None, Some(at)) => format!("evicted at {at}; it needs a new join token"),
+        (None, Some(at)) => match item.allowed {
+            Some(until) => format!("evicted at {at}; its host's certificate is let in once until {until}"),
+            None => {
+                format!("evicted at {at}; it needs a new join token, or hanse agent allow {}", item.agent)
+            }
+        },
         (None, None) => item.state.as_str().to_owned(),
     };
     let node = item.node.as_ref().map(ToString::to_string).unwrap_or_default();
     let certificate = item.serial.as_ref().map(ToString::to_string).unwrap_or_default();
     let left = item.certificate_not_after.map(|at| format!(" ({} left)", output::left(at)));
+    let proof = match &item.certificate {
+        Some(host) => {
+            format!("x509pop: {}, until {}, sha256 {}", host.subject, host.not_after, host.fingerprint)
+        }
+        None => "join token".to_owned(),
+    };
     let mut text = format!("{}\n", item.agent);
     for (title, value) in [
         ("id", item.id.to_string()),
@@ -124,6 +186,7 @@ fn described(item: &AgentItem) -> String {
         ("node", if item.connected { node } else { String::new() }),
         ("seen", seen(item)),
         ("joined", item.joined.to_string()),
+        ("proof", proof),
         ("serial", certificate + &left.unwrap_or_default()),
         ("applied", item.applied.map(|a| format!("#{a}")).unwrap_or_default()),
         ("entries", item.registrations.to_string()),
@@ -145,7 +208,7 @@ fn described(item: &AgentItem) -> String {
 }
 
 async fn evict(global: &Global, name: &NodeName, note: &str, no_wait: bool) -> Outcome {
-    super::confirm(global, name.as_str())?;
+    confirm(global, name.as_str())?;
     let connection = Connection::open(global)?;
     let request = AgentEvictRequest { agent: name.clone(), note: note.to_owned() };
     let evicted = connection.call(&request).await?;
@@ -159,7 +222,13 @@ async fn evict(global: &Global, name: &NodeName, note: &str, no_wait: bool) -> O
         return Ok(Exit::Done);
     }
     let revoked = Revoked { id, revision: evicted.revision, expires: None };
-    revoke::receipt(global, &connection, &revoked, &format!("next: hanse agent token create {name}\n")).await
+    revoke::receipt(
+        global,
+        &connection,
+        &revoked,
+        &format!("next: hanse agent token create {name}, or hanse agent allow {name}\n"),
+    )
+    .await
 }
 
 pub async fn proxies(global: &Global, verb: &ProxyVerb) -> Outcome {

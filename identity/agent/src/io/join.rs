@@ -1,16 +1,20 @@
-//! Joining: from a token to this agent's own SVID.
+//! Joining: from a token, or a certificate of the host's own, to this agent's own SVID.
 
 use std::time::Duration;
 
 use hanse_identity::name::MemberRole;
 use hanse_identity::svid::Svid;
 use hanse_identity::token::{JoinToken, agent_join_request};
-use hanse_identity::wire::issue::{JoinAgentReply, JoinAgentRequest};
-use hanse_identity::{Bundle, NodeName, Revocations, SpiffeId, Trust, Usage, renewal, tls, verify};
-use tonic::Code;
+use hanse_identity::wire::issue::{AttestAgentRequest, JoinAgentReply, JoinAgentRequest};
+use hanse_identity::{
+    Bundle, KeyId, NodeName, Revocations, SpiffeId, Timestamp, Trust, TrustDomain, Usage, renewal, tls,
+    verify,
+};
+use tonic::{Code, Response, Status};
 use zeroize::Zeroizing;
 
-use super::control_link::{ALPN_H2, dial};
+use super::control_link::{ALPN_H2, Dialed, dial};
+use super::host::HostProof;
 use super::store::{Store, StoreError, StoredIdentity, StoredJoin};
 use super::svids::{MakeError, key_and_request};
 use super::{jitter, now};
@@ -26,7 +30,7 @@ pub enum JoinError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Key(#[from] MakeError),
-    #[error("the token and --control name no control node")]
+    #[error("no control node is named")]
     NoEndpoint,
     #[error("every control node refuses: {0}")]
     Refused(String),
@@ -34,6 +38,77 @@ pub enum JoinError {
     Overtaken(String),
     #[error("the join token expired before a control node could be reached; last: {0}")]
     Expired(String),
+}
+
+/// By what the host is proved.
+#[derive(Debug)]
+pub enum Proof {
+    Token(JoinToken),
+    /// The host's own certificate.
+    Host(HostProof),
+}
+
+impl Proof {
+    /// Under which name a join that has begun is kept, and the identity that it ends in.
+    pub fn invite(&self) -> &str {
+        match self {
+            Self::Token(token) => &token.invite,
+            Self::Host(host) => &host.invite,
+        }
+    }
+
+    fn trust_domain(&self) -> &TrustDomain {
+        match self {
+            Self::Token(token) => &token.trust_domain,
+            Self::Host(host) => &host.trust_domain,
+        }
+    }
+
+    fn pins(&self) -> &[KeyId] {
+        match self {
+            Self::Token(token) => &token.pins,
+            Self::Host(host) => &host.pins,
+        }
+    }
+
+    fn endpoints(&self) -> &[String] {
+        match self {
+            Self::Token(token) => &token.endpoints,
+            Self::Host(host) => &host.endpoints,
+        }
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        matches!(self, Self::Token(token) if token.expires <= now)
+    }
+
+    /// Asks with a proof that is of this connection.
+    async fn ask(
+        &self,
+        dialed: Dialed,
+        agent: &NodeName,
+        csr_der: &[u8],
+    ) -> Result<Result<Response<JoinAgentReply>, Status>, Attempt> {
+        let (binding, mut client) = (dialed.binding, IssueClient::new(dialed.channel));
+        let (agent_text, csr) = (agent.to_string(), csr_der.to_vec());
+        match self {
+            Self::Token(token) => {
+                let proof = token.prove(&binding, &agent_join_request(agent, csr_der));
+                let proof = proof.map_err(|e| Attempt::Refused(e.to_string()))?;
+                let invite = token.invite.clone();
+                Ok(client
+                    .join_agent(JoinAgentRequest { invite, agent: agent_text, csr_der: csr, proof })
+                    .await)
+            }
+            Self::Host(host) => {
+                let signature = host.key.prove(&host.trust_domain, &binding, agent, csr_der);
+                let signature = signature.map_err(|e| Attempt::Refused(e.to_string()))?;
+                let chain_der = host.key.chain.clone();
+                let request = AttestAgentRequest { agent: agent_text, csr_der: csr, chain_der, signature };
+                Ok(client.attest_agent(request).await)
+            }
+        }
+    }
 }
 
 /// Why one control node did not admit the agent.
@@ -45,23 +120,23 @@ enum Attempt {
     Refused(String),
 }
 
-/// Joins the cluster of the token; tries every control node until one admits, all refuse, or the token expires.
+/// Joins the cluster; tries every control node until one admits, all refuse, or the token, if it is one, expires.
 pub async fn join(
-    token: &JoinToken,
+    by: &Proof,
     agent: &NodeName,
     extra_endpoints: &[String],
     store: &Store,
 ) -> Result<StoredIdentity, JoinError> {
-    let mut endpoints = token.endpoints.clone();
-    endpoints.extend(extra_endpoints.iter().filter(|e| !token.endpoints.contains(e)).cloned());
+    let mut endpoints = by.endpoints().to_vec();
+    endpoints.extend(extra_endpoints.iter().filter(|e| !by.endpoints().contains(e)).cloned());
     if endpoints.is_empty() {
         return Err(JoinError::NoEndpoint);
     }
-    let request = begin(token, store)?;
+    let request = begin(by, store)?;
     for round in 0.. {
         let (mut refusals, mut last) = (0, String::new());
         for endpoint in &endpoints {
-            match attempt(token, agent, &request, endpoint).await {
+            match attempt(by, agent, &request, endpoint).await {
                 Ok(mut identity) => {
                     identity.endpoints = endpoints;
                     store.write_identity(&identity)?;
@@ -81,7 +156,7 @@ pub async fn join(
         if refusals == endpoints.len() {
             return Err(JoinError::Refused(last));
         }
-        if token.expires <= now() {
+        if by.is_over(now()) {
             return Err(JoinError::Expired(last));
         }
         tokio::time::sleep(renewal::retry_after(round, jitter())).await;
@@ -89,39 +164,31 @@ pub async fn join(
     unreachable!("the rounds do not end")
 }
 
-/// The key and request of this join: those of an earlier run with the same token, or new ones, kept first.
-fn begin(token: &JoinToken, store: &Store) -> Result<StoredJoin, JoinError> {
-    if let Some(begun) = store.joining(&token.invite)? {
+/// The key and request of this join: those of an earlier run with the same proof, or new ones, kept first.
+fn begin(by: &Proof, store: &Store) -> Result<StoredJoin, JoinError> {
+    if let Some(begun) = store.joining(by.invite())? {
         return Ok(begun);
     }
     let (key, csr) = key_and_request()?;
-    let joining = StoredJoin { invite: token.invite.clone(), key: key.to_vec(), csr };
+    let joining = StoredJoin { invite: by.invite().to_owned(), key: key.to_vec(), csr };
     store.write_joining(&joining)?;
     Ok(joining)
 }
 
 async fn attempt(
-    token: &JoinToken,
+    by: &Proof,
     agent: &NodeName,
     joining: &StoredJoin,
     endpoint: &str,
 ) -> Result<StoredIdentity, Attempt> {
-    let config = tls::pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
+    let config = tls::pinned_client_config(by.trust_domain(), by.pins(), ALPN_H2);
     let dialed = dial(endpoint, config).await.map_err(|e| Attempt::Failed(e.to_string()))?;
-    let proof = token.prove(&dialed.binding, &agent_join_request(agent, &joining.csr));
-    let request = JoinAgentRequest {
-        invite: token.invite.clone(),
-        agent: agent.to_string(),
-        csr_der: joining.csr.clone(),
-        proof: proof.map_err(|e| Attempt::Refused(e.to_string()))?,
-    };
-    let mut client = IssueClient::new(dialed.channel);
-    let reply = tokio::time::timeout(JOIN_TIMEOUT, client.join_agent(request)).await;
-    let reply = reply.map_err(|_| Attempt::Failed("no answer in time".to_owned()))?.map_err(|status| {
+    let reply = tokio::time::timeout(JOIN_TIMEOUT, by.ask(dialed, agent, &joining.csr)).await;
+    let reply = reply.map_err(|_| Attempt::Failed("no answer in time".to_owned()))??.map_err(|status| {
         let reason = format!("{:?}: {}", status.code(), status.message());
         if decided(status.code()) { Attempt::Refused(reason) } else { Attempt::Failed(reason) }
     })?;
-    accept(token, agent, joining, reply.into_inner()).map_err(Attempt::Failed)
+    accept(by, agent, joining, reply.into_inner()).map_err(Attempt::Failed)
 }
 
 /// Whether the same request would get the same answer again.
@@ -133,25 +200,31 @@ fn decided(code: Code) -> bool {
     )
 }
 
-/// Believes the answer only as far as it fits the token and verifies.
+/// Believes the answer only as far as it fits what was known before, and verifies.
 fn accept(
-    token: &JoinToken,
+    by: &Proof,
     agent: &NodeName,
     joining: &StoredJoin,
     reply: JoinAgentReply,
 ) -> Result<StoredIdentity, String> {
-    if reply.cluster != token.cluster.as_str() || reply.trust_domain != token.trust_domain.as_str() {
-        return Err(format!("the answer is of cluster {:?}, the token of {}", reply.cluster, token.cluster));
+    let trust_domain = by.trust_domain();
+    if reply.trust_domain != trust_domain.as_str() {
+        return Err(format!("the answer is of trust domain {:?}, not {trust_domain}", reply.trust_domain));
+    }
+    let cluster = reply.cluster.parse().map_err(|e| format!("the answer: {e}"))?;
+    if let Proof::Token(token) = by
+        && cluster != token.cluster
+    {
+        return Err(format!("the answer is of cluster {cluster}, the token of {}", token.cluster));
     }
     let bundle: Bundle = serde_json::from_slice(&reply.bundle).map_err(|e| format!("the bundle: {e}"))?;
     bundle.check().map_err(|e| format!("the bundle: {e}"))?;
-    if bundle.trust_domain != token.trust_domain || !bundle.pins().iter().any(|pin| token.pins.contains(pin))
-    {
-        return Err("the bundle is not the one that the token speaks of".to_owned());
+    if bundle.trust_domain != *trust_domain || !bundle.pins().iter().any(|pin| by.pins().contains(pin)) {
+        return Err("the bundle is not the one that was expected".to_owned());
     }
     let svid = Svid::new(reply.chain_der, Zeroizing::new(joining.key.clone()));
     let svid = svid.map_err(|e| format!("the SVID: {e}"))?;
-    let own = SpiffeId::member(&token.trust_domain, MemberRole::Agent, agent);
+    let own = SpiffeId::member(trust_domain, MemberRole::Agent, agent);
     if svid.facts.id != own {
         return Err(format!("the SVID is of {}, not {own}", svid.facts.id));
     }
@@ -160,13 +233,13 @@ fn accept(
     verify(&trust, &chain, now(), Usage::Client).map_err(|e| format!("the SVID: {e}"))?;
     let mut identity = StoredIdentity {
         name: agent.clone(),
-        cluster: token.cluster.clone(),
-        trust_domain: token.trust_domain.clone(),
+        cluster,
+        trust_domain: trust_domain.clone(),
         chain_pem: String::new(),
         key_pem: String::new(),
         bundle,
         endpoints: Vec::new(),
-        invite: token.invite.clone(),
+        invite: by.invite().to_owned(),
     };
     identity.set_svid(&svid);
     Ok(identity)

@@ -1,4 +1,5 @@
-//! Joining anew, without a restart: while no control node accepts the agent's own SVID, its token file is looked at.
+//! Joining anew, without a restart: while no control node accepts the agent's own SVID, its token file is looked at, and
+//! the host's own certificate is shown again, if it has one. Whether that lets it in is the cluster's decision.
 //!
 //! What the agent holds for local processes is kept meanwhile, for as long as it is valid.
 
@@ -9,11 +10,24 @@ use hanse_identity::token::JoinToken;
 use hanse_identity::{NodeName, Timestamp, TrustDomain};
 
 use super::control_link::ControlLink;
-use super::now;
-use super::store::read_token;
+use super::host::HostFiles;
+use super::join::Proof;
+use super::store::{Store, read_token};
+use super::{jitter, now};
 
 /// How often the token file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long after it was refused the host's certificate is shown again.
+const SHOW_AGAIN: Duration = Duration::from_secs(5);
+
+/// The host's own certificate, if it may be joined by.
+pub struct ByHost<'w> {
+    pub files: &'w HostFiles,
+    pub store: &'w Store,
+    /// Why it did not help the last time.
+    pub refused: Option<String>,
+}
 
 /// What a new token has to fit.
 pub struct Wanted<'w> {
@@ -24,19 +38,42 @@ pub struct Wanted<'w> {
     pub spent: [&'w str; 2],
 }
 
-/// Waits until there is a token that may let the agent in again. Returns at no other time: who is connected needs none.
-pub async fn new_token(link: &ControlLink, wanted: &Wanted<'_>) -> JoinToken {
+/// Waits until there is a token that may let the agent in again, or it is time to show the host's certificate. Returns at
+/// no other time: who is connected needs neither.
+pub async fn new_proof(link: &ControlLink, wanted: &Wanted<'_>, host: Option<ByHost<'_>>) -> Proof {
+    let mut refused = host.as_ref().and_then(|host| host.refused.clone());
+    let pause = if refused.is_some() { SHOW_AGAIN.mul_f64(jitter()) } else { Duration::ZERO };
+    let show_at = tokio::time::Instant::now() + pause;
     loop {
         match cause(link, now()) {
             // Connected, or the control nodes are merely out of reach.
             None => link.set_trouble(None),
             Some(cause) => match token(wanted, now()) {
-                Ok(token) => return token,
-                Err(why) => link.set_trouble(Some(instruction(&cause, wanted, &why))),
+                Ok(token) => return Proof::Token(token),
+                Err(why) => {
+                    if let Some(host) = &host
+                        && tokio::time::Instant::now() >= show_at
+                    {
+                        match of_host(host) {
+                            Ok(proof) => return proof,
+                            Err(why) => refused = Some(why),
+                        }
+                    }
+                    let why = match &refused {
+                        Some(refused) => format!("{why}; the host's certificate: {refused}"),
+                        None => why,
+                    };
+                    link.set_trouble(Some(instruction(&cause, wanted, &why)));
+                }
             },
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn of_host(host: &ByHost<'_>) -> Result<Proof, String> {
+    let joined = host.store.identity().map_err(|e| e.to_string())?;
+    host.files.read(joined.as_ref()).map(Proof::Host).map_err(|e| e.to_string())
 }
 
 /// Waits for a token in the file that is none of the spent ones; its invite.

@@ -106,6 +106,33 @@ pub mod issue_client {
                 .insert(GrpcMethod::new("hanse.issue.v1.Issue", "JoinAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// A host proves that it has the key of a certificate of the user's own PKI. No client certificate of the mesh.
+        pub async fn attest_agent(
+            &mut self,
+            request: impl tonic::IntoRequest<
+                ::hanse_identity::wire::issue::AttestAgentRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<::hanse_identity::wire::issue::JoinAgentReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hanse.issue.v1.Issue/AttestAgent",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hanse.issue.v1.Issue", "AttestAgent"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The agent renews its own SVID, authenticated by the one it has.
         pub async fn renew_agent(
             &mut self,

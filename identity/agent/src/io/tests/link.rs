@@ -7,10 +7,12 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{self, ClientAuth, IdentitySource, TlsIdentity, TrustSource};
 use hanse_identity::token::{Admits, Invite, JoinToken, agent_join_request};
 use hanse_identity::wire::issue::{
-    AgentDown, AgentUp, IssueJwtRequest, IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply,
-    RenewAgentRequest, SvidReply,
+    AgentDown, AgentUp, AttestAgentRequest, IssueJwtRequest, IssueSvidRequest, JoinAgentReply,
+    JoinAgentRequest, JwtReply, RenewAgentRequest, SvidReply,
 };
-use hanse_identity::{Evidence, NodeName, RevocationTarget, Revocations, SpiffeId, Trust, grant, issue};
+use hanse_identity::{
+    Evidence, HostTrust, NodeName, RevocationTarget, Revocations, SpiffeId, Trust, grant, issue, verify_host,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -22,7 +24,7 @@ use super::*;
 use crate::fixture::{DAY, REVIEWS, id, later, revocation, serial};
 use crate::io::admin::Admin;
 use crate::io::control_link::{ControlLink, Membership};
-use crate::io::join::{JoinError, join};
+use crate::io::join::{JoinError, Proof, join};
 use crate::io::store::{Store, StoredIdentity};
 use crate::io::svids::{Holding, key_and_request};
 use crate::wire::workload::X509svidRequest;
@@ -37,6 +39,7 @@ mod stubs {
 use stubs::issue_server::{Issue, IssueServer};
 
 mod following;
+mod host;
 mod huge;
 mod joining;
 mod rejoin;
@@ -46,6 +49,8 @@ struct Cluster {
     authority: Authority,
     state: watch::Sender<AgentState>,
     invite: Mutex<Option<Invite>>,
+    /// Whose certificates make agents.
+    hosts: Mutex<Option<HostTrust>>,
     agent_lifetime: Duration,
     renews: AtomicBool,
     renewals: AtomicU64,
@@ -58,15 +63,24 @@ impl Cluster {
         let authority = authority(&east());
         let state = watch::Sender::new(state(registrations, vec![bundle(&[&authority])]));
         let (renewals, issued) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (invite, reports) = (Mutex::default(), Mutex::default());
+        let (invite, hosts, reports) = (Mutex::default(), Mutex::default(), Mutex::default());
         let renews = AtomicBool::new(true);
-        Arc::new(Self { authority, state, invite, agent_lifetime, renews, renewals, issued, reports })
+        Arc::new(Self { authority, state, invite, hosts, agent_lifetime, renews, renewals, issued, reports })
     }
 
     fn sign_member(&self, role: MemberRole, name: &NodeName, csr: &[u8], lifetime: Duration) -> Vec<Vec<u8>> {
         let id = SpiffeId::member(&east(), role, name);
         let ticket = grant::grant_member(&east(), &Revocations::default(), &id, lifetime).unwrap();
         issue(ticket, csr, &self.authority, serial(), now()).unwrap().chain
+    }
+
+    fn admit(&self, name: &NodeName, csr_der: &[u8]) -> JoinAgentReply {
+        JoinAgentReply {
+            cluster: "east".into(),
+            trust_domain: east().to_string(),
+            chain_der: self.sign_member(MemberRole::Agent, name, csr_der, self.agent_lifetime),
+            bundle: serde_json::to_vec(&bundle(&[&self.authority])).unwrap(),
+        }
     }
 
     /// A token for this cluster's agent.
@@ -103,6 +117,8 @@ impl Cluster {
 struct Node {
     address: String,
     connections: Arc<AtomicU64>,
+    /// Handshakes that came to nothing.
+    failed: Arc<AtomicU64>,
     /// Its own, so that all of it can die at once.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -141,6 +157,8 @@ impl Node {
         let (ready, incoming) = mpsc::channel(8);
         let connections = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&connections);
+        let failed = Arc::new(AtomicU64::new(0));
+        let failures = Arc::clone(&failed);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let inside = runtime.enter();
@@ -156,6 +174,8 @@ impl Node {
                     if ready.send(Ok::<_, std::io::Error>(TlsConnection { stream, peer })).await.is_err() {
                         return;
                     }
+                } else {
+                    failures.fetch_add(1, Ordering::SeqCst);
                 }
             }
         });
@@ -165,7 +185,7 @@ impl Node {
             server.serve_with_incoming(ReceiverStream::new(incoming)).await.unwrap();
         });
         drop(inside);
-        Self { address, connections, runtime: Some(runtime) }
+        Self { address, connections, failed, runtime: Some(runtime) }
     }
 
     /// Dies as a process does: every connection is gone.
@@ -260,15 +280,23 @@ impl Issue for IssueNode {
         invite
             .check(&binding, &agent_join_request(&name, &request.csr_der), &request.proof, now())
             .map_err(|e| Status::permission_denied(e.to_string()))?;
-        let lifetime = self.cluster.agent_lifetime;
-        let chain_der = self.cluster.sign_member(MemberRole::Agent, &name, &request.csr_der, lifetime);
-        let bundle = serde_json::to_vec(&bundle(&[&self.cluster.authority])).unwrap();
-        Ok(Response::new(JoinAgentReply {
-            cluster: "east".into(),
-            trust_domain: east().to_string(),
-            chain_der,
-            bundle,
-        }))
+        Ok(Response::new(self.cluster.admit(&name, &request.csr_der)))
+    }
+
+    async fn attest_agent(
+        &self,
+        request: Request<AttestAgentRequest>,
+    ) -> Result<Response<JoinAgentReply>, Status> {
+        let binding = request.extensions().get::<Peer>().unwrap().binding;
+        let request = request.into_inner();
+        let name: NodeName = request.agent.parse().unwrap();
+        let hosts = self.cluster.hosts.lock().unwrap().clone();
+        let hosts = hosts.ok_or_else(|| Status::failed_precondition("agent host-1 was put out"))?;
+        let chain: Vec<&[u8]> = request.chain_der.iter().map(Vec::as_slice).collect();
+        verify_host(&hosts, &east(), &Revocations::default(), &chain, now())
+            .and_then(|host| host.possesses(&east(), &binding, &name, &request.csr_der, &request.signature))
+            .map_err(|e| Status::permission_denied(e.to_string()))?;
+        Ok(Response::new(self.cluster.admit(&name, &request.csr_der)))
     }
 
     async fn renew_agent(&self, request: Request<RenewAgentRequest>) -> Result<Response<SvidReply>, Status> {
@@ -342,17 +370,12 @@ struct Member {
 impl Member {
     /// Starts on what the data directory holds, or with the token in its file there.
     fn start(directory: &tempfile::TempDir) -> Self {
-        let data_dir = directory.path().join("data");
-        let token_file = data_dir.join("join-token");
-        let store = store(directory);
-        let config = crate::Config {
-            data_dir,
-            name: agent(),
-            socket: directory.path().join("agent.sock"),
-            join_token_file: token_file.exists().then(|| token_file.clone()),
-            control: Vec::new(),
-            admin: None,
-        };
+        let token_file = directory.path().join("data/join-token");
+        Self::start_with(directory, config(directory, token_file.exists().then_some(token_file)))
+    }
+
+    fn start_with(directory: &tempfile::TempDir, config: crate::Config) -> Self {
+        let (store, token_file) = (store(directory), config.token_file());
         let (stop, shutdown) = watch::channel(false);
         let (view_sender, view) = watch::channel(View::default());
         let (metrics, streams) = (Arc::new(Metrics::default()), Streams::default());
@@ -361,8 +384,9 @@ impl Member {
         let issuer = Arc::clone(&link) as _;
         let svids = Svids::new(agent(), issuer, view.clone(), shutdown.clone(), Arc::clone(&metrics));
         let shared = Shared { name: agent(), view, svids, jwt, streams, metrics, shutdown: shutdown.clone() };
-        let start = crate::start(&config, &store, now()).unwrap();
-        let member = crate::be_member(config, store, start, Arc::clone(&link), view_sender, shutdown);
+        let start = crate::start(&config, &agent(), &store, now()).unwrap();
+        let member =
+            crate::be_member(config, agent(), store, start, Arc::clone(&link), view_sender, shutdown);
         let running = tokio::spawn(async move { member.await.unwrap() });
         Self { link, shared: Arc::new(shared), token_file, stop, running }
     }
@@ -404,6 +428,22 @@ impl Member {
     async fn stop(self) {
         self.stop.send_replace(true);
         soon(self.running).await.unwrap();
+    }
+}
+
+/// The command line of an agent that has its files in the directory.
+fn config(directory: &tempfile::TempDir, join_token_file: Option<std::path::PathBuf>) -> crate::Config {
+    crate::Config {
+        data_dir: directory.path().join("data"),
+        name: Some(agent()),
+        socket: directory.path().join("agent.sock"),
+        join_token_file,
+        x509pop_cert: None,
+        x509pop_key: None,
+        trust_bundle: None,
+        trust_domain: None,
+        control: Vec::new(),
+        admin: None,
     }
 }
 

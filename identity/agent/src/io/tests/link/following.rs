@@ -9,7 +9,7 @@ async fn follows_the_state_gets_svids_and_moves_to_another_node() {
     let directory = tempfile::tempdir().unwrap();
     cluster.state.send_modify(|s| s.endpoints = vec![one.address.clone(), two.address.clone()]);
     let token = cluster.token(vec![one.address.clone()]);
-    soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.unwrap();
     let agent = Member::start(&directory);
     until(|| agent.link.connected()).await;
     assert_eq!(agent.page("/readyz").0, 200);
@@ -49,7 +49,7 @@ async fn what_the_agent_knows_never_goes_back() {
     let node = Node::start(&cluster, "east-1");
     let directory = tempfile::tempdir().unwrap();
     let token = cluster.token(vec![node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let stored = soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.unwrap();
     let membership = Arc::new(Membership::new(store(&directory), stored, Vec::new()));
     let link = ControlLink::new(Streams::default(), Arc::default());
     let view = watch::Sender::new(View::default());
@@ -83,7 +83,7 @@ async fn the_own_svid_is_renewed_stored_and_used() {
     let directory = tempfile::tempdir().unwrap();
     cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
     let token = cluster.token(vec![node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let stored = soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.unwrap();
     let before = stored.svid().unwrap().facts;
     let agent = Member::start(&directory);
     until(|| agent.link.own_not_after() > later(before.not_after, 3600)).await;
@@ -103,7 +103,7 @@ async fn readiness_says_what_is_missing() {
     let directory = tempfile::tempdir().unwrap();
     cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
     let token = cluster.token(vec![node.address.clone()]);
-    soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.unwrap();
     let agent = Member::start(&directory);
     assert_eq!(agent.page("/readyz").0, 503);
     assert_eq!(agent.page("/healthz").0, 200);
@@ -123,20 +123,14 @@ async fn a_whole_agent_from_token_to_certificate_to_shutdown() {
     cluster.state.send_modify(|s| s.endpoints = vec![node.address.clone()]);
     let token_file = directory.path().join("token");
     std::fs::write(&token_file, cluster.token(vec![node.address.clone()]).to_string()).unwrap();
-    let config = crate::Config {
-        data_dir: directory.path().join("data"),
-        name: agent(),
-        socket: directory.path().join("agent.sock"),
-        join_token_file: Some(token_file),
-        control: Vec::new(),
-        admin: Some("127.0.0.1:0".parse().unwrap()),
-    };
+    let config =
+        crate::Config { admin: Some("127.0.0.1:0".parse().unwrap()), ..config(&directory, Some(token_file)) };
     // The second time without a token's use: it is spent, and the stored identity is enough.
     for _ in 0..2 {
-        let start = crate::start(&config, &store(&directory), now()).unwrap();
+        let start = crate::start(&config, &agent(), &store(&directory), now()).unwrap();
         let (stop, asked) = tokio::sync::oneshot::channel();
         let asked = async { Ok(asked.await?) };
-        let serving = tokio::spawn(crate::serve(config.clone(), store(&directory), start, asked));
+        let serving = tokio::spawn(crate::serve(config.clone(), agent(), store(&directory), start, asked));
         *cluster.invite.lock().unwrap() = match store(&directory).identity().unwrap() {
             Some(_) => None,
             None => cluster.invite.lock().unwrap().take(),

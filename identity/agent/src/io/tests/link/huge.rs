@@ -25,7 +25,7 @@ async fn a_huge_list_blocks_no_renewal_and_clearing_it_is_heard() {
         state.crls.insert(east(), std::collections::BTreeMap::from([(authority, crl)]));
     });
     let token = cluster.token(vec![node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let stored = soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.unwrap();
     let before = stored.svid().unwrap().facts;
     let agent = Member::start(&directory);
     until(|| agent.link.own_not_after() > later(before.not_after, 3600)).await;

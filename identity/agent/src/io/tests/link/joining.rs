@@ -9,7 +9,7 @@ async fn joins_with_a_token_and_stores_what_it_was_given() {
     let directory = tempfile::tempdir().unwrap();
     // The first endpoint is dead: the second is tried.
     let token = cluster.token(vec!["127.0.0.1:9".to_owned(), node.address.clone()]);
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let stored = soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.unwrap();
     let svid = stored.svid().unwrap();
     assert_eq!(svid.facts.id.to_string(), "spiffe://east.example/hanse/agent/host-1");
     let again = store(&directory).identity().unwrap().unwrap();
@@ -26,14 +26,15 @@ async fn a_refused_join_says_why_and_keeps_its_request() {
     let directory = tempfile::tempdir().unwrap();
     let token = cluster.token(vec![node.address.clone()]);
     let unknown = cluster.invite.lock().unwrap().take();
-    let refused = soon(join(&token, &agent(), &[], &store(&directory))).await.err().unwrap();
+    let refused =
+        soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.err().unwrap();
     assert!(matches!(&refused, JoinError::Refused(why) if why.contains("no invite")), "{refused}");
     let begun = store(&directory).joining("i-1").unwrap().unwrap();
     assert!(store(&directory).joining("i-2").unwrap().is_none());
 
     // The same token later: the same request.
     *cluster.invite.lock().unwrap() = unknown;
-    let stored = soon(join(&token, &agent(), &[], &store(&directory))).await.unwrap();
+    let stored = soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.unwrap();
     assert_eq!(*stored.svid().unwrap().key, begun.key);
 }
 
@@ -45,7 +46,8 @@ async fn an_impostor_with_another_authority_is_not_joined() {
     let mut token = cluster.token(vec![node.address.clone()]);
     *impostor.invite.lock().unwrap() = cluster.invite.lock().unwrap().clone();
     token.expires = now();
-    let failed = soon(join(&token, &agent(), &[], &store(&directory))).await.err().unwrap();
+    let failed =
+        soon(join(&Proof::Token(token.clone()), &agent(), &[], &store(&directory))).await.err().unwrap();
     assert!(matches!(failed, JoinError::Expired(_)), "{failed}");
     assert_eq!(node.connections.load(Ordering::SeqCst), 0, "no handshake was finished");
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const SHORT: Duration = Duration::from_secs(10);
+pub(super) const SHORT: Duration = Duration::from_secs(10);
 
 fn still(lease: &crate::io::svids::Lease, serial: &hanse_identity::Serial) -> bool {
     matches!(lease.holding(), Holding::Ready(svid) if svid.facts.serial == *serial)
