@@ -8,6 +8,7 @@ pub mod context;
 pub mod crl;
 pub mod cut;
 pub mod dial;
+mod doors;
 pub mod driver;
 pub mod http;
 pub mod issuance;

@@ -15,6 +15,7 @@ pub mod issue;
 pub mod jwt;
 pub mod name;
 pub mod private_key;
+pub mod proof;
 pub mod renewal;
 pub mod revocation;
 pub mod svid;

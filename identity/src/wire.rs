@@ -91,4 +91,7 @@ pub struct AgentState {
     pub strangers: std::collections::BTreeSet<crate::name::TrustDomain>,
     /// `host:port` of the cluster's control nodes, so that an agent can fail over between them.
     pub endpoints: Vec<String>,
+    /// Some listeners of this cluster and of each joined one, to which revoked certificates are shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doors: Vec<crate::proof::Door>,
 }

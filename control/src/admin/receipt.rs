@@ -6,6 +6,7 @@ use hanse_identity::{ClusterName, NodeName, RevocationId};
 use serde::{Deserialize, Serialize};
 
 use super::SubscriberKind;
+use super::proof::Proof;
 use crate::io::census::{SdsReport, Subscriber};
 
 /// How far a revocation is enforced, in every cluster that can be asked.
@@ -13,10 +14,13 @@ use crate::io::census::{SdsReport, Subscriber};
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
     pub id: RevocationId,
-    /// Every part is complete.
+    /// Every part is complete, and the proof does not speak against it.
     pub complete: bool,
     /// The answering cluster's own part first, then its peers'.
     pub parts: Vec<ReceiptPart>,
+    /// What whoever holds a revoked certificate saw of it.
+    #[serde(default)]
+    pub proof: Proof,
 }
 
 /// One cluster's part of a receipt.
@@ -93,7 +97,12 @@ impl SdsReport {
 
 impl Receipt {
     pub fn new(id: RevocationId, parts: Vec<ReceiptPart>) -> Self {
-        Self { id, complete: !parts.is_empty() && parts.iter().all(ReceiptPart::complete), parts }
+        let complete = !parts.is_empty() && parts.iter().all(ReceiptPart::complete);
+        Self { id, complete, parts, proof: Proof::default() }
+    }
+
+    pub fn with_proof(self, proof: Proof) -> Self {
+        Self { complete: self.complete && proof.allows(), proof, ..self }
     }
 }
 
@@ -207,6 +216,7 @@ mod tests {
             remote: None,
             serial: None,
             outgoing: BTreeMap::new(),
+            proofs: Vec::new(),
         }
     }
 

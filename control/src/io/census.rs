@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use hanse_federation::wire::{decode, encode};
+use hanse_identity::proof::{HeldProof, MAX_PROOFS};
 use hanse_identity::tls::IdentitySource as _;
 use hanse_identity::{NodeName, Revocation, RevocationId, Serial, SpiffeId, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,9 @@ pub struct Subscriber {
     /// What rests on outgoing authorities at its end, by their trust domain.
     #[serde(default)]
     pub outgoing: BTreeMap<TrustDomain, Outgoing>,
+    /// Of an agent: what became of showing revoked certificates whose keys it holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proofs: Vec<HeldProof>,
 }
 
 /// What rests on the outgoing authorities of one trust domain at a proxy or gateway.
@@ -111,7 +115,7 @@ pub enum Query {
     Live {
         revocation: Box<Revocation>,
     },
-    /// Subscribers, with only what they closed because of this revocation.
+    /// Subscribers, with only what they closed because of this revocation, and what became of showing what it hits.
     Revocation {
         id: RevocationId,
     },
@@ -282,6 +286,7 @@ impl Census {
             remote: None,
             serial: None,
             outgoing: BTreeMap::new(),
+            proofs: Vec::new(),
         };
         table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions) });
         Ok(StreamKey { kind, name, stream })
@@ -308,6 +313,12 @@ impl Census {
     /// How an agent's SDS clients stand.
     pub fn sds(&self, key: &StreamKey, report: SdsReport) {
         self.update(key, |subscriber| subscriber.sds = report);
+    }
+
+    /// What became of revoked certificates that an agent has shown: all of it.
+    pub fn proofs(&self, key: &StreamKey, proofs: Vec<HeldProof>) {
+        let proofs = proofs.into_iter().take(MAX_PROOFS).map(HeldProof::bounded).collect();
+        self.update(key, |subscriber| subscriber.proofs = proofs);
     }
 
     /// From where an agent's stream came, and with which certificate.
@@ -414,10 +425,17 @@ impl Census {
 /// This node's own answer.
 pub async fn answer(context: &Context, query: &Query) -> Part {
     match query {
-        Query::Subscribers => Part::Subscribers(context.census.subscribers(now())),
+        Query::Subscribers => {
+            let mut subscribers = context.census.subscribers(now());
+            subscribers.iter_mut().for_each(|s| s.proofs.clear());
+            Part::Subscribers(subscribers)
+        }
         Query::Revocation { id } => {
             let mut subscribers = context.census.subscribers(now());
-            subscribers.iter_mut().for_each(|s| s.closed.retain(|cause, _| cause == id));
+            for subscriber in &mut subscribers {
+                subscriber.closed.retain(|cause, _| cause == id);
+                subscriber.proofs.retain(|proof| proof.revocation == *id);
+            }
             Part::Subscribers(subscribers)
         }
         Query::Live { revocation } => Part::Live(context.census.live(revocation).await),

@@ -14,6 +14,7 @@ use hanse_federation::wire::encode;
 use hanse_identity::grant::{self, grant_member};
 use hanse_identity::jwt::JwtIssueError;
 use hanse_identity::name::MemberRole;
+use hanse_identity::proof::HeldProof;
 use hanse_identity::token::{Admits, Invite, agent_join_request};
 use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{
@@ -413,6 +414,11 @@ impl AgentStream<'_> {
                             rejected: up.sds_rejected,
                             outgoing: up.outgoing_svids,
                         });
+                        // Before the revision: who asks for both takes no proof for missing that is under way.
+                        if !up.proofs.is_empty() {
+                            let proofs: Vec<HeldProof> = serde_json::from_slice(&up.proofs).unwrap_or_default();
+                            self.context.census.proofs(self.key, proofs);
+                        }
                         acknowledged = acknowledged.max(up.applied_revision);
                         self.context.census.applied(self.key, up.applied_revision, vec![], now());
                     }
@@ -456,10 +462,11 @@ pub(crate) fn agent_state(state: &State, agent: &NodeName) -> AgentState {
         strangers: strangers.keys().cloned().collect(),
         revocations: state.view.revocations.clone(),
         endpoints: state.private.nodes.values().map(|n| n.address.clone()).collect(),
+        doors: super::doors::of(&state.view, agent),
     }
 }
 
-/// Whether anything but the revision is different.
+/// Whether anything is different but the revision, and the doors: whoever needs them hears of a revocation.
 fn differs(old: &AgentState, new: &AgentState) -> bool {
     old.registrations != new.registrations
         || old.bundles != new.bundles

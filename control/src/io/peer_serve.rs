@@ -137,7 +137,7 @@ impl Peer for PeerService {
                 if question.id.origin != trust_domain {
                     return Err(foreign());
                 }
-                Ok(Response::new(document(&revoke::own_part(&self.context, &question.id).await)))
+                Ok(Response::new(document(&revoke::own_part(&self.context, &question.id).await.0)))
             }
             PeerQuestion::Live(revocation) => {
                 if !revocation.is_of(&trust_domain) {

@@ -44,6 +44,7 @@ mod identities;
 mod jwt;
 mod lists;
 mod nodes;
+mod proofs;
 mod revocations;
 mod rotation;
 mod strangers;

@@ -73,6 +73,7 @@ pub fn state(registrations: Vec<Registration>, bundles: Vec<Bundle>) -> AgentSta
         revocations: Revocations::default(),
         strangers: BTreeSet::new(),
         endpoints: vec!["127.0.0.1:1".to_owned()],
+        doors: Vec::new(),
     }
 }
 

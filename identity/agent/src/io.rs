@@ -5,6 +5,7 @@ pub mod control_link;
 pub mod host;
 pub mod join;
 pub mod jwt;
+pub mod proof;
 pub mod reflection;
 pub mod rejoin;
 pub mod sds;

@@ -78,7 +78,7 @@ pub struct JwtReply {
     #[prost(uint64, tag = "2")]
     pub expires: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentUp {
     /// Highest revision whose state this agent has put in force.
     #[prost(uint64, tag = "1")]
@@ -100,6 +100,10 @@ pub struct AgentUp {
     /// SVIDs that this agent holds, its own included, which an authority has signed that is on its way out.
     #[prost(uint32, tag = "8")]
     pub outgoing_svids: u32,
+    /// What became of showing revoked certificates whose keys this agent holds: JSON of a list of identity::proof::HeldProof,
+    /// complete. Empty: as it was told before on this stream, or nothing yet.
+    #[prost(bytes = "vec", tag = "9")]
+    pub proofs: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentDown {

@@ -76,6 +76,7 @@ fn subscriber(proxy: &Proxy) -> Subscriber {
         refused: None,
         sds: Default::default(),
         outgoing: BTreeMap::new(),
+        proofs: Vec::new(),
     }
 }
 

@@ -26,6 +26,7 @@ fn subscriber(kind: SubscriberKind, name: &str, applied: u64) -> Subscriber {
         refused: None,
         sds: SdsReport::default(),
         outgoing: BTreeMap::new(),
+        proofs: Vec::new(),
         remote: None,
         serial: None,
     }

@@ -1,6 +1,6 @@
 //! `identity list` and `identity verify`: the issuance index, and this node's trust asked about a chain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_identity::{NodeName, Revocations, SpiffeId, SvidFacts, Usage, verify};
 use rustls::pki_types::CertificateDer;
@@ -13,17 +13,13 @@ use crate::admin::{
     MAX_IDENTITY_PAGE, MAX_PEM, merged,
 };
 use crate::io::census::{Query, gather};
-use crate::io::context::now;
+use crate::io::context::{Context, now};
 use crate::state::issuance::IssuedSvid;
 
 pub async fn list(call: Call, request: IdentityListRequest) -> Result<IdentityList, Status> {
-    let (subscribers, silent) = gather(&call.context, &Query::Subscribers).await.subscribers();
+    let (holders, silent) = holders(&call.context).await;
     let mut reading = call.read().await;
     reading.silent(&silent);
-    let mut holders: BTreeMap<SpiffeId, Vec<NodeName>> = BTreeMap::new();
-    for subscriber in merged(subscribers).into_iter().filter(|s| s.connected) {
-        holders.entry(subscriber.identity).or_default().push(subscriber.name);
-    }
     let (now, revocations) = (now(), &reading.state.view.revocations);
     let mut items: Vec<IdentityItem> = reading
         .state
@@ -41,6 +37,16 @@ pub async fn list(call: Call, request: IdentityListRequest) -> Result<IdentityLi
     let more = items.len().saturating_sub(limit);
     items.truncate(limit);
     Ok(IdentityList { meta: reading.meta, items, more, warnings: reading.warnings })
+}
+
+/// Who runs under which identity now, and the nodes that did not say.
+async fn holders(context: &Context) -> (BTreeMap<SpiffeId, Vec<NodeName>>, BTreeSet<NodeName>) {
+    let (subscribers, silent) = gather(context, &Query::Subscribers).await.subscribers();
+    let mut holders: BTreeMap<SpiffeId, Vec<NodeName>> = BTreeMap::new();
+    for subscriber in merged(subscribers).into_iter().filter(|s| s.connected) {
+        holders.entry(subscriber.identity).or_default().push(subscriber.name);
+    }
+    (holders, silent)
 }
 
 fn item(svid: &IssuedSvid, revocations: &Revocations, holders: Option<&Vec<NodeName>>) -> IdentityItem {
@@ -74,19 +80,27 @@ pub async fn check(call: Call, request: IdentityVerifyRequest) -> Result<Identit
     }
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(request.pem.as_bytes()).collect();
     let chain = chain.map_err(|e| Status::invalid_argument(format!("this is no PEM: {e}")))?;
-    let reading = call.read().await;
+    let mut reading = call.read().await;
     let trust = reading.state.view.trust();
     let ders: Vec<&[u8]> = chain.iter().map(AsRef::as_ref).collect();
     let verified = verify(&trust, &ders, request.at.unwrap_or_else(now), Usage::Client);
     let facts = ders.first().and_then(|leaf| SvidFacts::parse(leaf).ok());
     let issued = facts.as_ref().and_then(|facts| reading.state.private.issued.get(&facts.serial));
     let issued = issued.filter(|svid| facts.as_ref().is_some_and(|facts| facts.key_id == svid.key));
+    let issued = match issued.cloned() {
+        Some(svid) => {
+            let (holders, silent) = holders(&call.context).await;
+            reading.silent(&silent);
+            Some(item(&svid, &reading.state.view.revocations, holders.get(&svid.id)))
+        }
+        None => None,
+    };
     Ok(IdentityVerdict {
         believed: verified.is_ok(),
         spiffe_id: facts.as_ref().map(|facts| facts.id.clone()),
         authorities: verified.as_ref().map(|v| v.authorities().to_vec()).unwrap_or_default(),
         why: verified.err().map(|error| error.to_string()),
-        issued: issued.map(|svid| item(svid, &reading.state.view.revocations, None)),
+        issued,
         meta: reading.meta,
         warnings: reading.warnings,
     })

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    Listing, PeerQuestion, PreviewReach, Receipt, ReceiptPart, RevocationItem, RevokeLiftRequest,
+    Listing, PeerQuestion, PreviewReach, Proof, Receipt, ReceiptPart, RevocationItem, RevokeLiftRequest,
     RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked,
     SubscriberKind, Written, merged, part_of,
 };
@@ -172,17 +172,17 @@ pub async fn receipt(context: &Context, state: &State, id: &RevocationId) -> Res
     // Peers hear of what concerns our own names. A hold on somebody else's, and what they told us, is theirs.
     let told = revocation.is_of(&context.trust_domain);
     let question = PeerQuestion::Revocation(RevokeStatusRequest { id: id.clone() });
-    let (own, theirs) =
+    let ((own, proof), theirs) =
         tokio::join!(own_part(context, id), answers::<ReceiptPart>(context, state, question, told));
     let mut parts = vec![own];
     for (cluster, part) in theirs {
         parts.push(part.unwrap_or_else(|error| ReceiptPart::unreachable(cluster, error)));
     }
-    Ok(Receipt::new(id.clone(), parts))
+    Ok(Receipt::new(id.clone(), parts).with_proof(proof))
 }
 
-/// This cluster's part of a receipt.
-pub async fn own_part(context: &Context, id: &RevocationId) -> ReceiptPart {
+/// This cluster's part of a receipt, and what its agents saw that showed what is revoked.
+pub async fn own_part(context: &Context, id: &RevocationId) -> (ReceiptPart, Proof) {
     let (mut subscribers, silent) =
         gather(context, &Query::Revocation { id: id.clone() }).await.subscribers();
     let state = context.handle.state();
@@ -190,8 +190,12 @@ pub async fn own_part(context: &Context, id: &RevocationId) -> ReceiptPart {
     let put_out = state.view.revocations.get(id).and_then(|r| r.silences());
     let has_gone = |s: &Subscriber| !s.connected && s.kind == SubscriberKind::Agent;
     subscribers.retain(|s| !(has_gone(s) && put_out.as_ref() == Some(&s.identity)));
+    // Nor is the word of who is put out a proof of anything.
+    let believed = |s: &Subscriber| state.view.revocations.of_identity(&s.identity).is_none();
+    subscribers.iter_mut().filter(|s| !believed(s)).for_each(|s| s.proofs.clear());
+    let proof = Proof::of(id, &merged(subscribers.iter().cloned()));
     let revision = context.revisions.of(&state.view, id);
-    part_of(context.cluster.clone(), id, revision, subscribers, silent)
+    (part_of(context.cluster.clone(), id, revision, subscribers, silent), proof)
 }
 
 /// What every peer says; nobody is asked if it is not `theirs_too`: they answer only about our own names.

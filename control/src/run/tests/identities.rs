@@ -43,10 +43,13 @@ async fn what_lives_is_found_by_each_of_its_names_and_believed_until_it_is_revok
     let soon = client.call(&soon).await.unwrap().items;
     assert!(soon.iter().all(|item| item.not_after < facts.not_after), "{soon:?}");
 
+    let _proxy = watch_as(&east, &svid, "reviews-1", "proxy").await.unwrap();
     let believed = verdict(&client, &svid, None).await;
     assert!(believed.believed, "{believed:?}");
     assert_eq!(believed.authorities.len(), 1);
-    assert_eq!(believed.issued.unwrap().serial, facts.serial);
+    let issued = believed.issued.unwrap();
+    assert_eq!(issued.serial, facts.serial);
+    assert_eq!(issued.holders.iter().map(NodeName::as_str).collect::<Vec<_>>(), ["reviews-1"]);
     let late = verdict(&client, &svid, Some(facts.not_after + Duration::from_secs(1))).await;
     assert!(!late.believed && late.why.as_ref().unwrap().contains("expired"), "{late:?}");
     let other = found("east", 1).await;

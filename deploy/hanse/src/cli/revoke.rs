@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke --agent host-1 --reason key-compromise --close-connections 30s\n  hanse revoke lift r-4231@east.example\n  hanse revoke show r-4231@east.example\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked."
+    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke --agent host-1 --reason key-compromise --close-connections 30s\n  hanse revoke lift r-4231@east.example\n  hanse revoke show r-4231@east.example\n\nAgents that have what is revoked show it to proxies and gateways, here and in joined clusters: the receipt says who\nrefused it.\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked, 1 if a revoked certificate\nwas believed somewhere that says it is in force."
 )]
 pub struct RevokeCommand {
     #[command(subcommand)]

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use hanse_control::admin::{
-    ReachState, Receipt, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest,
+    ProofState, ReachState, Receipt, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest,
     RevokeRequest, RevokeStatusRequest, Revoked,
 };
 use hanse_identity::{Closing, Reason, RevocationId, RevocationTarget, Serial, SvidFacts};
@@ -18,7 +18,7 @@ use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
 use tokio::time::Instant;
 
-use self::text::{blast_radius, part_line};
+use self::text::{blast_radius, receipt_lines};
 use super::{Outcome, talk};
 use crate::cli::{Global, RevokeCommand, RevokeVerb, RevokeWhat, parse_duration};
 use crate::context::Connection;
@@ -41,8 +41,7 @@ pub async fn run(global: &Global, command: &RevokeCommand) -> Outcome {
             let id = revocation_id(id)?;
             let connection = Connection::open(global)?;
             let receipt = connection.call(&RevokeStatusRequest { id }).await?;
-            let text: String = receipt.parts.iter().map(part_line).collect();
-            output::print(global.output, "RevocationReceipt", &receipt, &text);
+            output::print(global.output, "RevocationReceipt", &receipt, &receipt_lines(&receipt));
             Ok(verdict(&receipt))
         }
         Some(RevokeVerb::Show { id }) => show::run(global, revocation_id(id)?).await,
@@ -176,7 +175,7 @@ pub async fn order(global: &Global, what: &RevokeWhat) -> Outcome {
 /// Waits until a revocation is enforced, and shows who does.
 pub async fn receipt(global: &Global, connection: &Connection, revoked: &Revoked, undo: &str) -> Outcome {
     let (receipt, took) = wait(connection, &revoked.id, global.timeout).await?;
-    let parts: String = receipt.parts.iter().map(part_line).collect();
+    let parts = receipt_lines(&receipt);
     let state = if receipt.complete { "complete" } else { "NOT complete" };
     let text = format!("{parts}  receipt  {state} after {:.1} s\n{undo}", took.as_secs_f64());
     let body = json!({
@@ -187,13 +186,16 @@ pub async fn receipt(global: &Global, connection: &Connection, revoked: &Revoked
     Ok(verdict(&receipt))
 }
 
-/// 0 complete; 9 if somebody could not be asked; 8 if somebody is behind.
+/// 0 complete; 9 if somebody could not be asked; 8 if somebody is behind; 1 if nobody is, and a revoked certificate was
+/// believed all the same.
 fn verdict(receipt: &Receipt) -> Exit {
     let cannot_ask = |p: &ReceiptPart| p.state == ReachState::Unreachable || !p.nodes_silent.is_empty();
     if receipt.complete {
         Exit::Done
     } else if receipt.parts.iter().any(cannot_ask) {
         Exit::Partial
+    } else if receipt.proof.state == ProofState::Accepted && receipt.parts.iter().all(ReceiptPart::complete) {
+        Exit::No
     } else {
         Exit::TimedOut
     }
@@ -262,7 +264,7 @@ mod tests {
     /// What a script sees when the bound (`--timeout`) has passed and somebody is behind, or could not be asked.
     #[test]
     fn the_exit_code_says_whether_the_receipt_is_complete() {
-        use hanse_control::admin::part_of;
+        use hanse_control::admin::{Proof, part_of};
         let id: RevocationId = "r-1@east.example".parse().unwrap();
         let part = |cluster: &str, revision, silent: &[&str]| {
             let silent = silent.iter().map(|node| node.parse().unwrap()).collect();
@@ -274,7 +276,12 @@ mod tests {
         assert_eq!(code(vec![part("east", Some(1), &["east-3"])]), Exit::Partial);
         let gone = ReceiptPart::unreachable("west".parse().unwrap(), "refused".to_owned());
         assert_eq!(code(vec![part("east", Some(1), &[]), gone]), Exit::Partial);
-        assert_eq!([Exit::TimedOut as u8, Exit::Partial as u8], [8, 9]);
+        let believed = Proof { state: ProofState::Accepted, ..Proof::default() };
+        let told = |revision| {
+            Receipt::new(id.clone(), vec![part("east", revision, &[])]).with_proof(believed.clone())
+        };
+        assert_eq!([verdict(&told(Some(1))), verdict(&told(None))], [Exit::No, Exit::TimedOut]);
+        assert_eq!([Exit::No as u8, Exit::TimedOut as u8, Exit::Partial as u8], [1, 8, 9]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
+use super::proof::Proofs;
 use super::store::{Store, StoreError, StoredIdentity};
 use super::svids::{IssueSvid, IssuerError, MakeError, Svids, key_and_request, renewal_due};
 use super::telemetry::Metrics;
@@ -145,6 +146,8 @@ pub struct ControlLink {
     replace_own: Notify,
     /// The SVIDs that are held for local processes, to report on; set once both are there.
     held: OnceLock<Svids>,
+    /// What becomes of showing revoked ones of them.
+    proofs: Proofs,
     streams: Streams,
     metrics: Arc<Metrics>,
 }
@@ -230,6 +233,7 @@ impl ControlLink {
             evicted_by: ArcSwapOption::empty(),
             replace_own: Notify::new(),
             held: OnceLock::new(),
+            proofs: Proofs::default(),
             streams,
             metrics,
         })
@@ -373,9 +377,10 @@ impl ControlLink {
         let (report, reports) = mpsc::channel(MAX_UNSENT_REPORTS);
         let mut progress = self.streams.progress();
         let mut look = tokio::time::interval(REPORT_EVERY);
+        let mut proved = self.proofs.changes();
         let mut reported = self.report(state_now().as_deref());
         // There is room: nothing has been sent.
-        let _ = report.try_send(reported);
+        let _ = report.try_send(AgentUp { proofs: self.proved(&mut proved), ..reported.clone() });
         let mut client = IssueClient::new(channel.clone()).max_decoding_message_size(MAX_STATE_BYTES);
         let opened = timeout(FIRST_STATE_TIMEOUT, client.watch_agent(ReceiverStream::new(reports))).await;
         let mut states = opened.map_err(|_| WatchEnd::NoState)??.into_inner();
@@ -388,22 +393,26 @@ impl ControlLink {
         self.channel.send_replace(Some(channel));
         loop {
             let current = self.report(state_now().as_deref());
+            // Never fails: the sender is in `self`.
+            let news = proved.has_changed().unwrap_or_default();
             tokio::select! {
                 biased;
                 () = self.moved.notified() => return Err(WatchEnd::Moved),
-                permit = report.reserve(), if current != reported => match permit {
+                permit = report.reserve(), if current != reported || news => match permit {
                     Ok(permit) => {
-                        permit.send(current);
-                        reported = current;
+                        let proofs = if news { self.proved(&mut proved) } else { Vec::new() };
                         self.metrics.applied_revision.set(i64::try_from(current.applied_revision).unwrap_or(i64::MAX));
+                        permit.send(AgentUp { proofs, ..current.clone() });
+                        reported = current;
                     }
                     Err(_) => return Err(WatchEnd::Closed),
                 },
                 down = states.message() => {
                     self.accept(membership, view, &down?.ok_or(WatchEnd::Closed)?.state).await?;
                 }
-                // Never fails: the sender is in `self`.
+                // These never fail: the senders are in `self`.
                 _ = progress.changed() => {}
+                _ = proved.changed(), if !news => proved.mark_changed(),
                 // SVIDs are replaced without a sign.
                 _ = look.tick() => {}
             }
@@ -424,7 +433,18 @@ impl ControlLink {
             sds_acknowledged: sds.acknowledged,
             sds_rejected: sds.rejected,
             outgoing_svids: held.saturating_add(own.into()),
+            proofs: Vec::new(),
         }
+    }
+
+    /// All that showing revoked certificates has come to; seen with that.
+    fn proved(&self, changes: &mut watch::Receiver<u64>) -> Vec<u8> {
+        changes.mark_unchanged();
+        let proofs = self.proofs.list();
+        if proofs.is_empty() {
+            return Vec::new();
+        }
+        serde_json::to_vec(&proofs).expect("a proof has string keys only")
     }
 
     /// Puts a state in force: trust first, then what is stored, then the streams.
@@ -460,7 +480,11 @@ impl ControlLink {
             self.replace_own.notify_one();
         }
         let (bundle, endpoints) = (own.clone(), state.endpoints.clone());
-        view.send_modify(|view| view.state = Some(Arc::new(state)));
+        // Before anybody can drop them, and told no later than that the revocation is in force.
+        let revoked = self.held.get().map(|held| held.revoked(&state.revocations)).unwrap_or_default();
+        let state = Arc::new(state);
+        view.send_modify(|view| view.state = Some(Arc::clone(&state)));
+        self.proofs.begin(&state, &revoked, &view.subscribe());
         let news = {
             let stored = membership.lock();
             stored.bundle != bundle || (!endpoints.is_empty() && stored.endpoints != endpoints)

@@ -11,8 +11,8 @@ use futures_util::future::BoxFuture;
 use hanse_identity::svid::{Svid, SvidError, SvidFacts};
 use hanse_identity::wire::AgentState;
 use hanse_identity::{
-    AuthorityState, Evidence, IssueError, NodeName, Selector, SpiffeId, Timestamp, Trust, Usage, VerifyError,
-    issue, renewal, verify,
+    AuthorityState, Evidence, IssueError, NodeName, Revocations, Selector, SpiffeId, Timestamp, Trust, Usage,
+    VerifyError, issue, renewal, verify,
 };
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -206,6 +206,16 @@ impl Svids {
             Holding::Pending(_) | Holding::Denied(_) => false,
         });
         u32::try_from(outgoing.count()).unwrap_or(u32::MAX)
+    }
+
+    /// The held SVIDs that a revocation hits: those that are about to be dropped.
+    pub fn revoked(&self, revocations: &Revocations) -> Vec<Arc<Svid>> {
+        let held = self.inner.lock();
+        let hit = held.values().filter_map(|entry| match &*entry.holding.borrow() {
+            Holding::Ready(svid) => revocations.check(&svid.facts).map(|_| Arc::clone(svid)),
+            Holding::Pending(_) | Holding::Denied(_) => None,
+        });
+        hit.collect()
     }
 
     pub fn list(&self) -> Vec<HeldRow> {
@@ -445,7 +455,7 @@ fn signed_by_a_lasting_authority(state: &AgentState, svid: &Svid) -> bool {
 }
 
 fn verifies(bundle: &hanse_identity::Bundle, svid: &Svid) -> bool {
-    let trust = Trust::new([bundle], hanse_identity::Revocations::default());
+    let trust = Trust::new([bundle], Revocations::default());
     let chain: Vec<&[u8]> = svid.chain.iter().map(Vec::as_slice).collect();
     // An SVID that is merely expired is renewed on its own account.
     matches!(verify(&trust, &chain, now(), Usage::Client), Ok(_) | Err(VerifyError::Expired))

@@ -3,7 +3,7 @@
 use hanse_control::admin::{RevokeShowRequest, RevokeShown};
 use hanse_identity::{Closing, RevocationId};
 
-use super::text::part_line;
+use super::text::receipt_lines;
 use crate::cli::Global;
 use crate::commands::Outcome;
 use crate::context::Connection;
@@ -57,9 +57,7 @@ fn page(shown: &RevokeShown) -> String {
             format!("{named} by serial number, in {} of {} revocation lists", lists.enforced, lists.total),
         );
     }
-    for part in &shown.receipt.parts {
-        page.push_str(&part_line(part));
-    }
+    page.push_str(&receipt_lines(&shown.receipt));
     let state = if shown.receipt.complete { "complete" } else { "NOT complete" };
     page.push_str(&format!("{:<13}{state}\n", "receipt"));
     page

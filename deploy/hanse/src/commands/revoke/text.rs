@@ -1,6 +1,7 @@
 //! What people read of a revocation: what it would hit, and how far it is enforced.
 
-use hanse_control::admin::{ReachState, ReceiptPart, RevokePreview, Tally};
+use hanse_control::admin::{Proof, ProofState, ReachState, Receipt, ReceiptPart, RevokePreview, Tally};
+use hanse_identity::proof::HandshakeOutcome;
 
 /// Callers that are named, per cluster; the others are counted.
 const NAMED: usize = 8;
@@ -46,8 +47,48 @@ pub fn blast_radius(preview: &RevokePreview) -> String {
     lines.join("\n")
 }
 
+/// All that a receipt says, but for the last word.
+pub fn receipt_lines(receipt: &Receipt) -> String {
+    receipt.parts.iter().map(part_line).collect::<String>() + &proof_lines(&receipt.proof)
+}
+
+/// What became of showing what is revoked to listeners of the mesh.
+fn proof_lines(proof: &Proof) -> String {
+    match proof.state {
+        ProofState::NotHeld => {
+            return "  proof     not held: no agent that is believed has a certificate of it with its key\n"
+                .to_owned();
+        }
+        _ if proof.tried.is_empty() => {
+            return format!("  proof     {} held, and no listener to show them to\n", proof.held);
+        }
+        _ => {}
+    }
+    let mut lines = String::new();
+    for tried in proof.tried.iter().take(NAMED) {
+        let (attempt, agent) = (&tried.attempt, &tried.agent);
+        let (state, why) = match &attempt.outcome {
+            HandshakeOutcome::Accepted => ("ACCEPTED", String::new()),
+            HandshakeOutcome::UnderWay => ("under way", String::new()),
+            HandshakeOutcome::Refused { alert } => ("refused", format!(": {alert}")),
+            HandshakeOutcome::NoAnswer { why } => ("no answer", format!(": {why}")),
+        };
+        lines.push_str(&format!(
+            "  proof     {:<8} {state:<9} by {} {}, handshake of agent {agent} with {}{why}\n",
+            attempt.cluster.as_str(),
+            attempt.kind.as_str(),
+            attempt.door,
+            attempt.serial
+        ));
+    }
+    if let Some(more) = proof.tried.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        lines.push_str(&format!("  proof     and {more} more\n"));
+    }
+    lines
+}
+
 /// How far one cluster has come with it, and who there is behind.
-pub fn part_line(part: &ReceiptPart) -> String {
+fn part_line(part: &ReceiptPart) -> String {
     let of = |tally: Tally| format!("{}/{}", tally.enforced, tally.total);
     let state = match part.state {
         ReachState::Committed => "enforced",
@@ -124,6 +165,38 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("caller-7 and 2 more") && !text.contains("caller-9"), "{text}");
+    }
+
+    #[test]
+    fn the_proof_says_who_showed_what_to_whom_and_what_became_of_it() {
+        use hanse_control::admin::Tried;
+        use hanse_identity::proof::{Attempt, DoorKind};
+        let tried = |cluster: &str, outcome| Tried {
+            agent: "host-1".parse().unwrap(),
+            attempt: Attempt {
+                serial: hanse_identity::Serial::from_random([7; 16]),
+                id: ids(1).remove(0),
+                cluster: cluster.parse().unwrap(),
+                kind: DoorKind::Gateway,
+                door: "gateway-1".parse().unwrap(),
+                at: Timestamp(1),
+                outcome,
+            },
+        };
+        let refused = tried("east", HandshakeOutcome::Refused { alert: "CertificateRevoked".to_owned() });
+        let accepted = tried("west", HandshakeOutcome::Accepted);
+        let proof = Proof { state: ProofState::Accepted, held: 1, tried: vec![accepted, refused] };
+        let text = proof_lines(&proof);
+        assert!(
+            text.starts_with(
+                "  proof     west     ACCEPTED  by gateway gateway-1, handshake of agent host-1"
+            )
+        );
+        assert!(text.contains("  proof     east     refused   by gateway gateway-1"), "{text}");
+        assert!(text.trim_end().ends_with(": CertificateRevoked"), "{text}");
+        assert!(proof_lines(&Proof::default()).contains("not held"));
+        let nowhere = Proof { state: ProofState::NoAnswer, held: 2, tried: Vec::new() };
+        assert!(proof_lines(&nowhere).contains("2 held, and no listener"));
     }
 
     #[test]

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use hanse_control::admin::{
-    AgentTokenCreateRequest, Receipt, RevokeLiftRequest, RevokeRequest, Revoked, WorkloadRegisterRequest,
+    AgentTokenCreateRequest, ProofState, Receipt, RevokeLiftRequest, RevokeRequest, Revoked,
+    WorkloadRegisterRequest,
 };
+use hanse_identity::proof::HandshakeOutcome;
 use hanse_identity::{NodeName, Reason, Registration, RevocationTarget, Selector, SpiffeId, SvidFacts};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -161,8 +163,10 @@ impl Story<'_> {
             evidence["newCertificateLetIn"] = json!(new);
             "new certificate let in".to_owned()
         };
-        let line = format!("{}: {line}, {}, {again}", kind.name(), receipt_line(&receipt, complete_after));
-        Ok(Told { ok: refused && receipt.complete, line, evidence })
+        let (told, proof) = (receipt_line(&receipt, complete_after), proof_line(&receipt));
+        let line = format!("{}: {line}, {told}, {proof}, {again}", kind.name());
+        let proved = is_proved(kind, &receipt, [&self.home, &self.away]);
+        Ok(Told { ok: refused && receipt.complete && proved, line, evidence })
     }
 
     /// Commits the revocation of that kind.
@@ -337,6 +341,31 @@ impl Story<'_> {
 fn facts_of(pem: &str) -> anyhow::Result<SvidFacts> {
     let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).context("the thief told no certificate")?;
     Ok(SvidFacts::parse(&leaf)?)
+}
+
+/// Whether whoever still had the certificate was refused at listeners of both clusters. What came through an agent that is
+/// put out itself, nobody has whose word counts.
+fn is_proved(kind: Kind, receipt: &Receipt, clusters: [&String; 2]) -> bool {
+    if kind == Kind::AgentOnHold {
+        return receipt.proof.state == ProofState::NotHeld;
+    }
+    let refused =
+        |cluster: &&String| {
+            receipt.proof.tried.iter().map(|tried| &tried.attempt).any(|a| {
+                a.cluster.as_str() == **cluster && matches!(a.outcome, HandshakeOutcome::Refused { .. })
+            })
+        };
+    receipt.proof.state == ProofState::Refused && clusters.iter().all(refused)
+}
+
+fn proof_line(receipt: &Receipt) -> String {
+    let refused =
+        receipt.proof.tried.iter().filter(|t| matches!(t.attempt.outcome, HandshakeOutcome::Refused { .. }));
+    match receipt.proof.state {
+        ProofState::NotHeld => "proof not held".to_owned(),
+        ProofState::Refused => format!("proof: {} handshakes refused", refused.count()),
+        state => format!("proof: {state:?}"),
+    }
 }
 
 fn receipt_line(receipt: &Receipt, after: Duration) -> String {

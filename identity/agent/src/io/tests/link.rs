@@ -42,6 +42,7 @@ mod following;
 mod host;
 mod huge;
 mod joining;
+mod proof;
 mod rejoin;
 
 /// A cluster: its authorities, what it knows, and what its agents said.
