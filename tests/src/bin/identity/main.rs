@@ -7,6 +7,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod authorities;
 mod fleet;
 mod issue;
 mod revoke;
@@ -28,7 +29,7 @@ enum What {
     WorkloadApi(workload_api::Arguments),
     /// Many workloads in one cluster: registration, first issue, a full re-issue, memory of the control nodes
     Fleet(fleet::Arguments),
-    /// Short-lived SVIDs under load: rotations, and requests that failed
+    /// Short-lived SVIDs under load, then every authority replaced three times: rotations, and requests that failed
     Rotation(rotation::Arguments),
     /// Revocations with live connections in two clusters: when refused, when cut, and who else was dropped
     Revoke(revoke::Arguments),

@@ -1,5 +1,6 @@
-//! Short-lived SVIDs under load: every proxy, every gateway and a process with many identities rotate every few
-//! seconds for a while; requests go on, within a cluster and across. Counted: rotations, and requests that failed.
+//! Rotation under load, within a cluster and across. First SVIDs: every proxy, every gateway and a process with many
+//! identities rotate every few seconds for a while. Then authorities, in `authorities`. Counted: rotations, and requests
+//! that failed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,14 +13,14 @@ use hanse_tests::house::Demo;
 use hanse_tests::http::{self, Connection};
 use serde_json::Value;
 
-use crate::scene;
+use crate::{authorities, scene};
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Lifetime of SVIDs, seconds
     #[arg(long, default_value_t = 10)]
     lifetime: u64,
-    /// How long, seconds
+    /// How long SVIDs are rotated, seconds; 0: not at all
     #[arg(long, default_value_t = 120)]
     seconds: u64,
     /// Identities that this process holds besides
@@ -28,16 +29,73 @@ pub struct Arguments {
     /// Requests per second, in each cluster
     #[arg(long, default_value_t = 100)]
     rps: u32,
+    /// How often every authority of both clusters is replaced afterwards
+    #[arg(long, default_value_t = 3)]
+    rotations: u32,
+    /// kill -9 the leader of the cluster in every one of these, each time at another gate
+    #[arg(long, conflicts_with = "stop_agent")]
+    kill_leader: bool,
+    /// Stop the agent of the cluster (SIGSTOP) in every one of these, for some seconds
+    #[arg(long)]
+    stop_agent: bool,
 }
 
 #[derive(Default)]
-struct Counted {
+pub struct Counted {
     requests: AtomicU64,
     failed: AtomicU64,
     stop: AtomicBool,
 }
 
+/// Requests in both clusters, to the own one and to the other.
+pub struct Load(tokio::task::JoinSet<Result<()>>);
+
+impl Counted {
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+impl Load {
+    pub fn start(demo: &Demo, rps: u32, counted: &Arc<Counted>) -> Result<Self> {
+        let mut load = tokio::task::JoinSet::new();
+        for cluster in ["east", "west"] {
+            let outbound = demo.address(cluster, "proxy", "load-1", "outbound")?;
+            for host in
+                ["productpage.shop.svc.clusterset.local", "productpage-east.shop.svc.clusterset.local"]
+            {
+                load.spawn(requests(outbound.clone(), host, rps.div_ceil(2), Arc::clone(counted)));
+            }
+        }
+        Ok(Self(load))
+    }
+
+    /// How many were made, and how many failed.
+    pub async fn finish(mut self, counted: &Counted) -> Result<(u64, u64)> {
+        counted.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.0.join_next().await {
+            ended??;
+        }
+        Ok((counted.requests.load(Ordering::Relaxed), counted.failed()))
+    }
+}
+
 pub async fn run(arguments: Arguments) -> Result<()> {
+    if arguments.seconds > 0 {
+        svids(&arguments).await?;
+    }
+    if arguments.rotations > 0 {
+        let damage = match (arguments.kill_leader, arguments.stop_agent) {
+            (true, _) => authorities::Damage::KillLeader,
+            (false, true) => authorities::Damage::StopAgent,
+            (false, false) => authorities::Damage::None,
+        };
+        authorities::run(arguments.rotations, damage, arguments.rps).await?;
+    }
+    Ok(())
+}
+
+async fn svids(arguments: &Arguments) -> Result<()> {
     let demo = Demo::up(["--rps", "0", "--svid-lifetime", &format!("{}s", arguments.lifetime)])?;
     let client = Arc::new(scene::administrator(&demo, "east").await?);
     let ids: Result<Vec<_>> = (0..arguments.identities).map(|n| scene::identity("east", n)).collect();
@@ -46,13 +104,7 @@ pub async fn run(arguments: Arguments) -> Result<()> {
     scene::register(&client, registrations?).await?;
 
     let counted = Arc::new(Counted::default());
-    let mut load = tokio::task::JoinSet::new();
-    for cluster in ["east", "west"] {
-        let outbound = demo.address(cluster, "proxy", "load-1", "outbound")?;
-        for host in ["productpage.shop.svc.clusterset.local", "productpage-east.shop.svc.clusterset.local"] {
-            load.spawn(requests(outbound.clone(), host, arguments.rps / 2, Arc::clone(&counted)));
-        }
-    }
+    let load = Load::start(&demo, arguments.rps, &counted)?;
     let ours = tokio::spawn(stream(scene::endpoint(&demo, "east")?, Arc::clone(&counted)));
 
     let started = Instant::now();
@@ -70,13 +122,8 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    counted.stop.store(true, Ordering::Relaxed);
-    while let Some(ended) = load.join_next().await {
-        ended??;
-    }
+    let (requests, failed) = load.finish(&counted).await?;
     let ours = ours.await??;
-    let (requests, failed) =
-        (counted.requests.load(Ordering::Relaxed), counted.failed.load(Ordering::Relaxed));
     println!(
         "SVIDs of {} s for {} s: {} rotations ({theirs} in {} proxies and gateways, {ours} in a process with {} identities), {failed} of {requests} requests failed",
         arguments.lifetime,
