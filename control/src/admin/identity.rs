@@ -1,6 +1,6 @@
 //! `identity list|show|verify`: SVIDs that live, as the issuance index knows them, and what is thought of a chain.
 
-use hanse_identity::{KeyId, NodeName, RevocationId, Serial, SpiffeId, Timestamp};
+use hanse_identity::{ClusterName, KeyId, NodeName, RevocationId, Serial, SpiffeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Meta, Warning};
@@ -45,6 +45,7 @@ pub struct IdentityList {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IdentityItem {
+    pub cluster: ClusterName,
     pub spiffe_id: SpiffeId,
     pub serial: Serial,
     /// Of the certificate's public key.
@@ -57,9 +58,28 @@ pub struct IdentityItem {
     /// Proxies and gateways that run under this identity now; a workload that speaks TLS itself is not known by name.
     #[serde(default)]
     pub holders: Vec<NodeName>,
+    /// When it was signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Timestamp>,
     pub not_after: Timestamp,
+    /// As the index knows it; of a single one that was looked up it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<Renewal>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<RevocationId>,
+}
+
+/// What the index can tell of an SVID's renewal. Agents replace one when 40 to 60 % of its life is over; which of
+/// several processes under one identity on one host has been given a new one only its agent knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Renewal {
+    /// By then at the latest.
+    By(Timestamp),
+    /// A newer one of the same identity has been given through the same agent since.
+    Replaced,
+    /// It should have been replaced by then, and has not been.
+    Overdue(Timestamp),
 }
 
 /// Is this chain believed here?

@@ -92,6 +92,7 @@ impl IssueService {
             authority,
             agent: agent.clone(),
             node: context.name.clone(),
+            issued: Some(now()),
             not_after: facts.not_after,
         };
         let record = IssuedRecord { svid, granted: state.view.revision.0, handed_out: false };

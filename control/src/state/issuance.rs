@@ -39,6 +39,9 @@ pub struct IssuedSvid {
     pub agent: NodeName,
     /// The control node that signed it.
     pub node: NodeName,
+    /// When it was signed, by that node's clock; not known of what an earlier version recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Timestamp>,
     pub not_after: Timestamp,
 }
 
@@ -234,6 +237,9 @@ struct Written {
     agents: Vec<NodeName>,
     signers: Vec<(NodeName, KeyId)>,
     svids: Vec<(Serial, KeyId, usize, usize, usize, Timestamp)>,
+    /// When each of them was signed, in the same order.
+    #[serde(default)]
+    issued: Vec<Option<Timestamp>>,
 }
 
 /// Gives every value a position, once.
@@ -261,6 +267,7 @@ impl Serialize for Issuance {
             let agent = agents.of(&mut written.agents, &svid.agent);
             let signer = signers.of(&mut written.signers, &(svid.node.clone(), svid.authority));
             written.svids.push((svid.serial.clone(), svid.key, id, agent, signer, svid.not_after));
+            written.issued.push(svid.issued);
         }
         written.serialize(serializer)
     }
@@ -272,7 +279,8 @@ impl<'de> Deserialize<'de> for Issuance {
         let beyond =
             || serde::de::Error::custom("a row of the issuance index names what is not in its tables");
         let mut issuance = Self::default();
-        for (serial, key, id, agent, signer, not_after) in written.svids {
+        let issued = written.issued.into_iter().chain(std::iter::repeat(None));
+        for ((serial, key, id, agent, signer, not_after), issued) in written.svids.into_iter().zip(issued) {
             let (node, authority) = written.signers.get(signer).cloned().ok_or_else(beyond)?;
             issuance.insert(IssuedSvid {
                 serial,
@@ -281,6 +289,7 @@ impl<'de> Deserialize<'de> for Issuance {
                 authority,
                 agent: written.agents.get(agent).cloned().ok_or_else(beyond)?,
                 node,
+                issued,
                 not_after,
             });
         }

@@ -140,6 +140,7 @@ fn a_host_that_is_not_heard_is_waited_for_as_long_as_its_svids_live() {
         authority: KeyId([1; 32]),
         agent: "host-1".parse().unwrap(),
         node: "east-1".parse().unwrap(),
+        issued: None,
         not_after: NOW + Duration::from_secs(60),
     };
     let records = vec![IssuedRecord { svid, granted: 1, handed_out: false }];

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hanse_identity::{NodeName, Revocations, SpiffeId, SvidFacts, Usage, verify};
+use hanse_identity::{
+    ClusterName, NodeName, Revocations, Serial, SpiffeId, SvidFacts, Timestamp, Usage, renewal, verify,
+};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tonic::Status;
@@ -10,7 +12,7 @@ use tonic::Status;
 use super::Call;
 use crate::admin::{
     IDENTITY_PAGE, IdentityItem, IdentityList, IdentityListRequest, IdentityVerdict, IdentityVerifyRequest,
-    MAX_IDENTITY_PAGE, MAX_PEM, merged,
+    MAX_IDENTITY_PAGE, MAX_PEM, Renewal, merged,
 };
 use crate::io::census::{Query, gather};
 use crate::io::context::{Context, now};
@@ -27,7 +29,7 @@ pub async fn list(call: Call, request: IdentityListRequest) -> Result<IdentityLi
         .issued
         .live(now)
         .filter(|svid| svid.not_after > now && request.ends_before.is_none_or(|end| svid.not_after < end))
-        .map(|svid| item(svid, revocations, holders.get(&svid.id)))
+        .map(|svid| item(&call.context.cluster, svid, revocations, holders.get(&svid.id)))
         .filter(|item| request.of.as_ref().is_none_or(|text| item.is_meant_by(text)))
         .filter(|item| !request.revoked || item.revoked.is_some())
         .collect();
@@ -36,6 +38,10 @@ pub async fn list(call: Call, request: IdentityListRequest) -> Result<IdentityLi
     let limit = request.limit.unwrap_or(IDENTITY_PAGE).clamp(1, MAX_IDENTITY_PAGE);
     let more = items.len().saturating_sub(limit);
     items.truncate(limit);
+    let shown: BTreeSet<_> = items.iter().map(|item| (item.spiffe_id.clone(), item.agent.clone())).collect();
+    let live = reading.state.private.issued.live(now).filter(|svid| svid.not_after > now);
+    let mut known = renewals(live.filter(|s| shown.contains(&(s.id.clone(), s.agent.clone()))), now);
+    items.iter_mut().for_each(|item| item.renewal = known.remove(&item.serial));
     Ok(IdentityList { meta: reading.meta, items, more, warnings: reading.warnings })
 }
 
@@ -49,7 +55,32 @@ async fn holders(context: &Context) -> (BTreeMap<SpiffeId, Vec<NodeName>>, BTree
     (holders, silent)
 }
 
-fn item(svid: &IssuedSvid, revocations: &Revocations, holders: Option<&Vec<NodeName>>) -> IdentityItem {
+/// When each of these is replaced, as far as the index can tell: an SVID that was given through an agent may have
+/// replaced any older one of its identity there.
+fn renewals<'s>(svids: impl Iterator<Item = &'s IssuedSvid>, now: Timestamp) -> BTreeMap<Serial, Renewal> {
+    let svids: Vec<(Timestamp, &IssuedSvid)> = svids.filter_map(|svid| Some((svid.issued?, svid))).collect();
+    let mut newest: BTreeMap<(&SpiffeId, &NodeName), Timestamp> = BTreeMap::new();
+    for (issued, svid) in &svids {
+        let known = newest.entry((&svid.id, &svid.agent)).or_insert(*issued);
+        *known = (*known).max(*issued);
+    }
+    let renewal = |issued: Timestamp, svid: &IssuedSvid| {
+        let by = renewal::renew_at(issued, svid.not_after, 1.0);
+        match by > now {
+            true => Renewal::By(by),
+            false if newest[&(&svid.id, &svid.agent)] > issued => Renewal::Replaced,
+            false => Renewal::Overdue(by),
+        }
+    };
+    svids.iter().map(|(issued, svid)| (svid.serial.clone(), renewal(*issued, svid))).collect()
+}
+
+fn item(
+    cluster: &ClusterName,
+    svid: &IssuedSvid,
+    revocations: &Revocations,
+    holders: Option<&Vec<NodeName>>,
+) -> IdentityItem {
     let facts = SvidFacts {
         id: svid.id.clone(),
         serial: svid.serial.clone(),
@@ -60,6 +91,7 @@ fn item(svid: &IssuedSvid, revocations: &Revocations, holders: Option<&Vec<NodeN
         not_after: svid.not_after,
     };
     IdentityItem {
+        cluster: cluster.clone(),
         spiffe_id: svid.id.clone(),
         serial: svid.serial.clone(),
         key: svid.key,
@@ -67,7 +99,9 @@ fn item(svid: &IssuedSvid, revocations: &Revocations, holders: Option<&Vec<NodeN
         node: svid.node.clone(),
         agent: svid.agent.clone(),
         holders: holders.cloned().unwrap_or_default(),
+        issued: svid.issued,
         not_after: svid.not_after,
+        renewal: None,
         revoked: revocations.check_from(&facts, &[svid.authority]).map(|r| r.id.clone()),
     }
 }
@@ -91,7 +125,8 @@ pub async fn check(call: Call, request: IdentityVerifyRequest) -> Result<Identit
         Some(svid) => {
             let (holders, silent) = holders(&call.context).await;
             reading.silent(&silent);
-            Some(item(&svid, &reading.state.view.revocations, holders.get(&svid.id)))
+            let revocations = &reading.state.view.revocations;
+            Some(item(&call.context.cluster, &svid, revocations, holders.get(&svid.id)))
         }
         None => None,
     };
@@ -104,4 +139,52 @@ pub async fn check(call: Call, request: IdentityVerifyRequest) -> Result<Identit
         meta: reading.meta,
         warnings: reading.warnings,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hanse_identity::KeyId;
+
+    use super::*;
+
+    const DAY: u64 = 86_400;
+
+    /// Of one identity on that host, signed that many seconds after 1970; it lives a day.
+    fn svid(serial: u8, host: &str, at: u64) -> IssuedSvid {
+        let issued = Timestamp::from_seconds(at);
+        IssuedSvid {
+            serial: Serial::new(&[serial]).unwrap(),
+            id: "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap(),
+            key: KeyId([serial; 32]),
+            authority: KeyId([0; 32]),
+            agent: host.parse().unwrap(),
+            node: "east-1".parse().unwrap(),
+            issued: Some(issued),
+            not_after: issued + Duration::from_secs(DAY),
+        }
+    }
+
+    #[test]
+    fn a_renewal_is_ahead_has_been_or_is_overdue() {
+        let of = |svids: &[IssuedSvid], at| renewals(svids.iter(), Timestamp::from_seconds(at));
+        let key = |serial: u8| Serial::new(&[serial]).unwrap();
+        let by = |at: u64| Timestamp::from_seconds(at + DAY * 6 / 10);
+        let one = [svid(1, "host-1", 0)];
+        assert_eq!(of(&one, 1_000)[&key(1)], Renewal::By(by(0)));
+        assert_eq!(of(&one, DAY * 7 / 10)[&key(1)], Renewal::Overdue(by(0)));
+        let half = DAY / 2;
+        let renewed = [svid(1, "host-1", 0), svid(2, "host-1", half)];
+        let known = of(&renewed, DAY * 7 / 10);
+        assert_eq!((known[&key(1)], known[&key(2)]), (Renewal::Replaced, Renewal::By(by(half))));
+        // Another host's is no replacement; of two processes here one has been given a new one.
+        let known = of(&[svid(1, "host-1", 0), svid(2, "host-2", half)], DAY * 7 / 10);
+        assert_eq!(known[&key(1)], Renewal::Overdue(by(0)));
+        let two = [svid(1, "host-1", 0), svid(3, "host-1", 0), svid(2, "host-1", half)];
+        let overdue = of(&two, DAY * 7 / 10).into_values().filter(|r| matches!(r, Renewal::Overdue(_)));
+        assert_eq!(overdue.count(), 0, "which of the two was given it only their agent knows");
+        // What an earlier version recorded says nothing.
+        assert!(of(&[IssuedSvid { issued: None, ..svid(1, "host-1", 0) }], 0).is_empty());
+    }
 }

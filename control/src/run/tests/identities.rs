@@ -28,6 +28,10 @@ async fn what_lives_is_found_by_each_of_its_names_and_believed_until_it_is_revok
         assert_eq!((&item.spiffe_id, &item.serial, item.key), (&id, &facts.serial, facts.key_id));
         assert_eq!((item.agent.as_str(), item.node.as_str()), ("host-1", "east-1"));
         assert_eq!((item.not_after, &item.revoked), (facts.not_after, &None));
+        assert_eq!(item.cluster.as_str(), "east");
+        let issued = item.issued.unwrap();
+        let Some(Renewal::By(by)) = item.renewal else { panic!("{item:?}") };
+        assert!(issued <= now() && issued < by && by < item.not_after, "{item:?}");
     }
     assert_eq!(of(&client, "host-1").await.len(), 2, "the agent's own and the workload's");
     assert!(of(&client, "ratings").await.is_empty());

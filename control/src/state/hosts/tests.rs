@@ -69,6 +69,7 @@ impl Log {
             authority: hanse_identity::KeyId([9; 32]),
             agent: host(),
             node: "east-1".parse().unwrap(),
+            issued: None,
             not_after: self.now + DAY,
         };
         let record = IssuedRecord { svid, granted: self.index, handed_out: false };

@@ -81,6 +81,7 @@ impl Cluster {
             authority: KeyId([1; 32]),
             agent: host.parse().unwrap(),
             node: "east-1".parse().unwrap(),
+            issued: Some(self.now),
             not_after: self.now + HOUR,
         };
         IssuedRecord { svid, granted: self.state.view.revision.0, handed_out: false }

@@ -132,6 +132,7 @@ impl Cluster {
             authority: *authority,
             agent: "host-1".parse().unwrap(),
             node: node(1),
+            issued: Some(self.now),
             not_after: self.now + HOUR,
         };
         let record = IssuedRecord { svid, granted: self.state.view.revision.0, handed_out };

@@ -11,7 +11,7 @@ use super::parse_duration;
 pub enum IdentityCommand {
     /// List the SVIDs that live, those that end first first
     #[command(
-        after_help = "Examples:\n  hanse identity list --expiring 6h\n  hanse identity list --revoked -o json"
+        after_help = "NEXT RENEWAL is what the index tells: agents replace an SVID when 40 to 60 % of its life is over. Replaced: a newer\none of its identity has been given through the same agent; of several processes there, only the agent knows which.\n\nExamples:\n  hanse identity list --expiring 6h\n  hanse identity list --revoked -o json"
     )]
     List {
         /// Only those that end within this time, such as 30m, 6h
@@ -26,12 +26,15 @@ pub enum IdentityCommand {
     },
     /// Show what is in a certificate file, or what is known of the SVIDs of an identity, a proxy or an agent
     #[command(
-        after_help = "Examples:\n  hanse identity show ratings\n  hanse identity show spiffe://east.example/ns/shop/sa/ratings\n  hanse identity show svid.pem\n  openssl s_client … | hanse identity show -"
+        after_help = "What a control node knows of an SVID is its row in the issuance index; the chain itself is with the agent of its\nhost, and in no log. --pem prints the certificates of a file, and leaves out a key that may be in it too.\n\nExamples:\n  hanse identity show ratings\n  hanse identity show spiffe://east.example/ns/shop/sa/ratings\n  hanse identity show svid.pem\n  openssl s_client … | hanse identity show -"
     )]
     Show {
         /// A file of certificates in PEM, - for standard input, a SPIFFE ID or its last part, a serial number, or the
         /// name of a proxy, gateway or agent
         what: String,
+        /// Print the chain of a file as PEM, leaf first, and nothing else
+        #[arg(long)]
+        pem: bool,
     },
     /// Ask the cluster whether it believes a chain: exit code 0 or 1
     #[command(after_help = "Example:\n  hanse identity verify svid.pem --at 2026-08-22T10:00:00Z")]

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use hanse_control::admin::{IdentityItem, IdentityList, IdentityListRequest, IdentityVerifyRequest};
+use hanse_control::admin::{IdentityItem, IdentityList, IdentityListRequest, IdentityVerifyRequest, Renewal};
+use hanse_identity::wire::to_pem;
 use hanse_identity::{SvidFacts, Timestamp};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -34,10 +35,17 @@ pub async fn run(global: &Global, command: &IdentityCommand) -> Outcome {
             print(global, &list);
             Ok(if list.meta.partial { Exit::Partial } else { Exit::Done })
         }
-        IdentityCommand::Show { what } if what == "-" || Path::new(what).is_file() => {
-            show_file(global, Path::new(what)).await
-        }
-        IdentityCommand::Show { what } => {
+        IdentityCommand::Show { what, pem } if what == "-" || Path::new(what).is_file() => match pem {
+            true => show_pem(Path::new(what)),
+            false => show_file(global, Path::new(what)).await,
+        },
+        IdentityCommand::Show { what, pem: true } => Err(Failure::new(
+            Exit::NotFound,
+            "E5102",
+            format!("control nodes keep no certificates, only what the index says of {what:?}"),
+        )
+        .fix("a chain is with the agent of its host, which gives it to the workload itself; a file of it is shown by its path")),
+        IdentityCommand::Show { what, pem: false } => {
             let request = IdentityListRequest { of: Some(what.clone()), ..IdentityListRequest::default() };
             let list = Connection::open(global)?.call(&request).await?;
             if list.items.is_empty() {
@@ -56,16 +64,30 @@ pub async fn run(global: &Global, command: &IdentityCommand) -> Outcome {
 }
 
 fn print(global: &Global, list: &IdentityList) {
-    let titles = ["SPIFFE ID", "SERIAL", "HOLDER", "LEFT", "STATE", "+SIGNED BY", "+KEY"];
+    let titles = [
+        "SPIFFE ID",
+        "CLUSTER",
+        "SERIAL",
+        "HOLDER",
+        "LEFT",
+        "NEXT RENEWAL",
+        "STATE",
+        "+SIGNED BY",
+        "+KEY",
+        "+ISSUED",
+    ];
     let mut listing = Listing::of("IdentityList", &list.meta, &list.items, &titles, |item| {
         [
             item.spiffe_id.to_string(),
+            item.cluster.to_string(),
             item.serial.to_string(),
             holder(item),
             output::left(item.not_after),
+            renewal(item.renewal),
             item.revoked.as_ref().map_or("ok".to_owned(), |id| format!("revoked by {id}")),
             format!("{} {}", item.node, item.authority.prefix()),
             item.key.to_string(),
+            item.issued.map(|at| at.to_string()).unwrap_or_default(),
         ]
     })
     .more("more", &list.more)
@@ -83,6 +105,23 @@ fn holder(item: &IdentityItem) -> String {
         true => format!("({})", item.agent),
         false => format!("{} ({})", names.join(" "), item.agent),
     }
+}
+
+/// `in 5h`, `replaced`, `overdue 6m ‼`.
+fn renewal(renewal: Option<Renewal>) -> String {
+    match renewal {
+        None => String::new(),
+        Some(Renewal::By(at)) => format!("in {}", output::left(at)),
+        Some(Renewal::Replaced) => "replaced".to_owned(),
+        Some(Renewal::Overdue(at)) => format!("overdue {} ‼", output::age(at)),
+    }
+}
+
+/// The certificates of a file as they are in it, and nothing else that is in it.
+fn show_pem(path: &Path) -> Outcome {
+    let (_, ders) = chain(path)?;
+    ders.iter().for_each(|der| output::data(&to_pem("CERTIFICATE", der)));
+    Ok(Exit::Done)
 }
 
 fn chain(path: &Path) -> Result<(String, Vec<Vec<u8>>), Failure> {
