@@ -1,7 +1,7 @@
 //! The few rules that are structure, kept by tests: who may know whom, what the pure crates may not touch, that
 //! every file says what it owns, that generated code is current, that documents name files that exist.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -151,6 +151,46 @@ fn documents_name_files_that_exist() {
             }
         }
     }
+}
+
+#[test]
+fn documents_name_tests_that_exist() {
+    let mut tests = BTreeSet::new();
+    for file in all_rust_files() {
+        let text = fs::read_to_string(&file).unwrap();
+        let mut marked = false;
+        for line in text.lines().map(str::trim) {
+            let function = line.split_once("fn ").and_then(|(_, rest)| rest.split_once('('));
+            match function {
+                Some((name, _)) if marked => {
+                    tests.insert(name.to_owned());
+                    marked = false;
+                }
+                // Other attributes may stand between.
+                _ => {
+                    marked = line.starts_with("#[test]")
+                        || line.starts_with("#[tokio::test")
+                        || marked && line.starts_with('#')
+                }
+            }
+        }
+    }
+    assert!(tests.len() > 500, "{} tests were found", tests.len());
+    let mut cited = 0;
+    for document in ["SECURITY.md", "DECISIONS.md", "SPECIFICATION.md", "ARCHITECTURE.md"] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let words = name.split('_').count();
+            let looks_like_one =
+                words > 3 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            // Metrics have the name of the house.
+            if looks_like_one && !name.starts_with("hanse_") {
+                assert!(tests.contains(name), "{document} names the test {name}, which does not exist");
+                cited += 1;
+            }
+        }
+    }
+    assert!(cited > 30, "{cited} tests are cited");
 }
 
 #[test]

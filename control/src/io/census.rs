@@ -182,6 +182,9 @@ pub struct NodeReport {
     pub status: Status,
     pub certificate_not_after: Option<Timestamp>,
     pub version: String,
+    /// What time it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Timestamp>,
 }
 
 /// What all nodes answered, and who did not.
@@ -454,6 +457,7 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
             status: context.handle.status(),
             certificate_not_after: context.own.identity().map(|own| own.facts.not_after),
             version: VERSION.to_owned(),
+            clock: Some(now()),
         }),
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use hanse_identity::NodeName;
+use hanse_federation::join::MAX_CLOCK_SKEW;
+use hanse_identity::{NodeName, Timestamp};
 use tonic::Status;
 
 use super::Call;
 use crate::admin::{
     Listing, NodeItem, NodeList, NodeListRequest, NodeState, ProxyItem, ProxyListRequest, Quorum,
-    SubscriberKind, merged,
+    SubscriberKind, Warning, merged,
 };
 use crate::io::census::{NodeReport, Part, Query, gather};
 use crate::state::NodeRecord;
@@ -35,7 +36,28 @@ pub async fn list(call: Call, _: NodeListRequest) -> Result<NodeList, Status> {
     let items: Vec<_> = nodes.values().map(row).collect();
     let answering = items.iter().filter(|i| !matches!(i.state, NodeState::Silent | NodeState::Revoked));
     let quorum = Quorum::new(nodes.len(), answering.count());
+    let clocks = reports.iter().filter_map(|(name, report)| Some((name, report.clock?)));
+    reading.warnings.extend(off(clocks.collect()));
     Ok(NodeList { meta: reading.meta, items, quorum, warnings: reading.warnings })
+}
+
+/// Whose clock is not that of the others: nodes sign by their own. They answer within a second.
+fn off(mut clocks: Vec<(&NodeName, Timestamp)>) -> Vec<Warning> {
+    clocks.sort_by_key(|(_, clock)| *clock);
+    let Some(&(_, middle)) = clocks.get(clocks.len() / 2) else { return Vec::new() };
+    let warning = |(node, clock): (&NodeName, Timestamp)| {
+        let (ahead, behind) = (clock.since(middle), middle.since(clock));
+        let (by, how) = if ahead > behind { (ahead, "ahead of") } else { (behind, "behind") };
+        (by > MAX_CLOCK_SKEW).then(|| Warning {
+            code: "E3103".to_owned(),
+            message: format!(
+                "the clock of {node} is {} s {how} the others' (limit {} s): what it signs begins and ends by it",
+                by.as_secs(),
+                MAX_CLOCK_SKEW.as_secs()
+            ),
+        })
+    };
+    clocks.into_iter().filter_map(warning).collect()
 }
 
 fn item(
@@ -91,4 +113,26 @@ pub async fn proxies(call: Call, _: ProxyListRequest) -> Result<Listing<ProxyIte
         })
         .collect();
     Ok(Listing { meta: reading.meta, items, warnings: reading.warnings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_the_others_contradict_is_told() {
+        let names: Vec<NodeName> = ["east-1", "east-2", "east-3"].map(|name| name.parse().unwrap()).into();
+        let told = |seconds: &[u64]| {
+            let clocks = names.iter().zip(seconds).map(|(name, at)| (name, Timestamp::from_seconds(*at)));
+            off(clocks.collect()).into_iter().map(|warning| warning.message).collect::<Vec<_>>()
+        };
+        assert!(told(&[]).is_empty() && told(&[1_000]).is_empty());
+        assert!(told(&[1_000, 1_001, 1_030]).is_empty());
+        let behind = told(&[1_000, 900, 1_001]);
+        assert!(behind.len() == 1 && behind[0].contains("east-2 is 100 s behind"), "{behind:?}");
+        let ahead = told(&[1_000, 1_001, 99_999]);
+        assert!(ahead.len() == 1 && ahead[0].contains("east-3 is 98998 s ahead of"), "{ahead:?}");
+        // Of two, nobody can say whose is wrong: one of them is named.
+        assert_eq!(told(&[1_000, 5_000]).len(), 1);
+    }
 }

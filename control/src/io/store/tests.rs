@@ -1,5 +1,6 @@
 //! The store against a model: reopened after every step, cut off at every write, with every kind of damage.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +20,13 @@ struct Image {
     current: Vec<u8>,
     /// Calls that still succeed; then all fail.
     left: Option<u32>,
+    /// Of a disk that fills up: the pages that have a place on it, and how many more get one. Files are sparse: it is a
+    /// write that fails, not the growth before it.
+    allocated: BTreeSet<usize>,
+    room: Option<usize>,
 }
+
+const PAGE: usize = 4096;
 
 #[derive(Clone, Debug)]
 enum Change {
@@ -67,9 +74,23 @@ impl PowerCut {
         found
     }
 
+    /// From now on there is room for so many more pages.
+    fn fill_up(&self, room: usize) {
+        self.state.lock().unwrap().room = Some(room);
+    }
+
+    /// What a process finds that is started again on the same machine: what was written, and as much room.
+    fn found_again(&self) -> Self {
+        let image = self.state.lock().unwrap();
+        let (current, allocated, room) = (image.current.clone(), image.allocated.clone(), image.room);
+        let again = Image { synced: current.clone(), current, allocated, room, ..Image::default() };
+        Self { state: Arc::new(Mutex::new(again)) }
+    }
+
     fn change(&self, change: Change) -> io::Result<()> {
         let mut image = self.state.lock().unwrap();
         image.spend()?;
+        image.allocate(&change)?;
         change.apply(&mut image.current);
         image.pending.push(change);
         Ok(())
@@ -86,6 +107,19 @@ impl Image {
             }
             None => Ok(()),
         }
+    }
+}
+
+impl Image {
+    fn allocate(&mut self, change: &Change) -> io::Result<()> {
+        let Change::Write(offset, data) = change else { return Ok(()) };
+        for page in offset / PAGE..(offset + data.len()).div_ceil(PAGE) {
+            if let (Some(room), false) = (&mut self.room, self.allocated.contains(&page)) {
+                *room = room.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+            }
+            self.allocated.insert(page);
+        }
+        Ok(())
     }
 }
 
@@ -235,6 +269,50 @@ fn a_power_cut_at_any_call_loses_nothing_that_was_written() {
         }
     }
     assert!(cuts > 20, "only {cuts} writes were cut off");
+}
+
+/// A full disk ends the node (see the driver); what it had acknowledged is there as soon as there is room again, and as
+/// long as there is none it starts and cannot write, or says why it does not start.
+#[test]
+fn a_full_disk_loses_nothing_and_is_no_damage() {
+    let (mut filled, mut opened) = (0, 0);
+    for seed in 0..60 {
+        let mut chance = Chance(seed);
+        let mut model = Recovered::default();
+        let disk = PowerCut::default();
+        let mut store = Store::on(disk.clone()).unwrap();
+        let founding = Batch::founding(snapshot(1, 1));
+        store.write(&founding).unwrap();
+        model.write(&founding);
+        disk.fill_up(usize::try_from(chance.below(12)).unwrap());
+        let mut after = model.clone();
+        for _ in 0..200 {
+            let next = batch(&mut chance, &model);
+            after.write(&next);
+            if let Err(why) = store.write(&next) {
+                assert!(matches!(&why, DiskError::Write(_)), "seed {seed}: {why}");
+                assert_eq!(store.write(&next), Err(DiskError::Poisoned), "seed {seed}");
+                filled += 1;
+                break;
+            }
+            model.write(&next);
+        }
+        drop(store);
+        let left = disk.found_again();
+        match Store::on(left.clone()).and_then(|mut store| store.load()) {
+            Ok(found) => {
+                let found = found.unwrap();
+                assert!(found == model || found == after, "seed {seed}: while it is full");
+                opened += 1;
+            }
+            Err(why) => assert!(matches!(&why, DiskError::Open(_)), "seed {seed}: {why}"),
+        }
+        let roomy = left.found_again();
+        roomy.fill_up(1_000);
+        let found = Store::on(roomy).unwrap().load().unwrap().unwrap();
+        assert!(found == model || found == after, "seed {seed}: what was acknowledged is lost");
+    }
+    assert!(filled > 20 && opened > 0, "{filled} disks were full, {opened} could be read then");
 }
 
 /// A store as a power cut leaves it, with what it holds.
