@@ -108,6 +108,8 @@ calls! {
     TrustAbortRequest => Written, "TrustAbort";
     TrustStatusRequest => TrustStatus, "TrustStatus";
     TrustBundleListRequest => Listing<hanse_identity::Bundle>, "TrustBundleList";
+    TrustBundleSetRequest => TrustBundleSet, "TrustBundleSet";
+    TrustBundleDeleteRequest => Written, "TrustBundleDelete";
     CredentialRenewRequest => CredentialReply, "CredentialRenew";
 }
 

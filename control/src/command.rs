@@ -21,6 +21,7 @@ use crate::role::Role;
 use crate::state::hosts::HostJoin;
 use crate::state::issuance::IssuedRecord;
 use crate::state::rotation::Gate;
+use crate::state::strangers::Dependents;
 
 /// What is written to the log: one Command with who asked, when, and an id by which a retry is recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,8 +225,18 @@ pub enum Command {
         federation: Box<Federation>,
         bundle: Option<Box<Bundle>>,
     },
+    /// Ends what there is with a foreign trust domain: its bundle is deleted and fetched no more. `registrations` is what
+    /// becomes of those that name it; without a word they stay as they are.
     FederationDelete {
         trust_domain: TrustDomain,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        registrations: Option<Dependents>,
+    },
+    /// An administrator sets the bundle of a foreign trust domain by hand. `older` says that one of a lower sequence, or
+    /// of the same with other keys, is meant to replace what is kept.
+    ForeignBundleSet {
+        bundle: Box<Bundle>,
+        older: bool,
     },
     /// A bundle that was fetched for the relationship that began at `since`.
     ForeignBundlePut {

@@ -317,7 +317,11 @@ impl State {
             Command::FederationPut { federation, bundle } => {
                 self.federation_put(federation, bundle.as_deref(), now)
             }
-            Command::FederationDelete { trust_domain } => self.federation_delete(trust_domain),
+            Command::FederationDelete { trust_domain, registrations } => {
+                self.may_change_registrations(&proposal.actor, *registrations)?;
+                self.federation_delete(trust_domain, *registrations)
+            }
+            Command::ForeignBundleSet { bundle, older } => self.foreign_bundle_set(bundle, *older, now),
             Command::ForeignBundlePut { bundle, since } => self.foreign_bundle_put(bundle, *since, now),
         }
     }

@@ -1,5 +1,5 @@
-//! Strangers: foreign trust domains whose bundles are fetched from a bundle endpoint (SPIFFE Federation), and the rules
-//! of fetching: what a relationship is, which URLs are dialled, how often, and which of two bundles is the newer one.
+//! Strangers: foreign trust domains whose bundles are fetched from a bundle endpoint (SPIFFE Federation) or set by hand, and
+//! the rules of fetching: what a relationship is, which URLs are dialled, how often, and which of two bundles is the newer one.
 //!
 //! A stranger is no peer: nothing is exported to it, no proxy or gateway believes its SVIDs, and its bundle is handed
 //! only to agents, for workloads that are registered to federate with it.
@@ -51,12 +51,14 @@ pub enum Profile {
     },
 }
 
-/// A relationship, and what has come of it.
+/// A foreign trust domain: the relationship with it, if there is one, and its bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stranger {
-    pub federation: Federation,
-    /// When the relationship began; tells it from an earlier one with the same trust domain.
+    /// None: its bundle is set by hand, and nothing is fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federation: Option<Federation>,
+    /// When it was first told of; tells the relationship from an earlier one with the same trust domain.
     pub since: Timestamp,
     /// The newest bundle that was accepted. Without one, nobody of that domain is believed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,7 +129,7 @@ pub fn compare(kept: Option<&Bundle>, fetched: &Bundle) -> Result<Freshness, Sta
 impl Stranger {
     /// The trust domain under whose bundle the endpoint itself is authenticated, if it is by a bundle.
     pub fn endpoint_domain(&self) -> Option<&TrustDomain> {
-        match &self.federation.profile {
+        match &self.federation.as_ref()?.profile {
             Profile::HttpsSpiffe { endpoint_id } => Some(endpoint_id.trust_domain()),
             Profile::HttpsWeb { .. } => None,
         }

@@ -15,6 +15,7 @@ use crate::x509;
 use crate::x509::authority::{AuthorityFacts, speaks_for};
 
 mod document;
+mod file;
 mod jwk;
 
 pub use document::{
@@ -67,6 +68,10 @@ pub enum BundleError {
     NotAnAuthority(TrustDomain, &'static str),
     #[error("the bundle has no authority")]
     Empty,
+    #[error(
+        "there is a private key in it: a bundle is public; that key is to be replaced if this file has left its host"
+    )]
+    PrivateKey,
     #[error("two authorities share the subject {0}")]
     SubjectShared(String),
     #[error("the bundle has {0} authorities, at most {max} are read", max = MAX_AUTHORITIES)]

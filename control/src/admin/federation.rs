@@ -1,8 +1,11 @@
-//! `trust federate` and `trust federation …`: foreign trust domains and how fresh what is kept of them is.
+//! `trust federate`, `trust federation …` and `trust bundle set|delete`: foreign trust domains, and how fresh what is kept
+//! of them is.
 
 use hanse_federation::stranger::{EndpointUrl, Federation, Profile};
 use hanse_identity::{Bundle, KeyId, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};
+
+use crate::state::strangers::Dependents;
 
 /// Begins a relationship, or changes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,13 +40,61 @@ pub struct FederationDeleteRequest {
     pub trust_domain: TrustDomain,
 }
 
+/// Sets the bundle of a foreign trust domain by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustBundleSetRequest {
+    pub trust_domain: TrustDomain,
+    /// A SPIFFE bundle document (JWK set), or certificates in PEM.
+    pub bundle: String,
+    /// It may have a lower sequence than what is kept, or the same and other keys.
+    #[serde(default)]
+    pub allow_lower_sequence: bool,
+    /// Say what would be kept, and change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What is kept now, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustBundleSet {
+    /// The log index at which it is in force; none of a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// False: it is kept already.
+    pub changed: bool,
+    pub trust_domain: TrustDomain,
+    pub sequence: u64,
+    pub authorities: Vec<KeyId>,
+    pub jwt_authorities: Vec<String>,
+    /// Keys of the document that cannot be used, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored: Vec<String>,
+    /// From where it is going to be fetched anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<EndpointUrl>,
+}
+
+/// Deletes the bundle of a foreign trust domain, and with it the relationship, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustBundleDeleteRequest {
+    pub trust_domain: TrustDomain,
+    /// What becomes of registrations that federate with it.
+    pub registrations: Dependents,
+}
+
 /// A foreign trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FederationItem {
     pub trust_domain: TrustDomain,
-    pub url: EndpointUrl,
-    pub profile: Profile,
+    /// None: its bundle is set by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<EndpointUrl>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
     pub since: Timestamp,
     pub state: FederationState,
     /// `spiffe_sequence` of the bundle that is kept; 0: its owner does not count.
@@ -84,6 +135,8 @@ pub enum FederationState {
     Stale,
     /// There is a bundle, and no node remembers a fetch yet.
     Kept,
+    /// An administrator has set the bundle, and there is no endpoint to fetch it from.
+    ByHand,
 }
 
 impl FederationPutRequest {

@@ -54,8 +54,14 @@ pub struct WaitsFor {
     pub why: String,
 }
 
+/// The bundles that the mesh believes: the own one and those of joined clusters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TrustBundleListRequest {}
+#[serde(rename_all = "camelCase")]
+pub struct TrustBundleListRequest {
+    /// Those of foreign trust domains too, which nothing of the mesh believes.
+    #[serde(default)]
+    pub foreign: bool,
+}
 
 /// An administrator asks for a new certificate for itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,9 +28,9 @@ use crate::admin::{
     ProxyListRequest, RevokeClearRequest, RevokeExportRequest, RevokeLiftRequest, RevokeListRequest,
     RevokePreviewRequest, RevokeRequest, RevokeShowRequest, RevokeStatusRequest, RoleBindRequest,
     RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
-    ServiceUnexportRequest, TrustAbortRequest, TrustBundleListRequest, TrustRotateRequest,
-    TrustStatusRequest, Warning, WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest,
-    WorkloadRegisterRequest, Written,
+    ServiceUnexportRequest, TrustAbortRequest, TrustBundleDeleteRequest, TrustBundleListRequest,
+    TrustBundleSetRequest, TrustRotateRequest, TrustStatusRequest, Warning, WorkloadApplyRequest,
+    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
 };
 use crate::command::{Actor, Answer, Command};
 use crate::state::State;
@@ -172,6 +172,8 @@ admin_service! {
     trust_abort(TrustAbortRequest) => trust::abort;
     trust_status(TrustStatusRequest) => trust::status;
     trust_bundle_list(TrustBundleListRequest) => trust::bundles;
+    trust_bundle_set(TrustBundleSetRequest) => federation::set;
+    trust_bundle_delete(TrustBundleDeleteRequest) => federation::unset;
     credential_renew(CredentialRenewRequest) => trust::renew;
 }
 

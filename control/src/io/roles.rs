@@ -94,6 +94,8 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Admin", "TrustAbort", Who::Has(Role::CaAdmin)),
     ("hanse.control.v1.Admin", "TrustStatus", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "TrustBundleList", Who::Has(Role::Viewer)),
+    ("hanse.control.v1.Admin", "TrustBundleSet", Who::Has(Role::FederationAdmin)),
+    ("hanse.control.v1.Admin", "TrustBundleDelete", Who::Has(Role::FederationAdmin)),
     // Gives whoever asks what it has already, for itself.
     ("hanse.control.v1.Admin", "CredentialRenew", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Peer", "Join", Who::Anyone),

@@ -58,6 +58,10 @@ pub struct StrangerLinks {
 pub enum LookError {
     #[error("there is no relationship with {0}")]
     Unknown(TrustDomain),
+    #[error(
+        "the bundle of {0} is set by hand, there is no endpoint to fetch it from: hanse trust federate tells of one"
+    )]
+    ByHand(TrustDomain),
     #[error("{0}")]
     Fetch(#[from] FetchError),
     #[error("what was fetched is no bundle: {0}")]
@@ -82,8 +86,13 @@ impl StrangerLinks {
         table.values().cloned().collect()
     }
 
-    fn note(&self, stranger: &Stranger, at: Timestamp, looked: &Result<Looked, LookError>) -> Duration {
-        let domain = &stranger.federation.trust_domain;
+    fn note(
+        &self,
+        domain: &TrustDomain,
+        stranger: &Stranger,
+        at: Timestamp,
+        looked: &Result<Looked, LookError>,
+    ) -> Duration {
         let mut table = self.table();
         let before = table.get(domain).filter(|b| b.since == stranger.since);
         // On failure, wait for the next interval as it was before (Federation §6.2).
@@ -132,7 +141,10 @@ async fn look_and_note(
     let Some(stranger) = state.private.strangers.get(trust_domain) else {
         return (Err(LookError::Unknown(trust_domain.clone())), DEFAULT_INTERVAL);
     };
-    let looked = try_look(context, actor, stranger).await;
+    let Some(federation) = &stranger.federation else {
+        return (Err(LookError::ByHand(trust_domain.clone())), DEFAULT_INTERVAL);
+    };
+    let looked = try_look(context, actor, stranger, federation).await;
     match &looked {
         Ok(Looked { revision: Some(revision), .. }) => {
             tracing::info!(%trust_domain, revision, "a newer bundle of a foreign trust domain");
@@ -142,24 +154,25 @@ async fn look_and_note(
         }
         Err(why) => {
             context.metrics.stranger_fetches_failed.inc();
-            tracing::warn!(%trust_domain, url = %stranger.federation.url, %why, "the bundle of a foreign trust domain could not be refreshed");
+            tracing::warn!(%trust_domain, url = %federation.url, %why, "the bundle of a foreign trust domain could not be refreshed");
         }
     }
-    let refresh = context.strangers.note(stranger, now(), &looked);
+    let refresh = context.strangers.note(trust_domain, stranger, now(), &looked);
     (looked, refresh)
 }
 
-async fn try_look(context: &Context, actor: &Actor, stranger: &Stranger) -> Result<Looked, LookError> {
-    let Federation { trust_domain, url, profile } = &stranger.federation;
+async fn try_look(
+    context: &Context,
+    actor: &Actor,
+    stranger: &Stranger,
+    federation: &Federation,
+) -> Result<Looked, LookError> {
+    let Federation { trust_domain, url, profile } = federation;
     let tls = fetch::endpoint_tls(&context.handle.state(), profile).await?;
     let document = Bundle::from_jwks(trust_domain, &fetch::fetch(url, tls).await?)?;
     let refresh = interval(document.refresh_hint);
     let mut ignored = document.ignored;
-    let more = ignored.len().saturating_sub(MAX_IGNORED);
-    ignored.truncate(MAX_IGNORED);
-    if more > 0 {
-        ignored.push(format!("and {more} more"));
-    }
+    shorten(&mut ignored);
     let revision = match compare(stranger.bundle.as_ref(), &document.bundle)? {
         Freshness::Same => None,
         Freshness::Newer => {
@@ -170,6 +183,15 @@ async fn try_look(context: &Context, actor: &Actor, stranger: &Stranger) -> Resu
         }
     };
     Ok(Looked { revision, refresh, ignored })
+}
+
+/// The first few reasons for ignored keys, and how many more there are.
+pub fn shorten(ignored: &mut Vec<String>) {
+    let more = ignored.len().saturating_sub(MAX_IGNORED);
+    ignored.truncate(MAX_IGNORED);
+    if more > 0 {
+        ignored.push(format!("and {more} more"));
+    }
 }
 
 /// When a relationship is looked at next; `None` while a fetch is under way.
@@ -192,14 +214,14 @@ pub async fn supervise(context: Arc<Context>) {
             false => BTreeMap::new(),
         };
         due.retain(|domain, due| {
-            strangers.get(domain).is_some_and(|s| s.since == due.since && s.federation == due.federation)
+            strangers
+                .get(domain)
+                .is_some_and(|s| s.since == due.since && s.federation.as_ref() == Some(&due.federation))
         });
         for (domain, stranger) in strangers {
-            due.entry(domain).or_insert_with(|| Due {
-                federation: stranger.federation,
-                since: stranger.since,
-                at: Some(Instant::now()),
-            });
+            let Some(federation) = stranger.federation else { continue };
+            let (since, at) = (stranger.since, Some(Instant::now()));
+            due.entry(domain).or_insert(Due { federation, since, at });
         }
         start_due(&context, &mut due, &mut fetches);
         let next = due.values().filter_map(|due| due.at).min();

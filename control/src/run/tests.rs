@@ -37,6 +37,7 @@ use crate::io::key_store::{FileKeyStore, KeyStore};
 use crate::io::keys::{NewNode, new_key_pair};
 
 mod agents;
+mod bundles;
 mod duties;
 mod fixture;
 mod hosts;
@@ -45,6 +46,7 @@ mod jwt;
 mod lists;
 mod nodes;
 mod proofs;
+mod restored;
 mod revocations;
 mod rotation;
 mod strangers;

@@ -228,7 +228,17 @@ pub fn subject(command: &Command) -> Option<Subject> {
             let given = if bundle.is_some() { ", with a bundle" } else { "" };
             ("federation-put", format!("{} from {} by {}{given}", f.trust_domain, f.url, f.profile.as_str()))
         }
-        Command::FederationDelete { trust_domain } => ("federation-delete", trust_domain.to_string()),
+        Command::FederationDelete { trust_domain, registrations: None } => {
+            ("federation-delete", trust_domain.to_string())
+        }
+        Command::FederationDelete { trust_domain, registrations: Some(mode) } => {
+            ("bundle-delete", format!("{trust_domain}, {mode} registrations"))
+        }
+        Command::ForeignBundleSet { bundle, older } => {
+            let older = if *older { ", even an older one" } else { "" };
+            let (domain, keys) = (&bundle.trust_domain, bundle.authorities.len());
+            ("bundle-set", format!("{domain}, sequence {}, {keys} authorities{older}", bundle.sequence))
+        }
         Command::ForeignBundlePut { bundle, .. } => (
             "foreign-bundle",
             format!(

@@ -44,7 +44,7 @@ impl State {
     }
 
     /// Whether whoever proposed this holds that role; the mesh itself (no actor) always does.
-    fn actor_has(&self, actor: &str, role: Role) -> bool {
+    pub(super) fn actor_has(&self, actor: &str, role: Role) -> bool {
         actor.is_empty() || actor.parse().is_ok_and(|id| self.roles_of(&id).contains(&role))
     }
 

@@ -20,6 +20,7 @@ use hanse_identity::{
 use super::*;
 use crate::command::Told;
 
+mod bundles;
 mod catalog;
 mod duties;
 mod keys;

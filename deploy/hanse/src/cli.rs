@@ -33,7 +33,8 @@ pub use revoke::{ListEncoding, RevokeCommand, RevokeVerb, RevokeWhat};
 pub use role::RoleCommand;
 pub use service::ServiceCommand;
 pub use trust::{
-    BundleCommand, BundleFormat, EndpointProfile, FederationCommand, TrustCommand, TrustFederate, TrustRotate,
+    BundleCommand, BundleFormat, BundleSet, EndpointProfile, FederationCommand, RegistrationsMode,
+    TrustCommand, TrustFederate, TrustRotate,
 };
 pub use workload::WorkloadCommand;
 
@@ -110,7 +111,7 @@ pub enum Command {
     /// Which executables get which identity
     #[command(subcommand)]
     Workload(WorkloadCommand),
-    /// Trust: foreign trust domains
+    /// Trust: authorities and their rotation, bundles, foreign trust domains
     #[command(subcommand)]
     Trust(TrustCommand),
     /// Who did what, when, as whom, and what came of it

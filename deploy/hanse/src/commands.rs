@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod audit;
+pub mod bundle;
 pub mod cluster;
 pub mod context;
 pub mod federation;

@@ -275,7 +275,7 @@ impl<'de> Deserialize<'de> for Domains {
     }
 }
 
-fn bounded(text: &str) -> Result<(), BundleError> {
+pub(super) fn bounded(text: &str) -> Result<(), BundleError> {
     if text.len() > MAX_DOCUMENT_BYTES {
         let why = format!("it has {} bytes, at most {MAX_DOCUMENT_BYTES} are read", text.len());
         return Err(BundleError::Document(why));

@@ -1,20 +1,23 @@
-//! `trust federate` and `trust federation list|show|refresh|delete`.
+//! `trust federate`, `trust federation list|show|refresh|delete` and `trust bundle set|delete`.
 
 use std::collections::BTreeMap;
 
-use hanse_federation::stranger::Stranger;
-use hanse_identity::TrustDomain;
+use hanse_federation::stranger::{Freshness, Stranger};
+use hanse_identity::bundle::BundleDocument;
+use hanse_identity::{Bundle, TrustDomain};
 use tonic::Status;
 
 use super::{Call, Reading};
 use crate::admin::{
     FederationDeleteRequest, FederationItem, FederationListRequest, FederationPutRequest,
-    FederationRefreshRequest, FederationState, Listing, Written,
+    FederationRefreshRequest, FederationState, Listing, TrustBundleDeleteRequest, TrustBundleSet,
+    TrustBundleSetRequest, Written,
 };
 use crate::command::{Command, Refusal};
 use crate::io::census::{Part, Query, gather};
+use crate::io::context::now;
 use crate::io::status::{no_outcome, refused};
-use crate::io::strangers::{LookError, StrangerReport, freshest, look};
+use crate::io::strangers::{LookError, StrangerReport, freshest, look, shorten};
 
 pub async fn put(call: Call, request: FederationPutRequest) -> Result<Written, Status> {
     let bundle = request.read_bundle().map_err(|e| refused(&Refusal::Invalid(format!("the bundle: {e}"))))?;
@@ -34,9 +37,9 @@ pub async fn list(call: Call, request: FederationListRequest) -> Result<Listing<
     let (reading, mut reports) = read(&call).await;
     let strangers = &reading.state.private.strangers;
     let items: Vec<_> = strangers
-        .values()
-        .filter(|s| request.trust_domain.as_ref().is_none_or(|wanted| *wanted == s.federation.trust_domain))
-        .map(|s| item(s, reports.remove(&s.federation.trust_domain).unwrap_or_default()))
+        .iter()
+        .filter(|(domain, _)| request.trust_domain.as_ref().is_none_or(|wanted| wanted == *domain))
+        .map(|(domain, stranger)| item(domain, stranger, reports.remove(domain).unwrap_or_default()))
         .collect();
     match request.trust_domain {
         Some(wanted) if items.is_empty() => Err(unknown(&wanted)),
@@ -54,11 +57,49 @@ pub async fn refresh(call: Call, request: FederationRefreshRequest) -> Result<Fe
     }
     let (reading, mut reports) = read(&call).await;
     let stranger = reading.state.private.strangers.get(&wanted).ok_or_else(|| unknown(&wanted))?;
-    Ok(item(stranger, reports.remove(&wanted).unwrap_or_default()))
+    Ok(item(&wanted, stranger, reports.remove(&wanted).unwrap_or_default()))
 }
 
 pub async fn delete(call: Call, request: FederationDeleteRequest) -> Result<Written, Status> {
-    call.written(Command::FederationDelete { trust_domain: request.trust_domain }).await
+    let FederationDeleteRequest { trust_domain } = request;
+    call.written(Command::FederationDelete { trust_domain, registrations: None }).await
+}
+
+/// What a person hands over is read whole, or not at all; the log decides whether it may replace what is kept.
+pub async fn set(call: Call, request: TrustBundleSetRequest) -> Result<TrustBundleSet, Status> {
+    let TrustBundleSetRequest { trust_domain, bundle, allow_lower_sequence: older, dry_run } = request;
+    let read = Bundle::from_file(&trust_domain, &bundle);
+    let BundleDocument { bundle, mut ignored, .. } =
+        read.map_err(|e| refused(&Refusal::Invalid(format!("the bundle: {e}"))))?;
+    shorten(&mut ignored);
+    let state = call.read().await.state;
+    let kept = TrustBundleSet {
+        revision: None,
+        changed: false,
+        sequence: bundle.sequence,
+        authorities: bundle.pins(),
+        jwt_authorities: bundle.trusted_jwt().map(|authority| authority.key_id.clone()).collect(),
+        ignored,
+        url: state
+            .private
+            .strangers
+            .get(&trust_domain)
+            .and_then(|stranger| stranger.federation.as_ref())
+            .map(|federation| federation.url.clone()),
+        trust_domain,
+    };
+    if dry_run {
+        let freshness =
+            state.check_foreign_bundle_set(&bundle, older, now()).map_err(|refusal| refused(&refusal))?;
+        return Ok(TrustBundleSet { changed: freshness == Freshness::Newer, ..kept });
+    }
+    let written = call.written(Command::ForeignBundleSet { bundle: Box::new(bundle), older }).await?;
+    Ok(TrustBundleSet { revision: Some(written.revision), changed: written.changed, ..kept })
+}
+
+pub async fn unset(call: Call, request: TrustBundleDeleteRequest) -> Result<Written, Status> {
+    let TrustBundleDeleteRequest { trust_domain, registrations } = request;
+    call.written(Command::FederationDelete { trust_domain, registrations: Some(registrations) }).await
 }
 
 fn unknown(trust_domain: &TrustDomain) -> Status {
@@ -79,20 +120,21 @@ async fn read(call: &Call) -> (Reading, BTreeMap<TrustDomain, Vec<StrangerReport
     (reading, reports)
 }
 
-fn item(stranger: &Stranger, reports: Vec<StrangerReport>) -> FederationItem {
+fn item(trust_domain: &TrustDomain, stranger: &Stranger, reports: Vec<StrangerReport>) -> FederationItem {
     let fetched = reports.iter().filter_map(|report| report.succeeded).max();
     let last = freshest(reports);
     let bundle = stranger.bundle.as_ref();
     let state = match (bundle, &last) {
         (None, _) => FederationState::Waiting,
+        (Some(_), _) if stranger.federation.is_none() => FederationState::ByHand,
         (Some(_), None) => FederationState::Kept,
         (Some(_), Some(report)) if report.error.is_some() => FederationState::Stale,
         (Some(_), Some(_)) => FederationState::Fresh,
     };
     FederationItem {
-        trust_domain: stranger.federation.trust_domain.clone(),
-        url: stranger.federation.url.clone(),
-        profile: stranger.federation.profile.clone(),
+        trust_domain: trust_domain.clone(),
+        url: stranger.federation.as_ref().map(|federation| federation.url.clone()),
+        profile: stranger.federation.as_ref().map(|federation| federation.profile.clone()),
         since: stranger.since,
         state,
         sequence: bundle.map(|b| b.sequence),

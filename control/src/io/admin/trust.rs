@@ -37,9 +37,11 @@ pub async fn status(call: Call, _: TrustStatusRequest) -> Result<TrustStatus, St
     })
 }
 
-pub async fn bundles(call: Call, _: TrustBundleListRequest) -> Result<Listing<Bundle>, Status> {
+pub async fn bundles(call: Call, request: TrustBundleListRequest) -> Result<Listing<Bundle>, Status> {
     let reading = call.read().await;
-    let items = reading.state.view.bundles.values().cloned().collect();
+    let strangers = reading.state.private.strangers.values().filter_map(|stranger| stranger.bundle.as_ref());
+    let foreign = strangers.filter(|_| request.foreign);
+    let items = reading.state.view.bundles.values().chain(foreign).cloned().collect();
     Ok(Listing { meta: reading.meta, items, warnings: reading.warnings })
 }
 

@@ -46,6 +46,8 @@ const WRITES: &[(&str, &str, &str)] = &[
         "federation-put",
     ),
     ("FederationDelete", r#"{"trustDomain":"north.example"}"#, "federation-delete"),
+    ("TrustBundleSet", r#"{"trustDomain":"north.example","bundle":"NORTH"}"#, "bundle-set"),
+    ("TrustBundleDelete", r#"{"trustDomain":"north.example","registrations":"dissociate"}"#, "bundle-delete"),
     ("RoleBind", r#"{"id":"spiffe://east.example/ns/ops/sa/x","roles":["viewer"]}"#, "role-bind"),
     ("RoleUnbind", r#"{"id":"spiffe://east.example/ns/ops/sa/x","roles":["viewer"]}"#, "role-unbind"),
     ("TrustRotate", r#"{"reissue":true}"#, "trust-rotate"),
@@ -84,8 +86,10 @@ async fn every_write_of_an_administrator_leaves_a_row() {
     let svid = east.credential.svid().unwrap();
     let link = dial_as(&east, &svid).await;
     let company = Company::new().root_pem.replace('\n', "\\n");
+    let north = super::bundles::authority_pem("north.example").replace('\n', "\\n");
     for (rpc, json, kind) in WRITES {
-        let json = json.replace("POLICY", POLICY).replace("COMPANY", &company).into_bytes();
+        let json = json.replace("POLICY", POLICY).replace("COMPANY", &company).replace("NORTH", &north);
+        let json = json.into_bytes();
         let answer = unary::<_, Document>(link.channel.clone(), admin_path(rpc), Document { json }).await;
         let page = rows(&client, AuditListRequest { limit: Some(1), ..by_ann() }).await;
         let row = page.items.first().unwrap_or_else(|| panic!("{rpc} left no row: {answer:?}"));

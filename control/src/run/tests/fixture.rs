@@ -110,6 +110,26 @@ impl Cluster {
         let node = self.nodes[number].take().unwrap();
         let address = node.listen;
         assert_eq!(node.stop().await, Ended::Stopped);
+        self.start_again(number, address).await;
+        self.until("a leader", |n| n.context.handle.status().leader.is_some()).await;
+    }
+
+    /// Stops every node, and starts them again on what becomes of their directories.
+    pub(super) async fn stop_all_and_start_on(&mut self, moved: impl Fn(&Path) -> tempfile::TempDir) {
+        let mut addresses = Vec::new();
+        for node in &mut self.nodes {
+            let node = node.take().unwrap();
+            addresses.push(node.listen);
+            assert_eq!(node.stop().await, Ended::Stopped);
+        }
+        self.directories = self.directories.iter().map(|directory| moved(directory.path())).collect();
+        for (number, address) in addresses.into_iter().enumerate() {
+            self.start_again(number, address).await;
+        }
+        self.until("a leader", |n| n.context.handle.status().leader.is_some()).await;
+    }
+
+    async fn start_again(&mut self, number: usize, address: std::net::SocketAddr) {
         // A task of the node that has stopped may hold it for a moment still.
         let free = || async move { TcpListener::bind(address).await.ok() };
         let listener = eventually_asked("the node's address is free again", free).await;
@@ -121,7 +141,6 @@ impl Cluster {
         let options = Options::new(directory.to_owned(), file, Vec::new());
         let lifetime = Duration::from_secs(3600);
         self.nodes[number] = Some(start(options, store, lifetime, listener, admin).unwrap());
-        self.until("a leader", |n| n.context.handle.status().leader.is_some()).await;
     }
 
     pub(super) async fn stop(self) {

@@ -24,6 +24,10 @@ fn fetched(bundle: Bundle, since: Timestamp) -> Command {
     Command::ForeignBundlePut { bundle: Box::new(bundle), since }
 }
 
+fn ended(domain: &str) -> Command {
+    Command::FederationDelete { trust_domain: td(domain), registrations: None }
+}
+
 /// A real authority: foreign bundles are read again when they are applied.
 fn bundle(domain: &str, sequence: u64) -> Bundle {
     let key = crate::io::keys::new_key_pair().unwrap();
@@ -76,7 +80,7 @@ fn our_own_and_joined_domains_get_no_bundle_from_outside() {
     let offer = Box::new(offer_of("west"));
     log.done(put(web("west.example"), None));
     log.precondition(Command::PeerAdd { invite: "i".into(), offer: offer.clone() });
-    log.done(Command::FederationDelete { trust_domain: td("west.example") });
+    log.done(ended("west.example"));
     log.done(Command::PeerAdd { invite: "i".into(), offer });
     log.precondition(put(web("west.example"), None));
     log.precondition(fetched(bundle("west.example", 99), NOW));
@@ -94,17 +98,17 @@ fn f_8_a_first_fetch_by_spiffe_id_needs_a_bundle_of_the_endpoints_domain() {
         Some(bundle("south.example", 1)),
     ));
     log.done(put(spiffe("south.example", "spiffe://north.example/spire/server"), None));
-    log.precondition(Command::FederationDelete { trust_domain: td(NORTH) });
-    log.done(Command::FederationDelete { trust_domain: td("south.example") });
-    log.done(Command::FederationDelete { trust_domain: td(NORTH) });
+    log.precondition(ended(NORTH));
+    log.done(ended("south.example"));
+    log.done(ended(NORTH));
 }
 
 #[test]
 fn f_9_what_ended_is_gone_and_a_late_fetch_does_not_bring_it_back() {
     let mut log = Log::new();
     log.done(put(web(NORTH), Some(bundle(NORTH, 1))));
-    log.done(Command::FederationDelete { trust_domain: td(NORTH) });
-    assert!(log.not_found(Command::FederationDelete { trust_domain: td(NORTH) }).contains(NORTH));
+    log.done(ended(NORTH));
+    assert!(log.not_found(ended(NORTH)).contains(NORTH));
     log.precondition(fetched(bundle(NORTH, 2), NOW));
     log.now = NOW + Duration::from_secs(1);
     log.done(put(web(NORTH), None));

@@ -13,7 +13,7 @@ pub enum TrustCommand {
     Federate(TrustFederate),
     /// Replace this cluster's authorities, without a restart and without a failed request
     Rotate(TrustRotate),
-    /// Which authorities are believed
+    /// Which authorities are believed, and the bundles of foreign trust domains by hand
     #[command(subcommand)]
     Bundle(BundleCommand),
     /// Compare what every control node, agent, proxy and gateway has in force with this cluster's bundle
@@ -101,14 +101,65 @@ pub struct TrustRotate {
 #[derive(Debug, Subcommand)]
 pub enum BundleCommand {
     /// The authorities that this cluster believes, its own and those of joined clusters
+    #[command(
+        after_help = "Examples:\n  hanse trust bundle show --cluster west\n  hanse trust bundle show --trust-domain north.example --format pem"
+    )]
     Show {
         /// Only of this cluster
-        #[arg(long)]
+        #[arg(long, conflicts_with = "trust_domain")]
         cluster: Option<hanse_identity::ClusterName>,
+        /// Only of this trust domain, which may be a foreign one
+        #[arg(long)]
+        trust_domain: Option<hanse_identity::TrustDomain>,
         /// As certificates, or as a SPIFFE bundle document
         #[arg(long, value_enum)]
         format: Option<BundleFormat>,
     },
+    /// Set the bundle of a foreign trust domain by hand, or replace what has been fetched of it
+    #[command(
+        after_help = "For a trust domain that is no joined cluster's: of one without a bundle endpoint, or whose endpoint has lost the keys\nthat it is known by. The bundle is kept until it is set again, or a newer one is fetched. Like what is fetched it\nmakes nobody of that domain a caller: workloads that are registered to federate with the domain are given it.\n\nA bundle of a lower sequence than what is kept, or of the same with other keys, is refused unless that is said. PEM\nhas no sequence and no JWT authorities.\n\nExamples:\n  hanse trust bundle set --trust-domain north.example --file north.jwks\n  hanse trust bundle set --trust-domain north.example --file root.pem --dry-run\n  spire-server bundle show -format spiffe | hanse trust bundle set --trust-domain north.example --file -"
+    )]
+    Set(BundleSet),
+    /// Delete the bundle of a foreign trust domain, and with it the relationship, if there is one
+    #[command(
+        after_help = "Workloads hear of it at once: the domain is taken out of what the Workload API and SDS send.\n\nExamples:\n  hanse trust bundle delete --trust-domain north.example\n  hanse trust bundle delete --trust-domain north.example --mode dissociate --yes"
+    )]
+    Delete {
+        /// The foreign trust domain
+        #[arg(long)]
+        trust_domain: hanse_identity::TrustDomain,
+        /// What becomes of registrations that federate with it
+        #[arg(long, value_enum, default_value_t)]
+        mode: RegistrationsMode,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct BundleSet {
+    /// The foreign trust domain
+    #[arg(long)]
+    pub trust_domain: hanse_identity::TrustDomain,
+    /// A SPIFFE bundle document, or certificates in PEM; - is standard input
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Go back: it may have a lower sequence than what is kept, or the same and other keys
+    #[arg(long)]
+    pub allow_lower_sequence: bool,
+    /// Say what would be kept, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// The modes of `spire-server bundle delete`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum RegistrationsMode {
+    /// While there is one, nothing is deleted
+    #[default]
+    Restrict,
+    /// They stay, and federate with it no more
+    Dissociate,
+    /// They are deleted
+    Delete,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -83,8 +83,8 @@ async fn list(global: &Global, trust_domain: Option<hanse_identity::TrustDomain>
             item.sequence.map(|s| s.to_string()).unwrap_or_default(),
             item.authorities.len().to_string(),
             item.fetched.or(item.changed).map(output::age).unwrap_or_default(),
-            item.profile.as_str().to_owned(),
-            item.url.to_string(),
+            item.profile.as_ref().map(|profile| profile.as_str().to_owned()).unwrap_or_default(),
+            item.url.as_ref().map(ToString::to_string).unwrap_or_default(),
             item.since.to_string(),
             item.error.clone().unwrap_or_default(),
         ]
@@ -115,5 +115,6 @@ fn state(state: FederationState) -> &'static str {
         FederationState::Fresh => "fresh",
         FederationState::Stale => "stale",
         FederationState::Kept => "kept",
+        FederationState::ByHand => "by hand",
     }
 }

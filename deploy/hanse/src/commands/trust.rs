@@ -12,28 +12,23 @@ use hanse_identity::{Bundle, KeyId};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Outcome, federation, talk};
-use crate::cli::{BundleCommand, BundleFormat, Global, TrustCommand, TrustRotate};
+use super::{Outcome, bundle, federation, talk};
+use crate::cli::{Global, TrustCommand, TrustRotate};
 use crate::context::Connection;
 use crate::errors::{Exit, Failure};
-use crate::output::{self, Listing};
+use crate::output;
 
 /// Pace of asking how far a rotation is.
 const POLL: Duration = Duration::from_millis(250);
 /// Of whom a gate waits for, so many are named.
 const NAMED: usize = 12;
-/// Seconds in the refresh hint of a bundle document that is printed.
-const REFRESH_HINT: u64 = 60;
 
 pub async fn run(global: &Global, command: &TrustCommand) -> Outcome {
     match command {
         TrustCommand::Federate(wanted) => federation::federate(global, wanted).await,
         TrustCommand::Federation(command) => federation::run(global, command).await,
         TrustCommand::Rotate(wanted) => rotate(global, wanted).await,
-        TrustCommand::Bundle(BundleCommand::Show { cluster, format }) => {
-            let connection = Connection::open(global)?;
-            show(global, &connection, cluster.as_ref().map(|c| c.as_str()), *format).await
-        }
+        TrustCommand::Bundle(command) => bundle::run(global, command).await,
         TrustCommand::Verify => verify(global).await,
     }
 }
@@ -148,7 +143,7 @@ fn authorities(pem: &str, trust_domain: &hanse_identity::TrustDomain) -> BTreeSe
 }
 
 async fn plan(global: &Global, connection: &Connection, wanted: &TrustRotate) -> Outcome {
-    let bundles = connection.call(&TrustBundleListRequest {}).await?;
+    let bundles = connection.call(&TrustBundleListRequest::default()).await?;
     let status = connection.call(&TrustStatusRequest {}).await?;
     let own = bundles.items.iter().find(|b| b.trust_domain == connection.credential().trust_domain);
     let meant =
@@ -260,70 +255,4 @@ async fn verify(global: &Global) -> Outcome {
         false if status.parts.iter().all(asked) => Exit::No,
         false => Exit::Partial,
     })
-}
-
-async fn show(
-    global: &Global,
-    connection: &Connection,
-    cluster: Option<&str>,
-    format: Option<BundleFormat>,
-) -> Outcome {
-    let mut bundles = connection.call(&TrustBundleListRequest {}).await?;
-    if let Some(cluster) = cluster {
-        let clusters = connection.call(&hanse_control::admin::ClusterListRequest {}).await?;
-        let own = (cluster == bundles.meta.cluster.as_str()).then(|| connection.credential().trust_domain);
-        let theirs = clusters.items.iter().find(|c| c.cluster.as_str() == cluster);
-        let meant = own.or_else(|| theirs.map(|c| c.trust_domain.clone())).ok_or_else(|| {
-            Failure::new(Exit::NotFound, "E3005", format!("there is no cluster {cluster}"))
-                .fix("hanse cluster list")
-        })?;
-        bundles.items.retain(|bundle| bundle.trust_domain == meant);
-    }
-    match format {
-        Some(BundleFormat::Pem) => {
-            bundles.items.iter().for_each(|bundle| output::data(&bundle.to_pem()));
-            return Ok(Exit::Done);
-        }
-        Some(BundleFormat::SpiffeJwks) => {
-            bundles
-                .items
-                .iter()
-                .for_each(|bundle| output::data(&format!("{}\n", bundle.to_jwks(REFRESH_HINT))));
-            return Ok(Exit::Done);
-        }
-        None => {}
-    }
-    let rows: Vec<_> = bundles
-        .items
-        .iter()
-        .flat_map(|bundle| bundle.authorities.iter().map(move |authority| (bundle, authority)))
-        .map(|(bundle, authority)| {
-            json!({
-                "trustDomain": bundle.trust_domain, "sequence": bundle.sequence, "keyId": authority.key_id,
-                "subject": authority.subject, "state": authority.state, "notAfter": authority.not_after,
-            })
-        })
-        .collect();
-    let titles = ["TRUST DOMAIN", "STATE", "KEY", "SUBJECT", "LEFT", "+SEQUENCE"];
-    let text = |row: &serde_json::Value, field: &str| match &row[field] {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let left = |row: &serde_json::Value| {
-        let end: Option<hanse_identity::Timestamp> = serde_json::from_value(row["notAfter"].clone()).ok();
-        end.map(output::left).unwrap_or_default()
-    };
-    Listing::of("TrustBundleList", &bundles.meta, &rows, &titles, |row| {
-        [
-            text(row, "trustDomain"),
-            text(row, "state"),
-            text(row, "keyId"),
-            text(row, "subject"),
-            left(row),
-            text(row, "sequence"),
-        ]
-    })
-    .warnings(&bundles.warnings)
-    .print(global.output);
-    Ok(Exit::Done)
 }

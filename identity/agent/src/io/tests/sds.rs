@@ -148,6 +148,30 @@ async fn a_trust_domain_that_is_gone_is_replaced_by_nobody() {
     assert!(context(&again[0]).verify_certificate_hash.is_empty());
 }
 
+#[tokio::test]
+async fn a_strangers_bundle_that_is_deleted_is_replaced_by_nobody() {
+    let bench = Bench::with(&[REVIEWS]);
+    bench.change(|state| {
+        state.strangers.insert(west_domain());
+        state.registrations[0].federates_with = [west_domain()].into();
+    });
+    let mut all = SdsStream::open(bench.connect().await, &["ALL"]).await.unwrap();
+    let mut west = SdsStream::open(bench.connect().await, &["spiffe://west.example"]).await.unwrap();
+    let (with, known) = (all.next().await.unwrap(), west.next().await.unwrap());
+    assert_eq!(domains(&secrets(&with)[0]).len(), 2);
+    all.answer(&with, None).await;
+    west.answer(&known, None).await;
+    // The registration still names it.
+    bench.change(|state| {
+        state.bundles.truncate(1);
+        state.strangers.clear();
+    });
+    let without = all.next().await.unwrap();
+    assert_eq!(domains(&secrets(&without)[0]).into_keys().collect::<Vec<_>>(), ["east.example"]);
+    let nobody = secrets(&west.next().await.unwrap());
+    assert_eq!(context(&nobody[0]).verify_certificate_hash, ["0".repeat(64)]);
+}
+
 fn west_domain() -> hanse_identity::TrustDomain {
     crate::fixture::west()
 }

@@ -342,6 +342,15 @@ async fn w_14_a_strangers_keys_are_for_whom_a_registration_names_it() {
     assert!(second.bundles.contains_key("spiffe://west.example"));
     let valid = check_jwt(&bench, AUDIENCE, &foreign).await.unwrap();
     assert_eq!(valid.spiffe_id, "spiffe://west.example/ns/shop/sa/reviews");
+
+    // Its bundle is deleted (trust bundle delete): the registration names it in vain.
+    bench.change(|state| {
+        state.bundles.truncate(1);
+        state.strangers.clear();
+    });
+    let third = soon(stream.message()).await.unwrap().unwrap();
+    assert!(!third.bundles.contains_key("spiffe://west.example"));
+    assert!(check_jwt(&bench, AUDIENCE, &foreign).await.is_err());
 }
 
 /// A token of west, as west would make it.
