@@ -51,7 +51,7 @@ pub enum Cause {
     Expired,
     /// Its trust domain is no longer known: the peer has left.
     Untrusted,
-    /// The authority that the other end was authenticated by is on its way out.
+    /// The authority that one of the two ends was authenticated by is on its way out.
     AuthorityOutgoing,
 }
 
@@ -78,7 +78,7 @@ pub struct Connections {
 struct Entry {
     entrant: Entrant,
     since: Timestamp,
-    /// Since when the other end's authority is seen to be on its way out.
+    /// Since when the authority of one of the two ends is seen to be on its way out.
     outgoing_since: Option<Timestamp>,
     order: watch::Sender<Order>,
 }
@@ -174,7 +174,7 @@ impl Connections {
     pub fn sweep(&self, trust: &Trust, own_revoked: Option<&RevocationId>, now: Timestamp) -> Sweep {
         let mut sweep = Sweep::default();
         for (id, entry) in self.lock().iter_mut() {
-            entry.outgoing_since = match entry.entrant.peer.is_outgoing(trust) {
+            entry.outgoing_since = match entry.is_outgoing(trust) {
                 true => entry.outgoing_since.or(Some(now)),
                 false => None,
             };
@@ -266,6 +266,12 @@ impl Connections {
 }
 
 impl Entry {
+    /// Whether either end showed an SVID of an outgoing authority. Ours counts too: who is told to go by the other end may
+    /// hear of it late, and a tunnel lives for as long as there is a stream in it, with whatever SVID that was made.
+    fn is_outgoing(&self, trust: &Trust) -> bool {
+        self.entrant.peer.is_outgoing(trust) || trust.is_outgoing(&self.entrant.own.facts)
+    }
+
     fn judge(&self, trust: &Trust, own_revoked: Option<&RevocationId>, now: Timestamp) -> Order {
         let (peer, own) = (&self.entrant.peer, &self.entrant.own.facts);
         let of_peer = strictest(peer.revocations(&trust.revocations), Cause::Revoked, now);
@@ -283,9 +289,12 @@ impl Entry {
         if revoked != Order::Stay {
             return revoked;
         }
-        let facts = peer.facts();
-        let grace = (facts.not_after.since(facts.not_before) / 10).min(LEAVE_BEFORE_EXPIRY);
-        if facts.not_after.left(now) < grace { Order::Leave(Cause::Expired) } else { Order::Stay }
+        // For the same reason here: the other end cuts what we dialled when our SVID ends.
+        let ending = [peer.facts(), own].into_iter().any(|facts| {
+            let grace = (facts.not_after.since(facts.not_before) / 10).min(LEAVE_BEFORE_EXPIRY);
+            facts.not_after.left(now) < grace
+        });
+        if ending { Order::Leave(Cause::Expired) } else { Order::Stay }
     }
 
     /// Asked to leave once the SVIDs below an outgoing authority have been replaced, each group in its turn.

@@ -273,7 +273,12 @@ async fn keep_linked(
     let mut pause = REDIAL.0;
     let mut told = false;
     loop {
-        renewals.mark_unchanged();
+        // Single calls have a connection of their own, which may live while there is no stream. Calls under way end on the
+        // channel that they began on.
+        if renewals.has_changed().unwrap_or(false) {
+            renewals.mark_unchanged();
+            peer.channel.store(Some(Arc::new(lazily(&peer, &believed, &config))));
+        }
         match link(&peer, &believed, config.clone()).await {
             Ok(channel) => {
                 let since = tokio::time::Instant::now();
@@ -286,8 +291,7 @@ async fn keep_linked(
                 let why = tokio::select! {
                     why = stream(&peer, NodeClient::new(channel), &inbox) => why,
                     Ok(()) = renewals.changed() => {
-                        // Calls under way end on the channel that they began on.
-                        peer.channel.store(Some(Arc::new(lazily(&peer, &believed, &config))));
+                        renewals.mark_changed();
                         tracing::info!(node = %peer.record.name, "linking anew, with the newest SVID");
                         continue;
                     }

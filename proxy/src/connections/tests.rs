@@ -53,6 +53,30 @@ fn connections_below_an_outgoing_authority_leave_in_groups_and_are_cut_only_when
 }
 
 #[test]
+fn what_we_dialled_below_an_outgoing_authority_leaves_whoever_is_at_the_other_end() {
+    let (east, west) = (Domain::new("east.example"), Domain::new("west.example"));
+    let table = Arc::new(Connections::new(Arc::default()));
+    let both = |state| {
+        let (mut own, other) = (east.bundle(), west.bundle());
+        own.authorities.iter_mut().for_each(|a| a.state = state);
+        Trust::new([&own, &other], Revocations::default())
+    };
+    let own = Arc::new(TlsIdentity::new(&east.workload("own")).unwrap());
+    let live = table.enter(Entrant { own, ..entrant(&west, &west.gateway("gateway-1")) }, now());
+    let start = now();
+    let outgoing = both(AuthorityState::Tainted);
+    table.sweep(&both(AuthorityState::Active), None, start + REPLACED_WITHIN + LEAVE_SPREAD);
+    table.sweep(&outgoing, None, start);
+    assert_eq!(live.order(), Order::Stay);
+    table.sweep(&outgoing, None, start + REPLACED_WITHIN + LEAVE_SPREAD);
+    assert_eq!(live.order(), Order::Leave(Cause::AuthorityOutgoing));
+    assert!(
+        table.outgoing(&outgoing).is_empty(),
+        "it rests on the other end's authority, and is counted there"
+    );
+}
+
+#[test]
 fn what_was_taken_back_in_time_stays() {
     let east = Domain::new("east.example");
     let table = Arc::new(Connections::new(Arc::default()));

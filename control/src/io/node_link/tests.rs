@@ -336,3 +336,25 @@ async fn only_nodes_of_the_cluster_are_heard() {
     }
     assert!(cluster.live[&leader].handle.state().view.policies.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn single_calls_go_by_the_newest_svid_also_if_it_came_while_there_was_no_stream() {
+    let mut cluster = Cluster::new().await;
+    cluster.kill(2).await;
+    cluster.kill(3).await;
+    let (live, place) = (&cluster.live[&1], &cluster.places[0]);
+    let state = live.handle.state();
+    let (trust, identity) = sources(&place.authority, &place.file, state.view.trust());
+    let links = NodeLinks::new(1, &state, live.links.inbox.clone());
+    let renewals = watch::Sender::new(0);
+    links.connect(&trust, &identity, live.handle.states(), &renewals.subscribe());
+    let channel = || links.peers[&2].channel.load_full().unwrap();
+    let before = channel();
+    renewals.send_replace(1);
+    let within = tokio::time::Instant::now() + Duration::from_secs(20);
+    while Arc::ptr_eq(&before, &channel()) {
+        assert!(tokio::time::Instant::now() < within, "the connection with the older SVID is kept");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    links.close();
+}

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hanse_federation::catalog::{Export, Gateway, GatewaySummary, LocalityWeight, ServiceSummary, Session};
 use hanse_federation::{Locality, View};
+use hanse_identity::AuthorityState;
 use hanse_identity::tls::{ClientAuth, IdentitySource, TrustSource, server_config};
 use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
@@ -24,6 +25,7 @@ use super::world::*;
 use super::{REVIEWS, add_peer};
 use crate::connections::Side;
 use crate::io::tls::{ALPN_H2, About, accept};
+use crate::runtime::now;
 use crate::runtime::worker::LocalExecutor;
 
 /// Another cluster that serves reviews, behind one gateway.
@@ -244,6 +246,31 @@ fn through_both_gateways_the_target_sees_the_callers_own_identity() {
         let rows = product.plane.connections.rows(10);
         assert!(!rows.is_empty() && rows.iter().all(|row| row.side == Side::Tunnel), "{rows:?}");
         assert_eq!(product.get(REVIEWS).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    });
+}
+
+/// The gateway's GOAWAY is not enough: a stream that is in the tunnel keeps it, and hyper says nothing before the next.
+#[test]
+fn a_tunnel_that_was_dialled_below_an_outgoing_authority_is_left_by_its_caller() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let west = Abroad::found("west.example", &east).await;
+        let mut view = view(&[&east]);
+        west.join(&mut view, west.gateway.address);
+        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        product.publish(&view);
+        assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
+        let sides = || product.plane.connections.rows(10).iter().map(|row| row.side).collect::<Vec<_>>();
+        assert!(sides().contains(&Side::Tunnel) && sides().contains(&Side::Outbound), "{:?}", sides());
+
+        let own = view.bundles.get_mut(&east.trust_domain).unwrap();
+        own.authorities.iter_mut().for_each(|a| a.state = AuthorityState::Tainted);
+        view.revision.0 += 1;
+        product.publish(&view);
+        // When everybody has had the time to replace its SVID, by the clock that the table is given.
+        let known = product.plane.knowledge.now();
+        product.plane.connections.sweep(&known.trust, None, now() + Duration::from_secs(6));
+        until("nothing of it is left", async || sides().is_empty()).await;
     });
 }
 
