@@ -15,7 +15,7 @@ use std::time::Duration;
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{ClientAuth, server_config, session_binding, verified_peer};
 use hanse_identity::{SpiffeId, Timestamp, Trust, TrustDomain, Usage, VerifiedCaller, VerifyError};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -57,6 +57,9 @@ const KEPT_FOR_NODES: usize = 64;
 const KEPT_DESCRIPTORS: usize = 256;
 /// How long a client may take over its handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client whose certificate is refused may take to hear it, and what it may send meanwhile.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: u64 = 64 << 10;
 /// How long a connection without a client certificate may last: enough to join.
 pub const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(60);
 /// How long a peer that has been removed may still hear that it was.
@@ -268,8 +271,17 @@ async fn greet(
     table: Arc<Connections>,
     permit: OwnedSemaphorePermit,
 ) -> Result<Connection, HandshakeError> {
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp));
-    let stream = handshake.await.map_err(|_| HandshakeError::Timeout)??;
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp).into_fallible());
+    let stream = match handshake.await.map_err(|_| HandshakeError::Timeout)? {
+        Ok(stream) => stream,
+        Err((error, tcp)) => {
+            let refused = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+            if matches!(refused, Some(rustls::Error::InvalidCertificate(_))) {
+                linger(tcp).await;
+            }
+            return Err(error.into());
+        }
+    };
     let session = stream.get_ref().1;
     let now = now();
     let caller = verified_peer(session, &context.trust.current(), now, Usage::Client)?;
@@ -280,6 +292,17 @@ async fn greet(
     let entry = Connections::enter(table, open).map_err(HandshakeError::TooMany)?;
     let info = ConnInfo { caller, binding, remote, attested: Arc::default() };
     Ok(Connection { stream, info, cut, _entry: entry, _permit: permit })
+}
+
+/// Lets a client whose certificate is refused read why: a socket that is closed with something unread in it resets the
+/// connection, and the alert with it.
+async fn linger(mut tcp: TcpStream) {
+    let farewell = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    };
+    // Whoever does not go has had its time.
+    let _ = tokio::time::timeout(LINGER, farewell).await;
 }
 
 fn holder(own: &TrustDomain, caller: Option<&VerifiedCaller>) -> Result<Holder, HandshakeError> {

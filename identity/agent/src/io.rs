@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod control_link;
+pub mod dial;
 pub mod host;
 pub mod join;
 pub mod jwt;

@@ -1,10 +1,9 @@
 //! The conversation with the control nodes: one connection, moved to another node when it fails.
 //!
-//! Owns dialling, the stream of `AgentState`, the renewal of the agent's own SVID, and the issuer that
+//! Owns the stream of `AgentState`, the renewal of the agent's own SVID, and the issuer that
 //! `svids` asks. Keeps what it knows through any outage; a state never goes back to an older revision.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -17,17 +16,16 @@ use hanse_identity::tls::{self, Expect, IdentitySource, TlsIdentity, TrustSource
 use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{AgentUp, IssueJwtRequest, IssueSvidRequest, RenewAgentRequest};
 use hanse_identity::{RevocationId, Selector, SpiffeId, Trust, Usage, VerifyError, renewal, verify};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use rustls::AlertDescription;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
+use super::dial::{ALPN_H2, DialError, Dialed, dial};
 use super::proof::Proofs;
 use super::store::{Store, StoreError, StoredIdentity};
 use super::svids::{IssueSvid, IssuerError, MakeError, Svids, key_and_request, renewal_due};
@@ -35,16 +33,9 @@ use super::telemetry::Metrics;
 use super::{Streams, View, jitter, now, stopped};
 use crate::wire::issue::issue_client::IssueClient;
 
-pub const ALPN_H2: &[&[u8]] = &[b"h2"];
-/// Server name where the connection's address already says who is dialled.
-const SERVER_NAME: &str = "hanse.internal";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const TLS_TIMEOUT: Duration = Duration::from_secs(3);
 /// A control node that does not send the state by then is given up for the next one.
 const FIRST_STATE_TIMEOUT: Duration = Duration::from_secs(5);
 const RPC_TIMEOUT: Duration = Duration::from_secs(4);
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest state that is read.
 const MAX_STATE_BYTES: usize = 64 << 20;
 /// Reports that wait to be sent; only the newest matters.
@@ -59,31 +50,6 @@ const MAX_NAP: Duration = Duration::from_secs(30);
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 /// Over how long agents replace their own SVIDs when an authority is on its way out.
 const REPLACE_SPREAD: Duration = Duration::from_secs(1);
-
-/// A finished connection to a control node. It is never made anew behind one's back: a proof or an identity
-/// belongs to one TLS session.
-pub struct Dialed {
-    pub channel: Channel,
-    /// What only the two ends of the TLS session know.
-    pub binding: [u8; 32],
-}
-
-/// Why a control node cannot be reached.
-#[derive(Debug, thiserror::Error)]
-pub enum DialError {
-    #[error("connecting takes longer than {} s", CONNECT_TIMEOUT.as_secs())]
-    ConnectTimeout,
-    #[error("connecting: {0}")]
-    Connect(#[source] io::Error),
-    #[error("the TLS handshake takes longer than {} s", TLS_TIMEOUT.as_secs())]
-    TlsTimeout,
-    #[error("TLS: {0}")]
-    Tls(#[source] io::Error),
-    #[error("the TLS session cannot be bound to")]
-    NoBinding,
-    #[error("HTTP/2: {0}")]
-    Http(#[from] tonic::transport::Error),
-}
 
 /// Why a watched connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -100,19 +66,17 @@ pub(super) enum WatchEnd {
     BadState(String),
     #[error("another control node is to be used")]
     Moved,
+    #[error("{end}; the control node does not accept the agent's SVID: TLS alert {alert:?}")]
+    Alert { alert: AlertDescription, end: Box<Self> },
 }
 
 impl WatchEnd {
-    /// Whether the control node was there and did not accept the agent's own SVID: in words, or by an alert of TLS,
-    /// which a client of TLS 1.3 reads only after its handshake, somewhere below HTTP/2.
+    /// Whether the control node was there and did not accept the agent's own SVID: in words, or by an alert of TLS.
     fn is_refusal(&self) -> bool {
         match self {
-            Self::Status(status)
-                if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated) =>
-            {
-                true
-            }
-            end => format!("{end:?}").contains("AlertReceived"),
+            Self::Status(status) => matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated),
+            Self::Dial(DialError::Refused(_)) | Self::Alert { .. } => true,
+            _ => false,
         }
     }
 }
@@ -159,31 +123,6 @@ pub struct Membership {
     id: SpiffeId,
     /// From the command line: always tried too.
     extra_endpoints: Vec<String>,
-}
-
-/// Dials a control node: TCP, TLS, HTTP/2.
-pub async fn dial(endpoint: &str, config: Arc<rustls::ClientConfig>) -> Result<Dialed, DialError> {
-    let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(endpoint)).await;
-    let tcp = tcp.map_err(|_| DialError::ConnectTimeout)?.map_err(DialError::Connect)?;
-    tcp.set_nodelay(true).map_err(DialError::Connect)?;
-    let name = ServerName::try_from(SERVER_NAME).expect("the fixed server name is a DNS name");
-    let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
-    let tls =
-        timeout(TLS_TIMEOUT, handshake).await.map_err(|_| DialError::TlsTimeout)?.map_err(DialError::Tls)?;
-    let binding = tls::session_binding(tls.get_ref().1).ok_or(DialError::NoBinding)?;
-    let once = Arc::new(Mutex::new(Some(tls)));
-    let connector = tower::service_fn(move |_uri: http::Uri| {
-        let tls = once.lock().ok().and_then(|mut once| once.take());
-        std::future::ready(tls.map(TokioIo::new).ok_or_else(|| io::Error::other("the connection has ended")))
-    });
-    let http = Endpoint::from_static("http://hanse.internal")
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
-    let channel = timeout(TLS_TIMEOUT, http.connect_with_connector(connector))
-        .await
-        .map_err(|_| DialError::TlsTimeout)??;
-    Ok(Dialed { channel, binding })
 }
 
 impl Membership {
@@ -371,7 +310,21 @@ impl ControlLink {
     ) -> Result<std::convert::Infallible, WatchEnd> {
         let expect = Expect::Member(membership.id.trust_domain().clone(), MemberRole::Node);
         let config = tls::client_config(Arc::clone(self) as _, Arc::clone(self) as _, expect, ALPN_H2);
-        let channel = dial(endpoint, config).await?.channel;
+        let Dialed { channel, alert, .. } = dial(endpoint, config).await?;
+        let Err(end) = self.follow(membership, view, endpoint, channel).await;
+        Err(match alert.refusal() {
+            Some(alert) => WatchEnd::Alert { alert, end: Box::new(end) },
+            None => end,
+        })
+    }
+
+    async fn follow(
+        self: &Arc<Self>,
+        membership: &Arc<Membership>,
+        view: &watch::Sender<View>,
+        endpoint: &str,
+        channel: Channel,
+    ) -> Result<std::convert::Infallible, WatchEnd> {
         let state_now = || view.borrow().state.clone();
         let revision_now = || state_now().map_or(0, |s| s.revision);
         let (report, reports) = mpsc::channel(MAX_UNSENT_REPORTS);

@@ -13,7 +13,7 @@ use hanse_identity::{
 use tonic::{Code, Response, Status};
 use zeroize::Zeroizing;
 
-use super::control_link::{ALPN_H2, Dialed, dial};
+use super::dial::{ALPN_H2, Dialed, dial};
 use super::host::HostProof;
 use super::store::{Store, StoreError, StoredIdentity, StoredJoin};
 use super::svids::{MakeError, key_and_request};

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::control_link::ALPN_H2;
+use super::dial::ALPN_H2;
 use super::{View, now};
 
 /// Certificates of one revocation that are shown: one says as much as a hundred.

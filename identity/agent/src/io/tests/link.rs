@@ -43,6 +43,7 @@ mod host;
 mod huge;
 mod joining;
 mod proof;
+mod refused;
 mod rejoin;
 
 /// A cluster: its authorities, what it knows, and what its agents said.
@@ -144,11 +145,16 @@ impl IdentitySource for NodeTls {
 
 impl Node {
     fn start(cluster: &Arc<Cluster>, name: &str) -> Self {
+        Self::start_believing(cluster, name, Revocations::default())
+    }
+
+    /// One whose TLS believes nothing that is revoked.
+    fn start_believing(cluster: &Arc<Cluster>, name: &str, revocations: Revocations) -> Self {
         let (key, csr) = key_and_request().unwrap();
         let mut chain = cluster.sign_member(MemberRole::Node, &name.parse().unwrap(), &csr, DAY);
         chain.push(cluster.authority.certificate().der.clone());
         let identity = Arc::new(TlsIdentity::new(&Svid::new(chain, key).unwrap()).unwrap());
-        let trust = Arc::new(Trust::new([&bundle(&[&cluster.authority])], Revocations::default()));
+        let trust = Arc::new(Trust::new([&bundle(&[&cluster.authority])], revocations));
         let node_tls = Arc::new(NodeTls { trust, identity });
         let config = tls::server_config(Arc::clone(&node_tls) as _, node_tls, ClientAuth::Optional, &[b"h2"]);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -167,7 +173,11 @@ impl Node {
         runtime.spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                if let Ok(stream) = acceptor.accept(tcp).await {
+                let handshake = acceptor.accept(tcp).into_fallible().await;
+                if let Err((_, mut tcp)) = handshake {
+                    // Kept until the other end goes, so that it can read the alert.
+                    tokio::spawn(async move { tokio::io::copy(&mut tcp, &mut tokio::io::sink()).await });
+                } else if let Ok(stream) = handshake {
                     counted.fetch_add(1, Ordering::SeqCst);
                     let binding = tls::session_binding(stream.get_ref().1).unwrap();
                     let named = stream.get_ref().1.peer_certificates().is_some();
