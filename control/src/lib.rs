@@ -11,6 +11,7 @@ pub mod io;
 pub mod node;
 pub mod role;
 pub mod run;
+pub mod signing;
 pub mod state;
 pub mod wire;
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hanse_federation::Peer;
 use hanse_identity::{Bundle, ClusterName, KeyId, NodeName, SpiffeId, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};
 
@@ -247,6 +248,12 @@ impl BundlePart {
 /// Which parts a gate has to be told: whether peers have to be asked.
 pub fn asks_peers(gate: Gate) -> bool {
     matches!(gate, Gate::Spread | Gate::Drain | Gate::Retire)
+}
+
+/// The peers that are asked: one that is revoked here is neither believed nor waited for.
+pub fn waited_for(state: &State) -> impl Iterator<Item = &Peer> {
+    let revoked = |peer: &Peer| state.view.revocations.of_cluster(&peer.record.trust_domain).is_some();
+    state.view.peers.values().filter(move |peer| !revoked(peer))
 }
 
 /// What the rotation's gate waits for; nothing: it may go on. `parts` is this cluster's own part and, where the gate

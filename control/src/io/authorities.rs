@@ -1,8 +1,8 @@
 //! The authorities of this node: opened at the start, chosen by the committed bundle, made when a rotation wants one,
-//! forgotten once they are out of the bundle. What is to be done is decided by `step`, a function of what is known.
+//! forgotten once they are out of the bundle. What is to be done is decided by `signing`.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use super::context::{Context, now, stopped};
 use super::key_store::{KeyPurpose, KeyStore};
 use super::keys::{self, AUTHORITY_LIFETIME, KeyFileError, NodeFile};
 use crate::command::Command;
+use crate::signing::{self, HeldKey, Step};
 use crate::state::State;
 use crate::state::issuance::names_node;
 
@@ -27,6 +28,8 @@ pub struct Authorities {
     /// What was kept there when the node started.
     written: Option<Bundle>,
     held: ArcSwap<Vec<Held>>,
+    /// Keys in the store that nothing was known of when the node started.
+    closed: Mutex<Vec<KeyId>>,
 }
 
 #[derive(Clone, Debug)]
@@ -36,24 +39,15 @@ struct Held {
     fresh: bool,
 }
 
-/// The next thing to do.
-#[derive(Debug, PartialEq, Eq)]
-enum Step {
-    Rest,
-    Make,
-    Publish(KeyId),
-    Forget(KeyId),
-}
-
 impl Held {
     /// Of the key that signs.
     fn key(&self) -> KeyId {
         signing_key(&self.authority)
     }
 
-    /// Below a root of the user's own house there is one for ever, and the bundle does not have it.
-    fn is_below_a_root(&self) -> bool {
-        self.authority.intermediate().is_some()
+    fn as_held(&self) -> HeldKey {
+        let below_a_root = self.authority.intermediate().is_some();
+        HeldKey { key: self.key(), fresh: self.fresh, below_a_root }
     }
 }
 
@@ -64,7 +58,8 @@ pub fn signing_key(authority: &Authority) -> KeyId {
 
 impl Authorities {
     /// Opens what the store has: the authority that the node was made with, and those that the committed bundle, or
-    /// the one that was written last, says are this node's. A key that nothing is known of was never used.
+    /// the one that was written last, says are this node's. A key that nothing is known of was never used; it is opened
+    /// once the bundle has it.
     pub fn open(
         dir: &Path,
         file: &NodeFile,
@@ -74,20 +69,24 @@ impl Authorities {
         let written = keys::load_bundle(dir)?;
         let known: Vec<&AuthorityCertificate> =
             committed.into_iter().chain(&written).flat_map(|b| &b.authorities).collect();
-        let mut held = Vec::new();
+        let (mut held, mut closed) = (Vec::new(), Vec::new());
         for key in store.list(KeyPurpose::Authority)? {
             if key == file.record.signing_key() {
                 held.insert(0, Arc::new(keys::first_authority(file, store)?));
                 continue;
             }
             let own = known.iter().find(|a| a.key_id == key && names_node(&a.subject, &file.record.name));
-            if let Some(own) = own {
-                let private = store.open(KeyPurpose::Authority, &key)?;
-                held.push(Arc::new(Authority::restore(&file.trust_domain, private, &own.der)?));
+            match own {
+                Some(own) => {
+                    let private = store.open(KeyPurpose::Authority, &key)?;
+                    held.push(Arc::new(Authority::restore(&file.trust_domain, private, &own.der)?));
+                }
+                None => closed.push(key),
             }
         }
         let held = held.into_iter().map(|authority| Held { authority, fresh: false }).collect();
-        Ok(Self { dir: dir.to_owned(), written, held: ArcSwap::from_pointee(held) })
+        let (held, closed) = (ArcSwap::from_pointee(held), Mutex::new(closed));
+        Ok(Self { dir: dir.to_owned(), written, held, closed })
     }
 
     /// What signs for others: the newest of this node's that the bundle says is active.
@@ -117,39 +116,33 @@ impl Authorities {
         self.held.store(Arc::new(held));
     }
 
+    fn closed(&self) -> std::sync::MutexGuard<'_, Vec<KeyId>> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn next(&self, state: &State, node: &NodeName) -> Step {
         match state.view.bundles.get(&state.view.trust_domain) {
             Some(bundle) => {
                 let wanted = state.rotating().is_some_and(|r| r.wants(node));
-                step(&self.held.load(), bundle, wanted)
+                // Several nodes' keys may be in one token: none opens another's.
+                let own = |a: &&AuthorityCertificate| names_node(&a.subject, node);
+                let own: Vec<KeyId> = bundle.authorities.iter().filter(own).map(|a| a.key_id).collect();
+                let closed: Vec<KeyId> = self.closed().iter().filter(|k| own.contains(k)).copied().collect();
+                signing::step(&keys_of(&self.held.load()), &closed, bundle, wanted)
             }
             None => Step::Rest,
         }
     }
 }
 
-/// The one that comes last in the bundle of those that are in such a state there.
-fn choose(held: &[Held], bundle: &Bundle, fits: impl Fn(AuthorityState) -> bool) -> Option<Arc<Authority>> {
-    if let Some(below) = held.iter().find(|h| h.is_below_a_root()) {
-        return Some(below.authority.clone());
-    }
-    let held = |a: &AuthorityCertificate| held.iter().find(|h| h.key() == a.key_id);
-    let chosen = bundle.authorities.iter().rev().filter(|a| fits(a.state)).find_map(held);
-    chosen.map(|h| h.authority.clone())
+fn keys_of(held: &[Held]) -> Vec<HeldKey> {
+    held.iter().map(Held::as_held).collect()
 }
 
-fn step(held: &[Held], bundle: &Bundle, wanted: bool) -> Step {
-    for h in held.iter().filter(|h| !h.is_below_a_root()) {
-        let published = bundle.authorities.iter().find(|a| a.key_id == h.key());
-        match published {
-            None if h.fresh && wanted => return Step::Publish(h.key()),
-            // The last key is never given up, whatever the bundle says.
-            None if held.len() > 1 => return Step::Forget(h.key()),
-            Some(a) if a.state == AuthorityState::Retired && held.len() > 1 => return Step::Forget(h.key()),
-            _ => {}
-        }
-    }
-    if wanted { Step::Make } else { Step::Rest }
+/// The one that comes last in the bundle of those that are in such a state there.
+fn choose(held: &[Held], bundle: &Bundle, fits: impl Fn(AuthorityState) -> bool) -> Option<Arc<Authority>> {
+    let chosen = signing::choose(&keys_of(held), bundle, fits)?;
+    held.iter().find(|h| h.key() == chosen).map(|h| h.authority.clone())
 }
 
 /// Keeps this node's authorities in order until the node stops.
@@ -218,6 +211,19 @@ async fn work(context: &Arc<Context>) -> Result<(), String> {
             outcome.result.map_err(|refusal| refusal.to_string())?;
             tracing::info!(%key, revision = outcome.revision, "authority published");
         }
+        Step::Open(key) => {
+            let own = state.view.bundles.get(&context.trust_domain).into_iter().flat_map(|b| &b.authorities);
+            let own = own.into_iter().find(|a| a.key_id == key).ok_or("it is not in the bundle")?.clone();
+            let (opener, store) = (context.clone(), Arc::clone(&context.key_store));
+            let opened = tokio::task::spawn_blocking(move || {
+                let private = store.open(KeyPurpose::Authority, &key).map_err(|e| e.to_string())?;
+                Authority::restore(&opener.trust_domain, private, &own.der).map_err(|e| e.to_string())
+            });
+            let authority = Arc::new(opened.await.map_err(|e| e.to_string())??);
+            tracing::info!(%key, "authority opened");
+            authorities.closed().retain(|closed| *closed != key);
+            authorities.change(|held| held.push(Held { authority, fresh: false }));
+        }
         Step::Forget(key) => {
             let store = Arc::clone(&context.key_store);
             let gone = tokio::task::spawn_blocking(move || store.delete(KeyPurpose::Authority, &key)).await;
@@ -242,70 +248,4 @@ async fn write_bundle(context: &Context, state: &State, written: &mut Option<u64
     wrote.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     *written = Some(bundle.sequence);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn held(number: u64, fresh: bool) -> Held {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let (trust_domain, node) =
-            ("east.example".parse().unwrap(), format!("east-{number}").parse().unwrap());
-        let made = Authority::create(
-            &trust_domain,
-            &node,
-            key,
-            keys::random_serial(),
-            hanse_identity::Timestamp::from_seconds(1_800_000_000),
-            AUTHORITY_LIFETIME,
-        );
-        Held { authority: Arc::new(made.unwrap()), fresh }
-    }
-
-    fn bundle(entries: &[(&Held, AuthorityState)]) -> Bundle {
-        let entry = |(held, state): &(&Held, AuthorityState)| AuthorityCertificate {
-            state: *state,
-            ..held.authority.certificate().clone()
-        };
-        Bundle::new("east.example".parse().unwrap(), 1, entries.iter().map(entry).collect())
-    }
-
-    use AuthorityState::{Active, Prepared, Retired, Tainted};
-
-    #[test]
-    fn one_is_made_and_published_when_a_rotation_wants_it() {
-        let (old, new) = (held(1, false), held(1, true));
-        let alone = bundle(&[(&old, Active)]);
-        assert_eq!(step(std::slice::from_ref(&old), &alone, false), Step::Rest);
-        assert_eq!(step(std::slice::from_ref(&old), &alone, true), Step::Make);
-        let keys = [old.clone(), new.clone()];
-        assert_eq!(step(&keys, &alone, true), Step::Publish(new.key()));
-        assert_eq!(step(&keys, &bundle(&[(&old, Active), (&new, Prepared)]), false), Step::Rest);
-    }
-
-    #[test]
-    fn what_is_no_more_in_the_bundle_is_forgotten_but_never_the_last() {
-        let (old, new) = (held(1, false), held(1, true));
-        let keys = [old.clone(), new.clone()];
-        assert_eq!(step(&keys, &bundle(&[(&new, Active)]), false), Step::Forget(old.key()));
-        assert_eq!(step(&keys, &bundle(&[(&old, Retired), (&new, Active)]), false), Step::Forget(old.key()));
-        // Taken back before it was ever used.
-        assert_eq!(step(&keys, &bundle(&[(&old, Active)]), false), Step::Forget(new.key()));
-        assert_eq!(step(&keys[..1], &bundle(&[(&new, Active)]), false), Step::Rest);
-    }
-
-    #[test]
-    fn the_newest_active_one_signs_and_nothing_else() {
-        let (old, new) = (held(1, false), held(1, true));
-        let keys = [old.clone(), new.clone()];
-        let signs = |entries: &[(&Held, AuthorityState)]| {
-            choose(&keys, &bundle(entries), |state| state == Active).map(|a| signing_key(&a))
-        };
-        assert_eq!(signs(&[(&old, Active), (&new, Prepared)]), Some(old.key()));
-        assert_eq!(signs(&[(&old, Active), (&new, Active)]), Some(new.key()));
-        assert_eq!(signs(&[(&old, Tainted), (&new, Active)]), Some(new.key()));
-        assert_eq!(signs(&[(&old, Active), (&new, Tainted)]), Some(old.key()), "taken back");
-        assert_eq!(signs(&[(&old, Tainted), (&new, Prepared)]), None);
-    }
 }

@@ -92,7 +92,7 @@ pub struct RevocationRevisions {
 }
 
 /// The log index at which the bundle of each trust domain was committed here as it is.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct BundleRevisions {
     known: Mutex<BTreeMap<TrustDomain, (u64, u64)>>,
 }

@@ -32,7 +32,16 @@ pub async fn ask_peers<A: DeserializeOwned>(
     state: &State,
     question: &Question,
 ) -> Vec<(ClusterName, Result<A, String>)> {
-    let asked = state.view.peers.values().map(|peer| async move {
+    ask_these(context, state.view.peers.values(), question).await
+}
+
+/// The same, of some of them.
+pub async fn ask_these<'p, A: DeserializeOwned>(
+    context: &Context,
+    peers: impl Iterator<Item = &'p Peer>,
+    question: &Question,
+) -> Vec<(ClusterName, Result<A, String>)> {
+    let asked = peers.map(|peer| async move {
         let answer = tokio::time::timeout(PEER_TIMEOUT, ask(context, peer, question)).await;
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {PEER_TIMEOUT:?}")));
         (peer.record.cluster.clone(), answer)

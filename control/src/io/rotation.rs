@@ -10,8 +10,8 @@ use hanse_identity::{NodeName, Timestamp, TrustDomain};
 use super::census::{Part, Query, Subscriber, gather};
 use super::context::{Context, now, stopped};
 use super::keys::AUTHORITY_LIFETIME;
-use super::peer_ask::{Question, ask_peers};
-use crate::admin::{BundlePart, BundleQuestion, SubscriberKind, WaitsFor, asks_peers, waits_for};
+use super::peer_ask::{Question, ask_these};
+use crate::admin::{BundlePart, BundleQuestion, SubscriberKind, WaitsFor, asks_peers, waited_for, waits_for};
 use crate::command::Command;
 use crate::state::State;
 
@@ -133,11 +133,11 @@ pub async fn part_of(
     (part, subscribers)
 }
 
-/// How our bundle stands at every peer.
+/// How our bundle stands at every peer that is waited for.
 async fn peer_parts(context: &Context, state: &State) -> Vec<BundlePart> {
     let sequence = state.view.bundles.get(&context.trust_domain).map_or(0, |bundle| bundle.sequence);
     let question = Question::Bundle(BundleQuestion { sequence });
-    let answers = ask_peers::<BundlePart>(context, state, &question).await;
+    let answers = ask_these::<BundlePart>(context, waited_for(state), &question).await;
     let parts = answers.into_iter().map(|(cluster, answer)| match answer {
         // A peer speaks for itself, by the name that we know it by.
         Ok(part) => BundlePart { cluster, ..part },

@@ -196,3 +196,15 @@ fn a_peer_speaks_only_of_itself() {
     );
     log.not_allowed(Command::Lift { id: RevocationId { number: 5, origin: td("west.example") } });
 }
+
+#[test]
+fn a_neighbour_that_is_revoked_is_not_waited_for_by_a_rotation() {
+    let mut log = Log::new();
+    log.done(add("i-1", "west"));
+    assert_eq!(crate::admin::waited_for(&log.state).count(), 1);
+    let target = RevocationTarget::Cluster(td("west.example"));
+    let (note, closing) = (String::new(), Default::default());
+    let hold = Command::Revoke { target, reason: Reason::Hold, note, expires: None, reissue: false, closing };
+    log.run(hold).0.unwrap();
+    assert_eq!(crate::admin::waited_for(&log.state).count(), 0);
+}
