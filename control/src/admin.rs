@@ -33,7 +33,7 @@ pub use cluster::*;
 pub use federation::*;
 pub use identity::*;
 pub use proof::{Proof, ProofState, Tried};
-pub use receipt::{Behind, ReachState, Receipt, ReceiptPart, Tally, merged, part_of};
+pub use receipt::{Behind, Gates, ReachState, Receipt, ReceiptPart, Tally, merged, part_of};
 pub use revocations::*;
 pub use revoke::*;
 pub use role::*;

@@ -303,7 +303,13 @@ impl State {
             Command::PeerFacts { cluster, facts, follows } => self.peer_facts(cluster, facts, *follows),
             Command::AuthorityPublish { node, certificate } => self.authority_publish(node, certificate),
             Command::RotateBegin { authority, reissue } => {
-                self.rotate_begin(index, proposal, authority.as_ref(), *reissue)
+                let wanted = rotation::Wanted {
+                    authority: authority.as_ref(),
+                    reissue: *reissue,
+                    revocation: None,
+                    closing: hanse_identity::Closing::Never,
+                };
+                self.rotate_begin(index, proposal, wanted)
             }
             Command::RotateStep { id, to } => self.rotate_step(*id, *to, now),
             Command::RotateAbort {} => self.rotate_abort(now),

@@ -45,6 +45,9 @@ pub enum RevocationTarget {
     Agent(NodeName),
     /// A control node: its own identity, and everything that its authorities have signed or will sign.
     Node(NodeName),
+    /// An authority, by its key: everything below it is replaced first. It hits nothing until that is done and
+    /// `Revocation::authorities` names the key, and everything below it from then on.
+    Authority(KeyId),
     /// A joined cluster as a whole, as its neighbours see it: everything of that trust domain.
     Cluster(TrustDomain),
 }
@@ -109,7 +112,7 @@ pub struct Revocation {
     /// them tells, and those whose issuer's clock ran ahead of the watermark. Also what a CRL needs.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub serials: BTreeSet<Serial>,
-    /// The authorities of a revoked control node.
+    /// The authorities of a revoked control node; a revoked authority, once nothing rests on it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub authorities: BTreeSet<KeyId>,
     /// Of an identity: what was issued up to the watermark is dead, new SVIDs with new keys are given.
@@ -165,7 +168,8 @@ impl Revocation {
             RevocationTarget::Serial(_)
             | RevocationTarget::Key(_)
             | RevocationTarget::Agent(_)
-            | RevocationTarget::Node(_) => &self.id.origin,
+            | RevocationTarget::Node(_)
+            | RevocationTarget::Authority(_) => &self.id.origin,
         }
     }
 
@@ -210,6 +214,7 @@ impl Revocation {
                 RevocationTarget::Key(key) => own && facts.key_id == *key,
                 RevocationTarget::Agent(_) => silenced(),
                 RevocationTarget::Node(_) => silenced() || signed(),
+                RevocationTarget::Authority(_) => signed(),
                 RevocationTarget::Cluster(trust_domain) => facts.id.trust_domain() == trust_domain,
             }
     }
@@ -235,7 +240,7 @@ impl RevocationTarget {
         matches!(self, Self::Identity(_) | Self::Agent(_) | Self::Node(_) | Self::Cluster(_))
     }
 
-    /// `serial`, `identity`, `key`, `agent`, `node` or `cluster`.
+    /// `serial`, `identity`, `key`, `agent`, `node`, `authority` or `cluster`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Serial(_) => "serial",
@@ -243,6 +248,7 @@ impl RevocationTarget {
             Self::Key(_) => "key",
             Self::Agent(_) => "agent",
             Self::Node(_) => "node",
+            Self::Authority(_) => "authority",
             Self::Cluster(_) => "cluster",
         }
     }
@@ -285,6 +291,7 @@ impl fmt::Display for RevocationTarget {
             Self::Key(key) => write!(f, "key {key}"),
             Self::Agent(name) => write!(f, "agent {name}"),
             Self::Node(name) => write!(f, "node {name}"),
+            Self::Authority(key) => write!(f, "authority {key}"),
             Self::Cluster(trust_domain) => write!(f, "cluster of {trust_domain}"),
         }
     }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hanse_identity::{ClusterName, NodeName, RevocationId};
+use hanse_identity::{ClusterName, NodeName, RevocationId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::SubscriberKind;
 use super::proof::Proof;
+use super::{SubscriberKind, WaitsFor};
 use crate::io::census::{SdsReport, Subscriber};
+use crate::state::rotation::Gate;
 
 /// How far a revocation is enforced, in every cluster that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,20 @@ pub struct Receipt {
     /// What whoever holds a revoked certificate saw of it.
     #[serde(default)]
     pub proof: Proof,
+    /// Of an authority: how far its replacement is, without which the receipt is not complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gates: Option<Gates>,
+}
+
+/// The rotation by which an authority is revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gates {
+    pub rotation: u64,
+    pub gate: Gate,
+    /// When it came to each.
+    pub reached: BTreeMap<Gate, Timestamp>,
+    pub waits_for: Vec<WaitsFor>,
 }
 
 /// One cluster's part of a receipt.
@@ -98,7 +113,12 @@ impl SdsReport {
 impl Receipt {
     pub fn new(id: RevocationId, parts: Vec<ReceiptPart>) -> Self {
         let complete = !parts.is_empty() && parts.iter().all(ReceiptPart::complete);
-        Self { id, complete, parts, proof: Proof::default() }
+        Self { id, complete, parts, proof: Proof::default(), gates: None }
+    }
+
+    pub fn with_gates(self, gates: Option<Gates>) -> Self {
+        let passed = gates.as_ref().is_none_or(|gates| gates.gate == Gate::Done);
+        Self { complete: self.complete && passed, gates, ..self }
     }
 
     pub fn with_proof(self, proof: Proof) -> Self {
@@ -197,7 +217,7 @@ pub fn part_of(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hanse_identity::{SpiffeId, Timestamp};
+    use hanse_identity::SpiffeId;
 
     fn subscriber(kind: SubscriberKind, name: &str, node: &str, applied: u64, connected: bool) -> Subscriber {
         let id: SpiffeId = format!("spiffe://east.example/ns/shop/sa/{name}").parse().unwrap();

@@ -311,6 +311,9 @@ pub fn waits_for(
         }
         return waits;
     }
+    if !rotation.waits_for_connections(now) {
+        return waits;
+    }
     for part in parts {
         waits.extend(part.resting("connections", |r| r.connections));
         let called = part.nodes.iter().filter(|n| n.callers > 0);

@@ -184,6 +184,7 @@ impl State {
             RevocationTarget::Agent(agent) => (of(&|s| s.agent == *agent)?, BTreeSet::new()),
             // All that its authorities have signed: the authorities say so.
             RevocationTarget::Node(node) => (none, self.authorities_of(node)),
+            RevocationTarget::Authority(key) => (none, BTreeSet::from([*key])),
         })
     }
 
@@ -209,7 +210,9 @@ impl State {
             RevocationTarget::Identity(id) => s.id == *id,
             RevocationTarget::Key(key) => s.key == *key,
             RevocationTarget::Agent(agent) => s.agent == *agent,
-            RevocationTarget::Node(_) => revocation.authorities.contains(&s.authority),
+            RevocationTarget::Node(_) | RevocationTarget::Authority(_) => {
+                revocation.authorities.contains(&s.authority)
+            }
             RevocationTarget::Cluster(_) => false,
         };
         self.private.issued.live(now).filter(|s| s.not_after > now).filter(hit).count()

@@ -7,6 +7,7 @@ use hanse_identity::grant::MAX_LIFETIME;
 use hanse_identity::name::MemberRole;
 use hanse_identity::{Closing, Reason, Revocation, RevocationId, RevocationTarget, SpiffeId, Timestamp};
 
+use super::rotation::Wanted;
 use super::{Decision, MAX_REVOCATIONS, MAX_TEXT_BYTES, State, already, bounded, done, not_found};
 use crate::command::{Answer, Proposal, Refusal};
 
@@ -28,8 +29,9 @@ pub(super) struct Order<'c> {
 }
 
 impl State {
-    pub(super) fn revoke(&self, index: u64, proposal: &Proposal, order: &Order<'_>) -> Decision {
-        let own = &self.view.trust_domain;
+    pub(super) fn revoke(&mut self, index: u64, proposal: &Proposal, order: &Order<'_>) -> Decision {
+        let own = self.view.trust_domain.clone();
+        let own = &own;
         check_order(order)?;
         self.check_target(order)?;
         let expires = self.expiry(order, proposal.now)?;
@@ -53,7 +55,15 @@ impl State {
         let ours = self.view.revocations.iter().filter(|r| r.id.origin == *own).count();
         bounded("revocations", ours, MAX_REVOCATIONS)?;
         let id = RevocationId { number: index, origin: own.clone() };
-        let (serials, authorities) = self.expanded(order.target, proposal.now)?;
+        let (serials, mut authorities) = self.expanded(order.target, proposal.now)?;
+        if let RevocationTarget::Authority(key) = order.target {
+            // It hits nothing before everything below it has been replaced.
+            authorities.clear();
+            let (authority, revocation, closing) = (Some(key), Some(id.clone()), order.closing);
+            let wanted = Wanted { authority, reissue: true, revocation, closing };
+            // The last that may be refused.
+            self.rotate_begin(index, proposal, wanted)?;
+        }
         let revocation = Revocation {
             note: order.note.to_owned(),
             actor: proposal.actor.clone(),
@@ -112,6 +122,10 @@ impl State {
                 }
                 Ok(())
             }
+            RevocationTarget::Authority(key) => match self.own_bundle().trusted().any(|a| a.key_id == *key) {
+                true => Ok(()),
+                false => Err(Refusal::NotFound { what: format!("authority {key}") }),
+            },
             RevocationTarget::Cluster(trust_domain) if trust_domain == own => {
                 Err(Refusal::Invalid(format!("{own} is this cluster itself")))
             }
@@ -147,6 +161,7 @@ impl State {
             RevocationTarget::Identity(_)
             | RevocationTarget::Agent(_)
             | RevocationTarget::Node(_)
+            | RevocationTarget::Authority(_)
             | RevocationTarget::Cluster(_) => None,
         })
     }
@@ -218,7 +233,7 @@ fn check_order(order: &Order<'_>) -> Result<(), Refusal> {
         return refuse(format!("the note is longer than {MAX_TEXT_BYTES} bytes"));
     }
     if order.reason == Reason::Hold && !order.target.can_be_held() {
-        return refuse("a hold is for an identity, an agent, a node or a cluster; a certificate or a key is revoked for good".into());
+        return refuse("a hold is for an identity, an agent, a node or a cluster; a certificate, a key or an authority is revoked for good".into());
     }
     if matches!(order.closing, Closing::After(seconds) if seconds > MAX_CLOSING_SECONDS) {
         return refuse(format!("live connections are left at most {MAX_CLOSING_SECONDS} s"));

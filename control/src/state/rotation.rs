@@ -9,7 +9,10 @@ use std::fmt;
 
 use hanse_federation::Change;
 use hanse_identity::name::MemberRole;
-use hanse_identity::{AuthorityCertificate, AuthorityState, Bundle, KeyId, NodeName, SpiffeId, Timestamp};
+use hanse_identity::{
+    AuthorityCertificate, AuthorityState, Bundle, Closing, KeyId, NodeName, Revocation, RevocationId,
+    SpiffeId, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use super::issuance::{IssuedSvid, names_node};
@@ -50,9 +53,28 @@ pub struct Rotation {
     pub nodes: BTreeSet<NodeName>,
     pub old: BTreeSet<KeyId>,
     pub new: BTreeMap<NodeName, KeyId>,
+    /// What it revokes, if it is the revocation of an authority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation: Option<RevocationId>,
+    /// How long the drain waits for live connections; `never` closes them: until there are none.
+    #[serde(default = "until_there_are_none")]
+    pub closing: Closing,
     /// It was taken back. If the new ones had signed by then, they are the `old` ones now.
     #[serde(default)]
     pub aborted: bool,
+}
+
+fn until_there_are_none() -> Closing {
+    Closing::Never
+}
+
+/// What a rotation is begun for.
+pub(super) struct Wanted<'w> {
+    /// Only that authority.
+    pub authority: Option<&'w KeyId>,
+    pub reissue: bool,
+    pub revocation: Option<RevocationId>,
+    pub closing: Closing,
 }
 
 impl Gate {
@@ -102,9 +124,17 @@ impl Rotation {
         self.gate == Gate::Prepare && self.nodes.contains(node) && !self.new.contains_key(node)
     }
 
-    /// Whether nobody holds anything of that authority any more, so that nothing new of it may appear.
+    /// Whether nothing new of that authority may appear: because nobody holds anything of it any more, or because it is
+    /// revoked and others sign.
     pub fn is_left(&self, key: &KeyId) -> bool {
-        self.reached.contains_key(&Gate::Drain) && self.old.contains(key)
+        let from = if self.revocation.is_some() { Gate::Activate } else { Gate::Drain };
+        self.reached.contains_key(&from) && self.old.contains(key)
+    }
+
+    /// Whether the drain waits for live connections still.
+    pub fn waits_for_connections(&self, now: Timestamp) -> bool {
+        let since = self.reached.get(&Gate::Drain).copied().unwrap_or(now);
+        self.closing.left(since, now).is_none_or(|left| !left.is_zero())
     }
 
     fn reach(&mut self, gate: Gate, now: Timestamp) {
@@ -151,13 +181,8 @@ impl State {
         r.new.iter().filter(move |(_, key)| !listed(key)).map(|(node, _)| node)
     }
 
-    pub(super) fn rotate_begin(
-        &mut self,
-        index: u64,
-        proposal: &Proposal,
-        authority: Option<&KeyId>,
-        reissue: bool,
-    ) -> Decision {
+    pub(super) fn rotate_begin(&mut self, index: u64, proposal: &Proposal, wanted: Wanted<'_>) -> Decision {
+        let Wanted { authority, reissue, revocation, closing } = wanted;
         if let Some(r) = self.rotating() {
             let why = format!("rotation {} runs and is at {}: hanse trust rotate --status", r.id, r.gate);
             return Err(Refusal::Precondition(why));
@@ -198,6 +223,8 @@ impl State {
             nodes,
             old,
             new: BTreeMap::new(),
+            revocation,
+            closing,
             aborted: false,
         });
         Ok((Answer::Done, Vec::new()))
@@ -238,6 +265,7 @@ impl State {
         if to != r.gate.next() {
             return Err(Refusal::Precondition(format!("{} comes before {to}", r.gate.next())));
         }
+        let mut changes = Vec::new();
         let bundle = match to {
             Gate::Prepare => None,
             Gate::Spread => {
@@ -257,7 +285,10 @@ impl State {
                 let mut bundle = self.own_bundle();
                 set_state(&mut bundle, &r.old, AuthorityState::Tainted).then_some(bundle)
             }
-            Gate::Retire => Some(self.without_the_old(r)?),
+            Gate::Retire => {
+                changes.extend(self.no_more_believed(r));
+                Some(self.without_the_old(r)?)
+            }
             Gate::Done => None,
         };
         let Some(r) = &mut self.private.rotation else { return already() };
@@ -265,10 +296,29 @@ impl State {
         match bundle {
             Some(mut bundle) => {
                 bundle.sequence += 1;
-                done(vec![Change::BundlePut(bundle)])
+                changes.push(Change::BundlePut(bundle));
+                done(changes)
             }
             None => Ok((Answer::Done, Vec::new())),
         }
+    }
+
+    /// The revocation that the rotation is for, with the keys: from here it hits all that is below them.
+    fn no_more_believed(&self, r: &Rotation) -> Option<Change> {
+        let mut revocation = self.revokes(r)?.clone();
+        revocation.authorities.clone_from(&r.old);
+        Some(Change::Revoked(revocation))
+    }
+
+    /// The revocation that the rotation is for, if it has not been cleared.
+    fn revokes(&self, r: &Rotation) -> Option<&Revocation> {
+        self.view.revocations.get(r.revocation.as_ref()?)
+    }
+
+    /// The revocation of that authority of ours, done or on its way.
+    pub(super) fn authority_revocation(&self, key: &KeyId) -> Option<&Revocation> {
+        let going = self.rotating().filter(|r| r.old.contains(key)).and_then(|r| self.revokes(r));
+        going.or_else(|| self.view.revocations.of_authority(&self.view.trust_domain, *key))
     }
 
     fn none_waits(&self, node: Option<&NodeName>, why: &str) -> Result<(), Refusal> {
@@ -302,6 +352,11 @@ impl State {
     pub(super) fn rotate_abort(&mut self, now: Timestamp) -> Decision {
         let none = || Refusal::Precondition("no rotation runs".to_owned());
         let r = self.rotating().ok_or_else(none)?;
+        if let Some(revocation) = self.revokes(r) {
+            let why =
+                format!("{} revokes the authority: clear that first, if it was a mistake", revocation.id);
+            return Err(Refusal::Precondition(why));
+        }
         let mut bundle = self.own_bundle();
         let new: BTreeSet<KeyId> = r.new.values().copied().collect();
         match r.gate {
@@ -321,7 +376,7 @@ impl State {
         }
         let changed = bundle != self.own_bundle();
         let Some(r) = &mut self.private.rotation else { return Err(none()) };
-        r.aborted = true;
+        (r.aborted, r.revocation, r.closing) = (true, None, Closing::Never);
         match r.gate {
             Gate::Prepare | Gate::Spread => r.reach(Gate::Done, now),
             _ => {

@@ -61,6 +61,10 @@ impl State {
             return Err(Refusal::NotAllowed(format!("node {node} is revoked by {}", revocation.id)));
         }
         let mut bundle = self.own_bundle();
+        if let Some(revocation) = self.authority_revocation(&certificate.key_id) {
+            let (key, id) = (&certificate.key_id, &revocation.id);
+            return Err(Refusal::NotAllowed(format!("authority {key} is revoked by {id}")));
+        }
         let authorities = &mut bundle.authorities;
         if authorities.contains(certificate) {
             return already();

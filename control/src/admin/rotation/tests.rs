@@ -51,6 +51,8 @@ fn rotation(gate: Gate) -> Rotation {
         nodes: BTreeSet::new(),
         old: BTreeSet::from([KeyId([1; 32])]),
         new: BTreeMap::new(),
+        revocation: None,
+        closing: hanse_identity::Closing::Never,
         aborted: false,
     }
 }
@@ -161,4 +163,27 @@ fn a_host_that_is_not_heard_is_waited_for_as_long_as_its_svids_live() {
     let connected = BTreeSet::from(["host-1".parse().unwrap()]);
     assert_eq!(waits_for(&state, &slow, &good, &connected, NOW).len(), 1);
     assert!(waits_for(&state, &slow, &good, &connected, later).is_empty());
+}
+
+#[test]
+fn the_drain_of_a_revoked_authority_waits_for_connections_as_long_as_was_said_and_for_nothing_less() {
+    use hanse_identity::Closing;
+    let mut proxy = subscriber(SubscriberKind::Proxy, "reviews-1", 10);
+    proxy.outgoing.insert(east(), Outgoing { connections: 3, own_svid: false });
+    let connected = BTreeSet::new();
+    let waits = |closing, later: u64, proxy: &Subscriber| {
+        let mut rotation = Rotation { closing, ..rotation(Gate::Drain) };
+        rotation.reached.insert(Gate::Drain, NOW);
+        let parts = [part(vec![proxy.clone()], in_force())];
+        let now = NOW + Duration::from_secs(later);
+        waits_for(&state(), &rotation, &parts, &connected, now).len()
+    };
+    assert_eq!(waits(Closing::Never, 3600, &proxy), 1);
+    assert_eq!((waits(Closing::After(30), 29, &proxy), waits(Closing::After(30), 30, &proxy)), (1, 0));
+    assert_eq!(waits(Closing::Now, 0, &proxy), 0);
+    // Who does not have the bundle in force, or shows an SVID below the authority, is waited for all the same.
+    let behind = Subscriber { applied: 9, ..proxy.clone() };
+    assert_eq!(waits(Closing::Now, 0, &behind), 1);
+    proxy.outgoing.insert(east(), Outgoing { connections: 0, own_svid: true });
+    assert_eq!(waits(Closing::Now, 0, &proxy), 1);
 }

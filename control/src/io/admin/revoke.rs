@@ -13,14 +13,15 @@ use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    Listing, PeerQuestion, PreviewReach, Proof, Receipt, ReceiptPart, RevocationItem, RevokeLiftRequest,
-    RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest, RevokeStatusRequest, Revoked,
-    SubscriberKind, Written, merged, part_of,
+    Gates, Listing, PeerQuestion, PreviewReach, Proof, Receipt, ReceiptPart, RevocationItem,
+    RevokeLiftRequest, RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest,
+    RevokeStatusRequest, Revoked, SubscriberKind, Written, merged, part_of,
 };
 use crate::command::{Answer, Command, Refusal};
 use crate::io::census::{Query, Subscriber, gather};
 use crate::io::context::{Context, now};
 use crate::io::peer_ask::{Question, ask_peers};
+use crate::io::rotation::measure;
 use crate::io::status::refused;
 use crate::state::State;
 
@@ -91,11 +92,12 @@ fn concerned(state: &State, draft: &Revocation) -> BTreeSet<SpiffeId> {
         RevocationTarget::Serial(serial) => state.private.issued.get(serial),
         _ => None,
     };
+    let below = state.private.issued.live(now()).filter(|svid| draft.authorities.contains(&svid.authority));
     let named = match &draft.target {
         RevocationTarget::Identity(id) => Some(id.clone()),
         _ => draft.silences(),
     };
-    issued.chain(serial).map(|svid| svid.id.clone()).chain(named).collect()
+    issued.chain(serial).chain(below).map(|svid| svid.id.clone()).chain(named).collect()
 }
 
 fn holders(state: &State, draft: &Revocation, subscribers: Vec<Subscriber>) -> Vec<String> {
@@ -178,7 +180,19 @@ pub async fn receipt(context: &Context, state: &State, id: &RevocationId) -> Res
     for (cluster, part) in theirs {
         parts.push(part.unwrap_or_else(|error| ReceiptPart::unreachable(cluster, error)));
     }
-    Ok(Receipt::new(id.clone(), parts).with_proof(proof))
+    let gates = gates(context, state, revocation).await;
+    Ok(Receipt::new(id.clone(), parts).with_proof(proof).with_gates(gates))
+}
+
+/// How far the replacement of a revoked authority is; none if it is nobody's any more, or another rotation has followed.
+async fn gates(context: &Context, state: &State, revocation: &Revocation) -> Option<Gates> {
+    let rotation =
+        state.private.rotation.as_ref().filter(|r| r.revocation.as_ref() == Some(&revocation.id))?;
+    let waits_for = match rotation.is_running() {
+        true => measure(context, state).await.waits_for,
+        false => Vec::new(),
+    };
+    Some(Gates { rotation: rotation.id, gate: rotation.gate, reached: rotation.reached.clone(), waits_for })
 }
 
 /// This cluster's part of a receipt, and what its agents saw that showed what is revoked.

@@ -159,3 +159,56 @@ async fn revocations_are_cleared_by_name_or_all_and_compromised_keys_only_if_tha
     assert!(rows.iter().any(|row| row.target.contains("key compromises too")), "{rows:?}");
     east.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_authority_is_replaced_and_its_receipt_says_how_far_that_is() {
+    use crate::state::rotation::Gate;
+
+    let east = found("east", 3).await;
+    let client = east.client().await;
+    let own: TrustDomain = "east.example".parse().unwrap();
+    // Not that of the node whose authority has signed the administrator's credential.
+    let (file, stolen, _) = load(east.directories[2].path());
+    let key = stolen.certificate().key_id;
+    let target = RevocationTarget::Authority(key);
+    let preview = client.call(&RevokePreviewRequest::new(target.clone())).await.unwrap();
+    assert_eq!((preview.already, preview.certificates), (None, 0));
+    let revoked = client.call(&RevokeRequest::new(target, Reason::KeyCompromise)).await.unwrap();
+    let status = RevokeStatusRequest { id: revoked.id.clone() };
+    let first = client.call(&status).await.unwrap();
+    assert_eq!(first.gates.as_ref().map(|gates| gates.rotation), Some(revoked.revision));
+    let receipt = eventually_asked("a complete receipt", || async {
+        Some(client.call(&status).await.unwrap()).filter(|receipt| receipt.complete)
+    })
+    .await;
+    let gates = receipt.gates.unwrap();
+    assert_eq!((gates.gate, gates.reached.len()), (Gate::Done, 6));
+    east.until("a bundle without it", |n| {
+        let view = &n.context.handle.state().view;
+        let there = view.bundles[&own].authorities.iter().any(|a| a.key_id == key);
+        !there && view.bundles[&own].authorities.len() == 3
+    })
+    .await;
+    assert_eq!(client.call(&NodeListRequest {}).await.unwrap().quorum.answering, 3);
+    let listed = client.call(&RevokeListRequest {}).await.unwrap().items.remove(0);
+    assert!(listed.revocation.authorities.contains(&key) && !listed.can_be_lifted);
+
+    // What a thief signs with the stolen key is nobody's, here and wherever the list has been told.
+    let thief = SpiffeId::member(&own, MemberRole::Agent, &"host-1".parse().unwrap());
+    let ticket =
+        hanse_identity::grant::grant_member(&own, &Revocations::default(), &thief, Duration::from_secs(3600))
+            .unwrap();
+    let request = new_key_pair().unwrap();
+    let csr = certificate_request(&request).unwrap();
+    let forged = hanse_identity::issue(ticket, &csr, &stolen, keys::random_serial(), now()).unwrap();
+    let forged = Svid::new(forged.chain, Zeroizing::new(request.serialize_der())).unwrap();
+    let verdict = IdentityVerifyRequest { pem: forged.chain_pem(), at: None };
+    assert!(!client.call(&verdict).await.unwrap().believed);
+    let back = crate::command::Command::AuthorityPublish {
+        node: file.record.name.clone(),
+        certificate: stolen.certificate().clone(),
+    };
+    let outcome = east.any().context.handle.propose("", back).await.unwrap();
+    assert!(outcome.result.unwrap_err().to_string().contains("is revoked by"));
+    east.stop().await;
+}

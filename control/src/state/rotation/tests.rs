@@ -333,6 +333,89 @@ fn one_authority_alone_may_be_replaced_and_that_of_a_revoked_node_dropped() {
     );
 }
 
+/// The order to revoke the authority of a node, as the cluster was founded.
+fn revoke_authority(east: &Cluster, n: u8) -> Command {
+    let target = RevocationTarget::Authority(east.old[&node(n)].certificate().key_id);
+    let (note, expires, reason) = (String::new(), None, Reason::KeyCompromise);
+    Command::Revoke { target, reason, note, expires, reissue: false, closing: Closing::Now }
+}
+
+#[test]
+fn a_revoked_authority_is_replaced_then_hit_and_never_comes_back() {
+    let mut east = Cluster::new();
+    let key = east.old[&node(1)].certificate().key_id;
+    assert!(east.issued(1, &key, false).is_empty());
+    let command = revoke_authority(&east, 1);
+    let Ok(Answer::Revoked(id)) = east.apply(command.clone()) else { panic!("not revoked") };
+    let entry = |east: &Cluster| east.state.view.revocations.get(&id).unwrap().clone();
+    let own = east.state.view.trust_domain.clone();
+    assert_eq!((id.number, east.rotation().id), (east.index, east.index));
+    assert_eq!(east.rotation().nodes, BTreeSet::from([node(1)]));
+    assert!(entry(&east).authorities.is_empty() && entry(&east).expires.is_none());
+    assert_eq!(east.apply(command), Ok(Answer::Revoked(id.clone())), "the same again");
+    let other = revoke_authority(&east, 2);
+    assert!(east.refused(other).contains("runs and is at prepare"));
+    assert!(east.refused(Command::RotateAbort {}).contains("clear that first"));
+    // Nothing is hit before there is something in its place.
+    let new = east.until(Gate::Spread);
+    assert!(east.issued(2, &key, false).is_empty());
+    assert!(east.state.view.revocations.of_authority(&own, key).is_none());
+    assert_eq!(east.step(Gate::Activate), Ok(Answer::Done));
+    assert_eq!((east.states(&new), east.old_states()[0]), (vec![Some(Active)], Some(Tainted)));
+    assert_eq!(east.issued(3, &key, false).len(), 1, "from here it signs nothing that is handed out");
+    let taken_back = east.old[&node(1)].certificate().clone();
+    let publish = |certificate: &AuthorityCertificate| Command::AuthorityPublish {
+        node: node(1),
+        certificate: certificate.clone(),
+    };
+    assert!(east.refused(publish(&taken_back)).contains("is revoked by"), "not even to be active again");
+    assert_eq!(east.step(Gate::Drain), Ok(Answer::Done));
+    assert_eq!(east.step(Gate::Retire), Ok(Answer::Done));
+    assert_eq!(entry(&east).authorities, BTreeSet::from([key]));
+    assert_eq!(east.state.view.revocations.of_authority(&own, key).unwrap().id, id);
+    assert_eq!(east.old_states(), [None, Some(Active), Some(Active)]);
+    assert_eq!(east.step(Gate::Done), Ok(Answer::Done));
+    assert!(east.refused(publish(&taken_back)).contains("is revoked by"));
+    let command = revoke_authority(&east, 1);
+    assert!(east.refused(command).contains("does not exist"));
+    let command = revoke_authority(&east, 2);
+    assert!(matches!(east.apply(command), Ok(Answer::Revoked(_))), "the next one");
+}
+
+#[test]
+fn a_revocation_of_an_authority_that_was_a_mistake_is_cleared_and_then_taken_back() {
+    for gate in [Gate::Spread, Gate::Activate, Gate::Drain] {
+        let mut east = Cluster::new();
+        let command = revoke_authority(&east, 1);
+        let Ok(Answer::Revoked(id)) = east.apply(command) else { panic!("not revoked") };
+        let new = east.until(gate);
+        east.done(Command::RevocationsClear { ids: vec![id], compromised: true });
+        east.done(Command::RotateAbort {});
+        if east.rotation().is_running() {
+            for to in [Gate::Drain, Gate::Retire, Gate::Done] {
+                assert_eq!(east.step(to), Ok(Answer::Done));
+            }
+        }
+        assert_eq!((east.states(&new), east.old_states()), (vec![None], vec![Some(Active); 3]), "at {gate}");
+        assert!(east.state.view.revocations.is_empty());
+    }
+}
+
+#[test]
+fn an_authority_is_not_put_on_hold_and_none_below_a_root_of_ones_own_is_revoked() {
+    let mut east = Cluster::new();
+    let Command::Revoke { target, note, expires, reissue, closing, .. } = revoke_authority(&east, 1) else {
+        panic!("another command")
+    };
+    let hold = Command::Revoke { target, reason: Reason::Hold, note, expires, reissue, closing };
+    assert!(east.refused(hold).contains("for good"));
+    let below = hanse_identity::Intermediate { der: vec![1], key_id: KeyId([9; 32]), not_after: NOW + YEAR };
+    east.state.private.nodes.values_mut().for_each(|n| n.intermediate = Some(below.clone()));
+    let command = revoke_authority(&east, 1);
+    assert!(east.refused(command).contains("root of your own"));
+    assert!(east.state.view.revocations.is_empty(), "what is refused changes nothing");
+}
+
 #[test]
 fn a_full_bundle_or_a_root_of_ones_own_is_a_reason_to_refuse() {
     let mut east = Cluster::new();

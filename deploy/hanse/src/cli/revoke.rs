@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke --agent host-1 --reason key-compromise --close-connections 30s\n  hanse revoke lift r-4231@east.example\n  hanse revoke show r-4231@east.example\n\nAgents that have what is revoked show it to proxies and gateways, here and in joined clusters: the receipt says who\nrefused it.\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked, 1 if a revoked certificate\nwas believed somewhere that says it is in force."
+    after_help = "Examples:\n  hanse revoke --identity spiffe://east.example/ns/shop/sa/ratings --hold\n  hanse revoke --serial 3f09a1… --reason key-compromise\n  hanse revoke --agent host-1 --reason key-compromise --close-connections 30s\n  hanse revoke --authority 9c41d0… --reason key-compromise\n  hanse revoke lift r-4231@east.example\n  hanse revoke show r-4231@east.example\n\nAgents that have what is revoked show it to proxies and gateways, here and in joined clusters: the receipt says who\nrefused it.\n\nThe exit code is 8 if the receipt is not complete in time, 9 if a cluster could not be asked, 1 if a revoked certificate\nwas believed somewhere that says it is in force."
 )]
 pub struct RevokeCommand {
     #[command(subcommand)]
@@ -18,7 +18,7 @@ pub struct RevokeCommand {
 }
 
 #[derive(Debug, Default, Args)]
-#[command(group(clap::ArgGroup::new("target").args(["serial", "cert", "identity", "key", "agent", "node", "trust_domain"])))]
+#[command(group(clap::ArgGroup::new("target").args(["serial", "cert", "identity", "key", "agent", "node", "authority", "trust_domain"])))]
 pub struct RevokeWhat {
     /// Serial number of a certificate of this cluster's trust domain, in hex
     #[arg(long, value_name = "HEX")]
@@ -38,16 +38,22 @@ pub struct RevokeWhat {
     /// A control node: its own identity, and all that its authorities have signed
     #[arg(long, value_name = "NAME")]
     pub node: Option<hanse_identity::NodeName>,
+    /// An authority of this cluster, by its key (64 hex digits): all below it is replaced, as by trust rotate, then it is
+    /// dropped everywhere and never comes back. What it has signed is believed until then: revoke the --node to end that
+    /// at once
+    #[arg(long, value_name = "KEY")]
+    pub authority: Option<hanse_identity::KeyId>,
     /// A joined cluster as a whole, by its trust domain: nothing of it is believed here
     #[arg(long = "cluster", value_name = "TRUST-DOMAIN")]
     pub trust_domain: Option<hanse_identity::TrustDomain>,
     /// For now: can be lifted again (not for a certificate)
-    #[arg(long, conflicts_with_all = ["reason", "serial", "cert"])]
+    #[arg(long, conflicts_with_all = ["reason", "serial", "cert", "authority"])]
     pub hold: bool,
     /// Only what was issued until now is dead: new certificates are given (identities only)
     #[arg(long, requires = "identity")]
     pub reissue: bool,
-    /// What becomes of live connections: now, never, or a time to finish in
+    /// What becomes of live connections: now, never, or a time to finish in (of an authority: once all below it is
+    /// replaced; never waits until there are none)
     #[arg(long, value_name = "now|30s|never", default_value = "now")]
     pub close_connections: String,
     /// unspecified, key-compromise, superseded, cessation
@@ -59,7 +65,7 @@ pub struct RevokeWhat {
     /// Show what it would hit, and stop
     #[arg(long)]
     pub dry_run: bool,
-    /// Do not wait until it is enforced everywhere
+    /// Do not wait until it is enforced everywhere (of an authority: only until another one signs in its place)
     #[arg(long)]
     pub no_wait: bool,
     /// Wait until it is enforced everywhere, or --timeout (this is the default)

@@ -12,6 +12,7 @@ use hanse_control::admin::{
     ProofState, ReachState, Receipt, ReceiptPart, RevokeLiftRequest, RevokeListRequest, RevokePreviewRequest,
     RevokeRequest, RevokeStatusRequest, Revoked,
 };
+use hanse_control::state::rotation::Gate;
 use hanse_identity::{Closing, Reason, RevocationId, RevocationTarget, Serial, SvidFacts};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -78,10 +79,11 @@ pub fn target(what: &RevokeWhat) -> Result<RevocationTarget, Failure> {
         .or(what.identity.clone().map(RevocationTarget::Identity))
         .or(what.agent.clone().map(RevocationTarget::Agent))
         .or(what.node.clone().map(RevocationTarget::Node))
+        .or(what.authority.map(RevocationTarget::Authority))
         .or(what.trust_domain.clone().map(RevocationTarget::Cluster));
     named.ok_or_else(|| {
         Failure::usage("what is to be revoked?")
-            .fix("--identity SPIFFE-ID, --serial HEX, --cert FILE, --key HEX, --agent NAME, --node NAME, or --cluster TRUST-DOMAIN")
+            .fix("--identity SPIFFE-ID, --serial HEX, --cert FILE, --key HEX, --agent NAME, --node NAME, --authority KEY, or --cluster TRUST-DOMAIN")
     })
 }
 
@@ -140,6 +142,10 @@ pub async fn wait(
         if receipt.complete || started.elapsed() >= timeout {
             return Ok((receipt, started.elapsed()));
         }
+        if receipt.gates.is_some() {
+            // This command line has to know the authorities that come, or it could not ask again.
+            super::trust::status(connection).await?;
+        }
         tokio::time::sleep(POLL).await;
     }
 }
@@ -159,6 +165,10 @@ pub async fn order(global: &Global, what: &RevokeWhat) -> Outcome {
     let revoked = commit(&connection, &request).await?;
     talk(global, &format!("  committed {} at {} #{}", revoked.id, connection.name, revoked.revision));
     if what.no_wait {
+        if let RevocationTarget::Authority(_) = request.target {
+            let signs = |gate: Gate| gate >= Gate::Activate;
+            super::trust::wait(&connection, revoked.revision, global.timeout, signs, |_| {}).await?;
+        }
         output::print(global.output, "Revoked", &revoked, &format!("{}\n", revoked.id));
         return Ok(Exit::Done);
     }
@@ -206,7 +216,7 @@ fn word(target: &RevocationTarget) -> String {
     match target {
         RevocationTarget::Serial(serial) => serial.to_string(),
         RevocationTarget::Identity(id) => id.path().rsplit('/').next().unwrap_or_default().to_owned(),
-        RevocationTarget::Key(key) => key.prefix(),
+        RevocationTarget::Key(key) | RevocationTarget::Authority(key) => key.prefix(),
         RevocationTarget::Agent(name) | RevocationTarget::Node(name) => name.to_string(),
         RevocationTarget::Cluster(trust_domain) => trust_domain.to_string(),
     }
@@ -251,6 +261,7 @@ mod tests {
             ),
             (RevokeWhat { agent: Some("host-1".parse().unwrap()), ..none() }, "agent host-1".to_owned()),
             (RevokeWhat { node: Some("east-2".parse().unwrap()), ..none() }, "node east-2".to_owned()),
+            (RevokeWhat { authority: Some(key.parse().unwrap()), ..none() }, format!("authority {key}")),
         ] {
             assert_eq!(target(&what).unwrap().to_string(), text);
         }

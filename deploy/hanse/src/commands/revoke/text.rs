@@ -1,6 +1,9 @@
 //! What people read of a revocation: what it would hit, and how far it is enforced.
 
-use hanse_control::admin::{Proof, ProofState, ReachState, Receipt, ReceiptPart, RevokePreview, Tally};
+use hanse_control::admin::{
+    Gates, Proof, ProofState, ReachState, Receipt, ReceiptPart, RevokePreview, Tally,
+};
+use hanse_control::state::rotation::Gate;
 use hanse_identity::proof::HandshakeOutcome;
 
 /// Callers that are named, per cluster; the others are counted.
@@ -49,7 +52,33 @@ pub fn blast_radius(preview: &RevokePreview) -> String {
 
 /// All that a receipt says, but for the last word.
 pub fn receipt_lines(receipt: &Receipt) -> String {
-    receipt.parts.iter().map(part_line).collect::<String>() + &proof_lines(&receipt.proof)
+    let gates = receipt.gates.as_ref().map(gates_lines).unwrap_or_default();
+    receipt.parts.iter().map(part_line).collect::<String>() + &proof_lines(&receipt.proof) + &gates
+}
+
+/// How far the replacement of a revoked authority is.
+fn gates_lines(gates: &Gates) -> String {
+    let states = Gate::ALL.into_iter().map(|gate| {
+        let (at, next) = (gates.reached.get(&gate), gates.reached.get(&gate.next()));
+        match (at, next) {
+            _ if gate == gates.gate => format!("{gate} now"),
+            (Some(at), Some(next)) => format!("{gate} {:.1} s", next.since(*at).as_secs_f64()),
+            _ => format!("{gate} waits"),
+        }
+    });
+    let mut lines = format!("  gates     {}\n", states.collect::<Vec<_>>().join(" · "));
+    for waits in gates.waits_for.iter().take(NAMED) {
+        lines.push_str(&format!(
+            "    waits for  {:<8} {} {}\n",
+            waits.cluster.as_str(),
+            waits.who,
+            waits.why
+        ));
+    }
+    if let Some(more) = gates.waits_for.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        lines.push_str(&format!("    waits for  {more} more\n"));
+    }
+    lines
 }
 
 /// What became of showing what is revoked to listeners of the mesh.
@@ -165,6 +194,24 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("caller-7 and 2 more") && !text.contains("caller-9"), "{text}");
+    }
+
+    #[test]
+    fn the_gates_of_a_revoked_authority_say_how_far_it_is_and_for_whom_it_waits() {
+        use hanse_control::admin::WaitsFor;
+        let waits = |n: usize| WaitsFor {
+            cluster: "west".parse().unwrap(),
+            who: format!("proxy reviews-{n}"),
+            why: "has acknowledged #4".to_owned(),
+        };
+        let reached = [(Gate::Prepare, Timestamp(1_000)), (Gate::Spread, Timestamp(1_400))].into();
+        let waits_for = (0..NAMED + 1).map(waits).collect();
+        let gates = Gates { rotation: 7, gate: Gate::Spread, reached, waits_for };
+        let text = gates_lines(&gates);
+        let line = "  gates     prepare 0.4 s · spread now · activate waits · drain waits · retire waits\n";
+        assert!(text.starts_with(line), "{text}");
+        assert!(text.contains("    waits for  west     proxy reviews-0 has acknowledged #4\n"), "{text}");
+        assert!(text.ends_with("    waits for  1 more\n"), "{text}");
     }
 
     #[test]

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use hanse_control::admin::{
-    AgentTokenCreateRequest, ProofState, Receipt, RevokeLiftRequest, RevokeRequest, Revoked,
-    WorkloadRegisterRequest,
+    AgentTokenCreateRequest, ProofState, Receipt, RevokeLiftRequest, RevokeListRequest, RevokeRequest,
+    Revoked, TrustBundleListRequest, WorkloadRegisterRequest,
 };
 use hanse_identity::proof::HandshakeOutcome;
-use hanse_identity::{NodeName, Reason, Registration, RevocationTarget, Selector, SpiffeId, SvidFacts};
+use hanse_identity::{
+    KeyId, NodeName, Reason, Registration, RevocationTarget, Selector, SpiffeId, SvidFacts, TrustDomain,
+};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
@@ -38,6 +40,8 @@ const AFTER: Duration = Duration::from_millis(500);
 /// Cut and refused everywhere by then.
 const MAX_ENFORCEMENT: Duration = Duration::from_secs(1);
 const RECEIPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Everything below an authority has been replaced by then.
+const AUTHORITY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Name of the agent that is revoked.
 const SPARE_AGENT: &str = "agent-2";
 
@@ -130,6 +134,11 @@ impl Story<'_> {
         let unrelated =
             json!({ "requests": samples.len(), "failed": failed, "failures": load::failures(&samples) });
         evidence.insert("unrelated", unrelated);
+        // Not under the load: what is live below the authority is cut, and is not waited for.
+        let authority = self.revoke_authority().await?;
+        ok &= authority.ok;
+        lines.push(authority.line);
+        evidence.insert("authority", authority.evidence);
         Ok(Verdict::new(ok, lines.join(" · "), json!(evidence)))
     }
 
@@ -238,6 +247,46 @@ impl Story<'_> {
             "receiptCompleteMs": ms(complete_after), "receipt": receipt, "backAfterLiftMs": ms(lifted.elapsed()),
         });
         Ok(Told { ok, line, evidence })
+    }
+
+    /// One authority at home: all below it is replaced, then it is gone in both clusters and on the list of both.
+    async fn revoke_authority(&self) -> anyhow::Result<Told> {
+        let connection = self.demo.connection(&self.home)?;
+        let own: TrustDomain = trust_domain(&self.home).parse()?;
+        let known = async |cluster: &str| -> anyhow::Result<Vec<KeyId>> {
+            let bundles =
+                self.demo.connection(cluster)?.call(&TrustBundleListRequest::default()).await?.items;
+            let bundle = bundles.into_iter().find(|b| b.trust_domain == own).context("a bundle of home")?;
+            Ok(bundle.trusted().map(|authority| authority.key_id).collect())
+        };
+        let before = known(&self.home).await?;
+        let key = *before.last().context("home has an authority")?;
+        let request = RevokeRequest {
+            note: "verify authority".to_owned(),
+            ..RevokeRequest::new(RevocationTarget::Authority(key), Reason::KeyCompromise)
+        };
+        let asked = Instant::now();
+        let revoked = revoke::commit(connection, &request).await?;
+        let (receipt, _) = revoke::wait(connection, &revoked.id, AUTHORITY_TIMEOUT).await?;
+        let took = asked.elapsed();
+        let mut gone = Vec::new();
+        for cluster in [&self.home, &self.away] {
+            let listed = self.demo.connection(cluster)?.call(&RevokeListRequest {}).await?.items;
+            let entry = listed.iter().find(|item| item.revocation.id == revoked.id);
+            let hit = entry.is_some_and(|item| item.revocation.authorities.contains(&key));
+            let keys = known(cluster).await?;
+            gone.push(hit && !keys.contains(&key) && keys.len() == before.len());
+        }
+        let both = gone.iter().all(|gone| *gone);
+        let line = format!(
+            "authority: {}, {} in both clusters",
+            receipt_line(&receipt, took),
+            if both { "replaced and on the list" } else { "NOT gone" }
+        );
+        let evidence = json!({
+            "id": revoked.id, "key": key, "receiptCompleteMs": ms(took), "goneAtHomeAndAway": gone, "receipt": receipt,
+        });
+        Ok(Told { ok: receipt.complete && both, line, evidence })
     }
 
     /// Waits until the thief has been refused at these doors, and watches it a little longer.
