@@ -40,6 +40,8 @@ async fn t24_no_private_key_is_where_none_is_meant_to_be() {
 struct Stolen {
     workload_key: Vec<u8>,
     join_token: String,
+    /// The signature of a JWT-SVID: who has it has the token. One that was validated, and one that was refused.
+    jwt_signature: String,
 }
 
 /// Join tokens, a workload's identity, its revocation. (The clusters have joined, and load flows.)
@@ -57,11 +59,25 @@ async fn some_life(demo: &Demo) -> Result<Stolen> {
     let source = spiffe::X509SourceBuilder::new().endpoint(&agent).build();
     let source = tokio::time::timeout(SOON, source).await.context("no SVID in time")??;
     let workload_key = source.svid()?.private_key().as_bytes().to_vec();
+    let tokens = spiffe::WorkloadApiClient::connect_to(&agent);
+    let tokens = tokio::time::timeout(SOON, tokens).await.context("no Workload API in time")??;
+    let began = Instant::now();
+    let jwt = loop {
+        match tokens.fetch_jwt_svid(["swept"], None).await {
+            Ok(jwt) => break jwt,
+            // A key that signs is published first.
+            Err(why) => ensure!(began.elapsed() < SOON, "no JWT-SVID in time: {why}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    tokens.validate_jwt_token("swept", jwt.token()).await?;
+    ensure!(tokens.validate_jwt_token("elsewhere", jwt.token()).await.is_err(), "of another audience");
+    let jwt_signature = jwt.token().rsplit('.').next().context("no signature")?.to_owned();
     // Who has applied it is another test's question.
     let revoke = ["revoke", "--identity", WORKLOAD, "--reason", "key-compromise", "--no-wait", "--yes"];
     patiently(demo, &revoke)?;
     source.shutdown_with_timeout(SOON).await?;
-    Ok(Stolen { workload_key, join_token })
+    Ok(Stolen { workload_key, join_token, jwt_signature })
 }
 
 /// Runs a command against east, again while it has no outcome: that many processes writing that much log are slow.
@@ -86,6 +102,7 @@ fn needles(demo: &Demo, stolen: &Stolen) -> Result<Needles> {
     // Its middle: what comes first is the same in all, and the end may be padding.
     let middle = stolen.join_token.len() / 2;
     needles.text("join token", &stolen.join_token[middle..middle + 40]);
+    needles.text("JWT-SVID", &stolen.jwt_signature);
     for cluster in CLUSTERS {
         let encryption_key = encryption_key(demo, cluster);
         needles.secret(&format!("key-encryption key of {cluster}"), &fs::read(&encryption_key)?);

@@ -107,7 +107,7 @@ async fn show(
         bundles.items.retain(|bundle| bundle.trust_domain == *wanted);
         if bundles.items.is_empty() {
             let nothing = format!("there is no bundle of {wanted}");
-            return Err(Failure::new(Exit::NotFound, "E3006", nothing)
+            return Err(Failure::new(Exit::NotFound, "E3005", nothing)
                 .fix("hanse trust bundle set, hanse trust federate"));
         }
     }
