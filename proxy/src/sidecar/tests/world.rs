@@ -144,14 +144,21 @@ pub struct Sidecar {
 }
 
 /// A sink that hands the access log's lines back.
-struct Lines(mpsc::UnboundedSender<Entry>);
+struct Lines {
+    entries: mpsc::UnboundedSender<Entry>,
+    /// A line that has been written in part.
+    begun: Vec<u8>,
+}
 
 impl std::io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        self.begun.extend_from_slice(bytes);
+        let whole = self.begun.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let lines: Vec<u8> = self.begun.drain(..whole).collect();
+        for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
             let line: serde_json::Value = serde_json::from_slice(line).expect("one object per line");
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
-            let _ = self.0.send(Entry {
+            let _ = self.entries.send(Entry {
                 method: text("method"),
                 path: text("path"),
                 authority: text("authority"),
@@ -199,8 +206,11 @@ impl Sidecar {
         let (inbound_address, outbound_address) =
             (inbound.local_addr().unwrap(), outbound.local_addr().unwrap());
         let (lines, log) = mpsc::unbounded_channel();
-        let (access_log, _writer) =
-            AccessLog::start_with(Box::new(Lines(lines)), Arc::clone(&plane.telemetry)).unwrap();
+        let (access_log, _writer) = AccessLog::start_with(
+            Box::new(Lines { entries: lines, begun: Vec::new() }),
+            Arc::clone(&plane.telemetry),
+        )
+        .unwrap();
         let services = services.iter().map(|s| s.parse().unwrap()).collect();
         let settings = Settings {
             plane: Arc::clone(&plane),
@@ -321,6 +331,11 @@ impl App {
             }
         });
         Self { address, task, connections }
+    }
+
+    /// Connections to it that are open now.
+    pub fn live(&self) -> usize {
+        self.connections.borrow().iter().filter(|connection| !connection.is_finished()).count()
     }
 
     /// Closes listener and connections.
