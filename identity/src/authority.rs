@@ -46,6 +46,23 @@ pub struct Authority {
     pub(crate) certificate: AuthorityCertificate,
     /// Its own certificate, if a root of the user's own house signed it.
     intermediate: Option<Intermediate>,
+    pub(crate) signer: Signer,
+}
+
+/// What the certificate whose key signs says of itself, kept apart because every SVID is compared with it.
+pub(crate) struct Signer {
+    /// Its subject, DER.
+    pub(crate) subject: Vec<u8>,
+    /// Its SubjectPublicKeyInfo, DER.
+    pub(crate) public_key: Vec<u8>,
+}
+
+impl Signer {
+    fn read(der: &[u8]) -> Result<Self, AuthorityError> {
+        let certificate = x509::parse(der).map_err(AuthorityError::Certificate)?;
+        let subject = certificate.subject().as_raw().to_vec();
+        Ok(Self { subject, public_key: certificate.public_key().raw.to_vec() })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +127,8 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(der), key)
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
-        Ok(Self { trust_domain: trust_domain.clone(), issuer, certificate, intermediate: None })
+        let signer = Signer::read(der)?;
+        Ok(Self { trust_domain: trust_domain.clone(), issuer, certificate, intermediate: None, signer })
     }
 
     /// Below a root: `root` is in the bundle, `intermediate` goes along with every SVID. Both are checked again.
@@ -130,6 +148,7 @@ impl Authority {
             trust_domain: trust_domain.clone(),
             issuer,
             certificate: root,
+            signer: Signer::read(&checked.der)?,
             intermediate: Some(checked),
         })
     }
@@ -137,11 +156,6 @@ impl Authority {
     /// Its own certificate, if a root above it is in the bundle instead.
     pub fn intermediate(&self) -> Option<&Intermediate> {
         self.intermediate.as_ref()
-    }
-
-    /// The certificate whose key signs, DER.
-    pub(crate) fn own_der(&self) -> &[u8] {
-        self.intermediate.as_ref().map_or(&self.certificate.der, |i| &i.der)
     }
 
     /// When the first certificate above what it signs expires.

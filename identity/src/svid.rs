@@ -72,16 +72,20 @@ pub const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 impl SvidFacts {
     /// Parses a leaf and checks the SVID profile. No signature is checked.
     pub fn parse(der: &[u8]) -> Result<Self, SvidError> {
-        let certificate = x509::parse(der).map_err(SvidError::Malformed)?;
-        let id = leaf_name(&certificate)?;
-        x509::leaf::profile(&certificate).map_err(SvidError::Profile)?;
-        x509::leaf::svid_usage(&certificate).map_err(SvidError::Profile)?;
+        Self::of(&x509::parse(der).map_err(SvidError::Malformed)?)
+    }
+
+    /// The same of a certificate that has been read already.
+    pub(crate) fn of(certificate: &X509Certificate<'_>) -> Result<Self, SvidError> {
+        let id = leaf_name(certificate)?;
+        x509::leaf::profile(certificate).map_err(SvidError::Profile)?;
+        x509::leaf::svid_usage(certificate).map_err(SvidError::Profile)?;
         let validity = certificate.validity();
         let time = |at| x509::timestamp(at).ok_or(SvidError::Profile("its validity is before 1970"));
         Ok(Self {
             id,
-            serial: x509::serial(&certificate).map_err(SvidError::Profile)?,
-            authority_key_identifier: x509::authority_key_identifier(&certificate).map(to_hex),
+            serial: x509::serial(certificate).map_err(SvidError::Profile)?,
+            authority_key_identifier: x509::authority_key_identifier(certificate).map(to_hex),
             key_id: x509::key_id(certificate.public_key().raw),
             not_before: time(validity.not_before)?,
             not_after: time(validity.not_after)?,

@@ -10,8 +10,9 @@ use time::OffsetDateTime;
 use x509_parser::certificate::{BasicExtension, X509Certificate};
 use x509_parser::extensions::{GeneralName, KeyUsage, ParsedExtension, X509Extension};
 use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
+use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
-use x509_parser::x509::{AttributeTypeAndValue, X509Name, X509Version};
+use x509_parser::x509::{AttributeTypeAndValue, SubjectPublicKeyInfo, X509Name, X509Version};
 
 use crate::bundle::KeyId;
 use crate::svid::{MAX_CERTIFICATE_BYTES, Serial};
@@ -30,6 +31,11 @@ const MAX_EXTENSIONS: usize = 64;
 const MAX_NAMES: usize = 128;
 /// Most bytes that a serial number's encoding may have.
 const MAX_SERIAL_BYTES: usize = 20;
+
+/// A SubjectPublicKeyInfo, DER.
+pub(crate) fn public_key(der: &[u8]) -> Result<SubjectPublicKeyInfo<'_>, String> {
+    SubjectPublicKeyInfo::from_der(der).map(|(_, key)| key).map_err(|e| e.to_string())
+}
 
 /// Reads one certificate: bounded, nothing after it, version 3, every extension readable and there once, and
 /// none critical that nobody here processes.
