@@ -17,6 +17,9 @@ use super::value::PolicyDuration;
 
 /// What the documents call themselves.
 pub const WORKLOAD_KIND: &str = "Workload";
+/// What the command line's lists of registrations call themselves: each item has a `spec`, and can be applied again.
+pub const LIST_API_VERSION: &str = "cli.hanse.dev/v1";
+pub const LIST_KIND: &str = "WorkloadList";
 /// Most agents, selectors, services of one document: what one registration may have.
 const MAX_LISTED: usize = 64;
 
@@ -168,6 +171,9 @@ pub fn parse_workloads(file: &str, text: &str, now: Timestamp) -> Result<Vec<Reg
 }
 
 fn document(node: &Node, now: Timestamp) -> Result<Vec<Registration>, Vec<Problem>> {
+    if let Some(items) = listed(node) {
+        return list(items, now);
+    }
     // Of another kind nothing else is worth saying.
     if let Some(problem) = not_a_workload(node) {
         return Err(vec![problem]);
@@ -175,7 +181,41 @@ fn document(node: &Node, now: Timestamp) -> Result<Vec<Registration>, Vec<Proble
     let mut problems = Vec::new();
     schema::check(&DOCUMENT, node, "", &mut problems);
     let Some(spec) = node.get("spec").filter(|_| problems.is_empty()) else { return Err(problems) };
-    let id: SpiffeId = one(spec, "id").ok_or(problems)?;
+    specified(spec, "spec", now)
+}
+
+/// The items, if it is a list as the command line prints it.
+fn listed(node: &Node) -> Option<&[Node]> {
+    let is = |field: &str, text: &str| node.get(field).and_then(Node::text) == Some(text);
+    match &node.get("items")?.content {
+        Content::List(items) if is("apiVersion", LIST_API_VERSION) && is("kind", LIST_KIND) => Some(items),
+        _ => None,
+    }
+}
+
+/// Of each item what its `spec` says: the rest of it is what the cluster said about it.
+fn list(items: &[Node], now: Timestamp) -> Result<Vec<Registration>, Vec<Problem>> {
+    let (mut registrations, mut problems) = (Vec::new(), Vec::new());
+    for (number, item) in items.iter().enumerate() {
+        let path = format!("items[{number}].spec");
+        let Some(spec) = item.get("spec") else {
+            let (place, message) = (item.place, "an item needs a spec".to_owned());
+            problems.push(Problem { code: "E4004", place, path, message, fix: "add spec".to_owned() });
+            continue;
+        };
+        let mut found = Vec::new();
+        schema::check(&SPEC, spec, &path, &mut found);
+        match if found.is_empty() { specified(spec, &path, now) } else { Err(found) } {
+            Ok(found) => registrations.extend(found),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if problems.is_empty() { Ok(registrations) } else { Err(problems) }
+}
+
+/// What a spec says; its shape has been checked.
+fn specified(spec: &Node, path: &str, now: Timestamp) -> Result<Vec<Registration>, Vec<Problem>> {
+    let id: SpiffeId = one(spec, "id").ok_or_else(Vec::new)?;
     let registration = |agent: AgentScope| Registration {
         services: all(spec, "services"),
         ttl_seconds: spec.get("ttl").and_then(Node::text).and_then(|t| seconds(t).ok()).unwrap_or_default(),
@@ -188,7 +228,7 @@ fn document(node: &Node, now: Timestamp) -> Result<Vec<Registration>, Vec<Proble
     let registrations: Vec<Registration> = all(spec, "agents").into_iter().map(registration).collect();
     for registration in &registrations {
         registration.check(now).map_err(|error| {
-            let (path, place) = ("spec".to_owned(), spec.place);
+            let (path, place) = (path.to_owned(), spec.place);
             vec![Problem { code: "E4005", place, path, message: error.to_string(), fix: String::new() }]
         })?;
     }
@@ -318,6 +358,23 @@ spec:
         // Nothing of a registration is left out: a new field has to come here too.
         let members = serde_json::to_value(full).unwrap().as_object().unwrap().len();
         assert_eq!(members, 9);
+    }
+
+    #[test]
+    fn a_list_of_the_command_line_is_read_again() {
+        let read = parse_workloads("w.yaml", FULL, NOW).unwrap();
+        // What the cluster says of a registration, and this version does not know, is no mistake.
+        let item = |r: &Registration| json!({ "id": r.id, "news": 1, "spec": written(r)["spec"] });
+        let items: Vec<Value> = read.iter().map(item).collect();
+        let mut list = json!({ "apiVersion": LIST_API_VERSION, "kind": LIST_KIND, "meta": {}, "items": items, "warnings": [] });
+        assert_eq!(parse_workloads("l.json", &list.to_string(), NOW).unwrap(), read);
+        list["items"][1]["spec"]["service"] = json!([]);
+        list["items"][2].as_object_mut().unwrap().remove("spec");
+        let found = wrong(&serde_json::to_string_pretty(&list).unwrap());
+        let codes: Vec<_> = found.iter().map(|d| (d.code.as_str(), d.path.as_str())).collect();
+        assert_eq!(codes, [("E4001", "items[1].spec.service"), ("E4004", "items[2].spec")], "{found:?}");
+        list["kind"] = json!("ServiceList");
+        assert_eq!(wrong(&list.to_string())[0].code, "E4003");
     }
 
     #[test]

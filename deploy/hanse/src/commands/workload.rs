@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use hanse_control::admin::{
     WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadItem, WorkloadListRequest, WorkloadRegisterRequest,
 };
-use hanse_federation::policy::workload::{parse_workloads, written};
+use hanse_federation::policy::workload::{LIST_KIND, parse_workloads, written};
 use hanse_identity::{NodeName, Registration, SpiffeId};
+use serde::Serialize;
 
 use super::Outcome;
 use super::service::report;
@@ -121,6 +122,21 @@ async fn apply(global: &Global, files: &[PathBuf], dry_run: bool) -> Outcome {
     Ok(if refused { Exit::No } else { Exit::Done })
 }
 
+/// A registration as a program reads it: what the cluster says of it, and the `spec` that `workload apply` takes again.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    item: WorkloadItem,
+    spec: serde_json::Value,
+}
+
+impl From<WorkloadItem> for Listed {
+    fn from(item: WorkloadItem) -> Self {
+        let spec = written(&registration_of(&item))["spec"].take();
+        Self { item, spec }
+    }
+}
+
 /// What a cluster has, as what was applied.
 fn registration_of(item: &WorkloadItem) -> Registration {
     Registration {
@@ -149,7 +165,8 @@ async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
         "+HINT",
         "+EXPIRES",
     ];
-    Listing::of("WorkloadList", &workloads.meta, &workloads.items, &titles, |item| {
+    let items: Vec<Listed> = workloads.items.into_iter().map(Listed::from).collect();
+    Listing::of(LIST_KIND, &workloads.meta, &items, &titles, |Listed { item, .. }| {
         [
             item.id.to_string(),
             item.agent.to_string(),
@@ -182,7 +199,8 @@ async fn show(global: &Global, id: &SpiffeId) -> Outcome {
         return Ok(Exit::Done);
     }
     if !matches!(global.output, Format::Table | Format::Wide) {
-        Listing::of("WorkloadList", &workloads.meta, &entries, &["ID"], |item| [item.id.to_string()])
+        let items: Vec<Listed> = entries.into_iter().map(Listed::from).collect();
+        Listing::of(LIST_KIND, &workloads.meta, &items, &["ID"], |listed| [listed.item.id.to_string()])
             .warnings(&workloads.warnings)
             .print(global.output);
         return Ok(Exit::Done);
@@ -243,6 +261,44 @@ mod tests {
         let cli = crate::cli::Cli::try_parse_from(line).map_err(|e| e.to_string())?;
         let crate::cli::Command::Workload(command) = cli.command else { panic!("not a workload command") };
         registrations(&command).map_err(|e| e.message)
+    }
+
+    #[test]
+    fn what_is_shown_in_json_and_in_yaml_can_be_applied_again() {
+        let now = crate::now();
+        let registration = |agent: &str| Registration {
+            services: ["shop/a".parse().unwrap()].into(),
+            ttl_seconds: 600,
+            address: Some("10.0.1.7:8443".parse().unwrap()),
+            federates_with: ["north.example".parse().unwrap()].into(),
+            hint: "internal".to_owned(),
+            expires: Some(now + std::time::Duration::from_secs(3600)),
+            ..Registration::new(
+                "spiffe://east.example/ns/shop/sa/a".parse().unwrap(),
+                agent.parse::<hanse_identity::AgentScope>().unwrap(),
+                ["unix:uid:1000".parse().unwrap()],
+            )
+        };
+        let made: Vec<Registration> = ["host-1", "*"].map(registration).into();
+        let item = |r: &Registration| WorkloadItem {
+            id: r.id.clone(),
+            agent: r.agent.clone(),
+            selectors: r.selectors.clone(),
+            services: r.services.clone(),
+            ttl_seconds: r.ttl_seconds,
+            address: r.address,
+            federates_with: r.federates_with.clone(),
+            hint: r.hint.clone(),
+            expires: r.expires,
+            revoked: Some("r-7@east.example".parse().unwrap()),
+        };
+        let items: Vec<Listed> = made.iter().map(|r| item(r).into()).collect();
+        let list = Listing::of(LIST_KIND, &serde_json::json!({}), &items, &["ID"], |_| [String::new()]);
+        let json = serde_json::to_string_pretty(&list.envelope()).unwrap();
+        assert_eq!(parse_workloads("-", &json, now).unwrap(), made, "{json}");
+        assert_eq!(parse_workloads("-", &output::yaml(&list.envelope()), now).unwrap(), made);
+        let documents: Vec<String> = made.iter().map(|r| output::yaml(&written(r))).collect();
+        assert_eq!(parse_workloads("-", &documents.join("---\n"), now).unwrap(), made);
     }
 
     #[test]
