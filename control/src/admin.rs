@@ -439,6 +439,9 @@ pub struct WorkloadItem {
     pub hint: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// It may act as an administrator, with the roles that it was given.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub admin: bool,
     /// The revocation because of which no SVID is issued, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<RevocationId>,

@@ -286,12 +286,12 @@ impl State {
             Command::AgentEvict { agent, note } => self.agent_evict(index, proposal, agent, note),
             Command::AgentUnban { agent } => self.agent_unban(index, proposal, agent),
             Command::WorkloadRegister { registration } => {
-                self.may_register(&proposal.actor, &registration.id)?;
+                self.may_register(&proposal.actor, registration)?;
                 self.workload_register(registration, now)
             }
             Command::WorkloadDelete { id, agent } => self.workload_delete(id, agent),
             Command::WorkloadApply { registrations } => {
-                registrations.iter().try_for_each(|r| self.may_register(&proposal.actor, &r.id))?;
+                registrations.iter().try_for_each(|r| self.may_register(&proposal.actor, r))?;
                 self.workload_apply(registrations, now)
             }
             Command::WorkloadLapse { keys } => self.workload_lapse(keys, now),

@@ -16,6 +16,9 @@ pub struct RoleListRequest {}
 pub struct RoleItem {
     pub id: SpiffeId,
     pub roles: BTreeSet<Role>,
+    /// A workload of which no registration says `admin`: it holds these as soon as one does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dormant: bool,
 }
 
 /// Gives roles beside those that the identity was given before.

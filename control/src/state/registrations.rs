@@ -7,7 +7,7 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::{AgentScope, Registration, ServiceName, SpiffeId, Timestamp};
 
 use super::catalog::empty_service;
-use super::{Decision, MAX_PER_REGISTRATION, MAX_REGISTRATIONS, MAX_SERVICES, State, already, bounded, done};
+use super::{Decision, MAX_PER_REGISTRATION, MAX_REGISTRATIONS, MAX_SERVICES, State, already, bounded};
 use crate::command::{Answer, Refusal};
 
 /// Most registrations that one Command makes.
@@ -65,6 +65,9 @@ impl State {
                     new.id
                 )));
             }
+            Some((MemberRole::Gateway, _)) if new.admin => {
+                return Err(Refusal::Invalid("a gateway is no administrator".into()));
+            }
             Some((MemberRole::Gateway, _)) if new.services.is_empty() => {}
             Some((MemberRole::Gateway, _)) => {
                 return Err(Refusal::Invalid("a gateway is registered without services".into()));
@@ -80,6 +83,10 @@ impl State {
                 return Err(Refusal::Invalid("a workload's SPIFFE ID has a path".into()));
             }
             None => {}
+        }
+        if new.admin && new.agent == AgentScope::Any {
+            let why = "an administrator's registration names its agents: else every host could vouch for it";
+            return Err(Refusal::Invalid(why.into()));
         }
         new.check(now).map_err(|e| Refusal::Invalid(e.to_string()))?;
         if new.selectors.len().max(new.services.len()) > MAX_PER_REGISTRATION {
@@ -148,7 +155,7 @@ impl State {
     /// Only those whose end has come by the proposer's clock; the others stay.
     pub(super) fn workload_lapse(&mut self, keys: &[(SpiffeId, AgentScope)], now: Timestamp) -> Decision {
         let before = self.view.clone();
-        let mut all = Vec::new();
+        let (mut lapsed, mut all) = (false, Vec::new());
         for (id, agent) in keys {
             let known = self.private.registrations.get(&registration_key(id, agent));
             if known.and_then(|r| r.expires).is_none_or(|at| at > now) {
@@ -157,9 +164,11 @@ impl State {
             let (_, changes) = self.workload_delete(id, agent).expect("it has just been found");
             changes.iter().for_each(|change| self.view.apply(change));
             all.extend(changes);
+            lapsed = true;
         }
         self.view = before;
-        done(all)
+        // One without services changes nothing of the View, and is gone all the same.
+        Ok((if lapsed { Answer::Done } else { Answer::Already }, all))
     }
 
     /// Registrations whose end has come, at most as many as one Command takes.

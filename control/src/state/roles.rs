@@ -2,14 +2,16 @@
 //!
 //! An administrator's identity (`/hanse/admin/<name>`) that nobody has named has every role: so a new cluster can be
 //! governed at all, and whoever holds a control node's authority can always make an administrator again. Naming it
-//! restricts it to what it is given. A workload's identity has what it is given. Agents, gateways and everyone of
-//! another trust domain have nothing and can be given nothing: their keys are in other hands.
+//! restricts it to what it is given. A workload's identity has what it is given for as long as a registration of it says
+//! that it is an administrator's: two people's words, and when the registration goes or lapses, so do the roles, whatever
+//! certificates live. Agents, gateways and everyone of another trust domain have nothing and can be given nothing: their
+//! keys are in other hands.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_identity::name::MemberRole;
 use hanse_identity::token::Admits;
-use hanse_identity::{NodeName, SpiffeId};
+use hanse_identity::{NodeName, Registration, SpiffeId};
 
 use super::{Decision, State, already, bounded};
 use crate::command::{Answer, Refusal};
@@ -39,8 +41,18 @@ impl State {
             Some((MemberRole::Node, _)) => every_role(),
             Some((MemberRole::Admin, _)) => named.cloned().unwrap_or_else(every_role),
             Some(_) => BTreeSet::new(),
-            None => named.cloned().unwrap_or_default(),
+            None => named.filter(|_| self.is_admin_workload(id)).cloned().unwrap_or_default(),
         }
+    }
+
+    /// Whether a registration of that workload says that it may act as an administrator.
+    pub fn is_admin_workload(&self, id: &SpiffeId) -> bool {
+        self.registrations_of(id).any(|registration| registration.admin)
+    }
+
+    /// Whether a workload was given roles, in force or not.
+    fn is_named(&self, id: &SpiffeId) -> bool {
+        self.private.roles.get(id).is_some_and(|roles| !roles.is_empty())
     }
 
     /// Whether whoever proposed this holds that role; the mesh itself (no actor) always does.
@@ -61,7 +73,10 @@ impl State {
     /// Of an administrator that nobody has named yet, this leaves every other role.
     pub(super) fn role_unbind(&mut self, id: &SpiffeId, roles: &BTreeSet<Role>) -> Decision {
         self.can_hold_roles(id)?;
-        let before = self.roles_of(id);
+        let before = match id.as_member() {
+            Some(_) => self.roles_of(id),
+            None => self.private.roles.get(id).cloned().unwrap_or_default(),
+        };
         if id.as_member().is_none() && !self.private.roles.contains_key(id) {
             return Err(Refusal::NotFound { what: format!("a role binding of {id}") });
         }
@@ -110,15 +125,17 @@ impl State {
         Ok(())
     }
 
-    /// Who may hand out an identity that holds roles: otherwise an operator could register itself as one.
-    pub(super) fn may_register(&self, actor: &str, id: &SpiffeId) -> Result<(), Refusal> {
-        if self.roles_of(id).is_empty() || self.actor_has(actor, Role::CaAdmin) {
-            return Ok(());
-        }
-        Err(Refusal::NotAllowed(format!(
-            "{id} holds roles: who registers it needs the role {}",
-            Role::CaAdmin
-        )))
+    /// Who may hand out an identity that holds roles, or make it one that can: otherwise an operator could register
+    /// itself as one.
+    pub(super) fn may_register(&self, actor: &str, new: &Registration) -> Result<(), Refusal> {
+        let id = &new.id;
+        let why = match (new.admin, self.is_named(id)) {
+            _ if self.actor_has(actor, Role::CaAdmin) => return Ok(()),
+            (false, false) => return Ok(()),
+            (true, _) => "is to be an administrator",
+            (false, true) => "holds roles",
+        };
+        Err(Refusal::NotAllowed(format!("{id} {why}: who registers it needs the role {}", Role::CaAdmin)))
     }
 
     /// The same for a token with which another host could take the place of an agent that hands out such an identity.
@@ -138,6 +155,6 @@ impl State {
             return None;
         }
         let here = self.private.registrations.values().filter(|r| r.agent.covers(agent));
-        here.map(|r| &r.id).find(|id| !self.roles_of(id).is_empty())
+        here.map(|r| &r.id).find(|id| self.is_named(id))
     }
 }

@@ -66,6 +66,13 @@ pub struct Global {
     /// Which cluster to talk to: a name from the configuration file (see hanse context list)
     #[arg(long, global = true, env = "HANSE_CONTEXT")]
     pub context: Option<String>,
+    /// Ask as the workload that this command line runs as, with its SVID from this SPIFFE Workload API, such as
+    /// unix:///run/hanse/agent.sock, and no credential file: it needs a registration with --admin, and roles
+    #[arg(long, global = true, env = "HANSE_WORKLOAD_API", value_name = "URI", requires = "control_node")]
+    pub workload_api: Option<hanse_agent::client::WorkloadApi>,
+    /// HOST:PORT of a control node, for --workload-api (repeatable)
+    #[arg(long, global = true, env = "HANSE_CONTROL_NODES", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub control_node: Vec<String>,
     /// How long to wait for an answer, or for what is waited for, such as 500ms, 30s, 2m
     #[arg(long, global = true, default_value = "30s", value_parser = parse_duration)]
     pub timeout: Duration,

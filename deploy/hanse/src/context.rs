@@ -22,6 +22,10 @@ use tokio::sync::Mutex;
 use crate::cli::Global;
 use crate::errors::{Exit, Failure};
 
+mod workload;
+
+use workload::Workload;
+
 /// The configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +52,8 @@ pub struct Connection {
     credential: RwLock<Credential>,
     /// Where the credential is kept, and which version of it was read.
     file: Option<(PathBuf, RwLock<Option<SystemTime>>)>,
+    /// Where the credential comes from, if it is a workload's.
+    workload: Option<Workload>,
     client: Mutex<Option<Arc<Client>>>,
     timeout: Duration,
 }
@@ -108,6 +114,10 @@ impl Configuration {
 impl Connection {
     /// The cluster that the global flags mean.
     pub fn open(global: &Global) -> Result<Self, Failure> {
+        if let Some(api) = &global.workload_api {
+            let workload = Workload { api: api.clone(), control_nodes: global.control_node.clone() };
+            return Self::of_workload(workload, global.timeout);
+        }
         let configuration = match path() {
             Some(path) => Configuration::read(&path)?,
             None => Configuration::default(),
@@ -126,6 +136,23 @@ impl Connection {
             trust_domain: credential.trust_domain.clone(),
             credential: RwLock::new(credential),
             file: Some((path.to_owned(), RwLock::new(read))),
+            workload: None,
+            client: Mutex::default(),
+            timeout,
+        })
+    }
+
+    /// The cluster of the workload that this process is.
+    fn of_workload(workload: Workload, timeout: Duration) -> Result<Self, Failure> {
+        // Whoever opens a connection wants to know of a missing credential then, and only this kind has to be asked for.
+        let fetched = workload.credential(timeout);
+        let credential = tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(fetched))?;
+        Ok(Self {
+            name: credential.cluster.to_string(),
+            trust_domain: credential.trust_domain.clone(),
+            credential: RwLock::new(credential),
+            file: None,
+            workload: Some(workload),
             client: Mutex::default(),
             timeout,
         })
@@ -172,8 +199,13 @@ impl Connection {
 
     /// Has this administrator's credential renewed, and goes on with the new one.
     pub async fn renew(&self) -> Result<(), Failure> {
-        let client = self.client().await?;
-        let renewed = client.renew(&self.credential()).await.map_err(|e| failure(&self.name, &e))?;
+        let renewed = match &self.workload {
+            Some(workload) => workload.credential(self.timeout).await?,
+            None => {
+                let renewed = self.client().await?.renew(&self.credential()).await;
+                renewed.map_err(|e| failure(&self.name, &e))?
+            }
+        };
         let client = self.connect(&renewed).await?;
         let mut kept = self.client.lock().await;
         self.put(&renewed)?;

@@ -23,6 +23,8 @@ pub enum Shape {
     },
     Text(TextCheck),
     OneOf(&'static [&'static str]),
+    /// true or false.
+    Truth,
     Integer {
         from: i128,
         to: i128,
@@ -278,7 +280,7 @@ pub fn check(shape: &Shape, node: &Node, path: &str, problems: &mut Vec<Problem>
         problems.push(Problem { code, place: node.place, path: path.to_owned(), message, fix });
     };
     match (shape, &node.content) {
-        (Shape::Any, _) => {}
+        (Shape::Any, _) | (Shape::Truth, Content::Bool(_)) => {}
         (Shape::Object(fields), Content::Object(entries)) => {
             check_object(fields, node, entries, path, problems)
         }
@@ -413,6 +415,7 @@ impl Shape {
             }
             Self::Text(_) | Self::OneOf(_) => ("a text", quoted),
             Self::Integer { .. } => ("a whole number", String::new()),
+            Self::Truth => ("true or false", String::new()),
             Self::Any => ("anything", String::new()),
         }
     }

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use hanse_identity::name::MemberRole;
 use hanse_identity::{
-    AgentScope, NameError, Registration, Selector, ServiceName, SpiffeId, Timestamp, TrustDomain,
+    AgentScope, NameError, NodeName, Registration, Selector, ServiceName, SpiffeId, Timestamp, TrustDomain,
 };
 use serde_json::{Value, json};
 
@@ -36,8 +37,14 @@ static SPEC: Shape = Shape::Object(&[
     Field { name: "id", need: Need::Required, shape: &Shape::Text(parses::<SpiffeId>) },
     Field {
         name: "agents",
-        need: Need::Required,
+        need: Need::Optional,
         shape: &Shape::List { of: &AGENT, at_least: 1, at_most: MAX_LISTED },
+    },
+    // The same by their SPIFFE IDs, as other tools say it; one of the two has to be there.
+    Field {
+        name: "parents",
+        need: Need::Optional,
+        shape: &Shape::List { of: &PARENT, at_least: 1, at_most: MAX_LISTED },
     },
     Field {
         name: "selectors",
@@ -58,10 +65,12 @@ static SPEC: Shape = Shape::Object(&[
     },
     Field { name: "hint", need: Need::Optional, shape: &TEXT },
     Field { name: "expires", need: Need::Optional, shape: &Shape::Text(time) },
+    Field { name: "admin", need: Need::Optional, shape: &Shape::Truth },
 ]);
 
 static TEXT: Shape = Shape::Text(any);
 static AGENT: Shape = Shape::Text(parses::<AgentScope>);
+static PARENT: Shape = Shape::Text(parent);
 static SELECTOR: Shape = Shape::Text(selector);
 static SERVICE: Shape = Shape::Text(parses::<ServiceName>);
 static DOMAIN: Shape = Shape::Text(parses::<TrustDomain>);
@@ -72,6 +81,18 @@ fn any(_: &str) -> Result<(), String> {
 
 fn parses<T: std::str::FromStr<Err = NameError>>(text: &str) -> Result<(), String> {
     text.parse::<T>().map(drop).map_err(|e| e.to_string())
+}
+
+fn parent(text: &str) -> Result<(), String> {
+    text.parse().map_err(|e: NameError| e.to_string()).and_then(|id| agent_of(&id).map(drop))
+}
+
+/// The agent that a parent's SPIFFE ID names.
+pub fn agent_of(parent: &SpiffeId) -> Result<NodeName, String> {
+    match parent.as_member() {
+        Some((MemberRole::Agent, name)) => name.parse().map_err(|e: NameError| e.to_string()),
+        _ => Err(format!("{parent} is no agent: parents are like spiffe://TRUST-DOMAIN/hanse/agent/NAME")),
+    }
 }
 
 fn selector(text: &str) -> Result<(), String> {
@@ -216,6 +237,7 @@ fn list(items: &[Node], now: Timestamp) -> Result<Vec<Registration>, Vec<Problem
 /// What a spec says; its shape has been checked.
 fn specified(spec: &Node, path: &str, now: Timestamp) -> Result<Vec<Registration>, Vec<Problem>> {
     let id: SpiffeId = one(spec, "id").ok_or_else(Vec::new)?;
+    let agents = agents(spec, path, &id)?;
     let registration = |agent: AgentScope| Registration {
         services: all(spec, "services"),
         ttl_seconds: spec.get("ttl").and_then(Node::text).and_then(|t| seconds(t).ok()).unwrap_or_default(),
@@ -223,9 +245,10 @@ fn specified(spec: &Node, path: &str, now: Timestamp) -> Result<Vec<Registration
         federates_with: all(spec, "federatesWith"),
         hint: spec.get("hint").and_then(Node::text).unwrap_or_default().to_owned(),
         expires: spec.get("expires").and_then(Node::text).and_then(instant),
+        admin: spec.get("admin").is_some_and(|node| matches!(node.content, Content::Bool(true))),
         ..Registration::new(id.clone(), agent, all::<Selector>(spec, "selectors"))
     };
-    let registrations: Vec<Registration> = all(spec, "agents").into_iter().map(registration).collect();
+    let registrations: Vec<Registration> = agents.into_iter().map(registration).collect();
     for registration in &registrations {
         registration.check(now).map_err(|error| {
             let (path, place) = (path.to_owned(), spec.place);
@@ -233,6 +256,25 @@ fn specified(spec: &Node, path: &str, now: Timestamp) -> Result<Vec<Registration
         })?;
     }
     Ok(registrations)
+}
+
+/// Where it holds: what `agents` and `parents` name.
+fn agents(spec: &Node, path: &str, id: &SpiffeId) -> Result<BTreeSet<AgentScope>, Vec<Problem>> {
+    let mut agents: BTreeSet<AgentScope> = all(spec, "agents");
+    let parents: BTreeSet<SpiffeId> = all(spec, "parents");
+    let problem = |code, field: &str, message, fix: &str| {
+        let (place, path) = (spec.get(field).unwrap_or(spec).place, format!("{path}.{field}"));
+        Err(vec![Problem { code, place, path, message, fix: fix.to_owned() }])
+    };
+    if let Some(foreign) = parents.iter().find(|p| p.trust_domain() != id.trust_domain()) {
+        let message = format!("{foreign} is not of the workload's trust domain {}", id.trust_domain());
+        return problem("E4005", "parents", message, "");
+    }
+    agents.extend(parents.iter().filter_map(|p| agent_of(p).ok()).map(AgentScope::One));
+    match agents.is_empty() {
+        false => Ok(agents),
+        true => problem("E4004", "agents", "a registration needs agents".to_owned(), "add agents"),
+    }
 }
 
 /// What a field of the spec says; the shape has been checked.
@@ -299,6 +341,7 @@ pub fn written(registration: &Registration) -> Value {
     add("federatesWith", (!r.federates_with.is_empty()).then(|| json!(r.federates_with)));
     add("hint", (!r.hint.is_empty()).then(|| json!(r.hint)));
     add("expires", r.expires.map(|at| json!(at.to_string())));
+    add("admin", r.admin.then_some(json!(true)));
     json!({ "apiVersion": HANSE_API_VERSION, "kind": WORKLOAD_KIND, "spec": spec })
 }
 
@@ -324,6 +367,7 @@ spec:
   federatesWith: [north.example]
   hint: internal
   expires: 2027-06-30T12:00:00.250Z
+  admin: true
 ---
 apiVersion: hanse.dev/v1alpha1
 kind: Workload
@@ -343,6 +387,7 @@ spec:
         let agents: Vec<String> = read.iter().map(|r| r.agent.to_string()).collect();
         assert_eq!(agents, ["host-1", "host-2", "*"]);
         let full = &read[0];
+        assert!(full.admin && !read[2].admin);
         assert_eq!((full.ttl_seconds, full.hint.as_str(), full.selectors.len()), (600, "internal", 2));
         assert_eq!(full.address, Some("10.0.1.7:8443".parse().unwrap()));
         assert_eq!((full.services.len(), full.federates_with.len()), (1, 1));
@@ -357,7 +402,25 @@ spec:
         }
         // Nothing of a registration is left out: a new field has to come here too.
         let members = serde_json::to_value(full).unwrap().as_object().unwrap().len();
-        assert_eq!(members, 9);
+        assert_eq!(members, 10);
+    }
+
+    #[test]
+    fn parents_are_agents_by_their_spiffe_ids() {
+        let parents = "parents: ['spiffe://east.example/hanse/agent/host-2', 'spiffe://east.example/hanse/agent/host-1']";
+        let same = FULL.replacen("agents: [host-1, host-2]", parents, 1);
+        assert_eq!(
+            parse_workloads("w.yaml", &same, NOW).unwrap(),
+            parse_workloads("w.yaml", FULL, NOW).unwrap()
+        );
+        let both = FULL.replacen(
+            "[host-1, host-2]",
+            "[host-3]\n  parents: ['spiffe://east.example/hanse/agent/host-2']",
+            1,
+        );
+        let agents: Vec<_> =
+            parse_workloads("w.yaml", &both, NOW).unwrap().iter().map(|r| r.agent.to_string()).collect();
+        assert_eq!(agents, ["host-2", "host-3", "*"]);
     }
 
     #[test]
@@ -391,6 +454,16 @@ spec:
             ("10.0.1.7:8443", "ratings:8443", 13, "E4005", "IP:PORT"),
             ("2027-06-30T12", "2027-06-31T12", 16, "E4005", "2027-01-31T12:00:00Z"),
             ("[host-1, host-2]", "[Host_1]", 7, "E4005", "Host_1"),
+            ("admin: true", "admin: perhaps", 17, "E4002", "true or false"),
+            ("agents: [host-1, host-2]", "parents: [host-1]", 7, "E4005", "host-1"),
+            (
+                "agents: [host-1, host-2]",
+                "parents: ['spiffe://east.example/ns/a/sa/b']",
+                7,
+                "E4005",
+                "no agent",
+            ),
+            ("agents: [host-1, host-2]", "parents: ['spiffe://w/hanse/agent/a']", 7, "E4005", "trust domain"),
             ("federatesWith: [north", "federatesWith: [east", 6, "E4005", "own trust domain"),
         ] {
             assert!(FULL.contains(from), "{from}");

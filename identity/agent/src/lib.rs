@@ -7,6 +7,7 @@
 //! Pure: `secrets`, `subscription`. `attest` reads `/proc`. Everything that waits is below `io`.
 
 pub mod attest;
+pub mod client;
 #[cfg(test)]
 mod fixture;
 pub mod io;

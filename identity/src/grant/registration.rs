@@ -50,6 +50,9 @@ pub struct Registration {
     /// When it stops to give its identity; no SVID that it gave is valid longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+    /// Whether its SVIDs are an administrator's credential: with the roles that were bound to the identity, and none else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub admin: bool,
 }
 
 /// Why a registration is not a good one, whoever made it.
@@ -111,6 +114,7 @@ impl Registration {
             federates_with: BTreeSet::new(),
             hint: String::new(),
             expires: None,
+            admin: false,
         }
     }
 

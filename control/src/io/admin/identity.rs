@@ -35,6 +35,7 @@ pub async fn workloads(call: Call, _: WorkloadListRequest) -> Result<Listing<Wor
             federates_with: r.federates_with.clone(),
             hint: r.hint.clone(),
             expires: r.expires,
+            admin: r.admin,
             revoked: revocations.of_identity(&r.id).map(|revocation| revocation.id.clone()),
         })
         .collect();

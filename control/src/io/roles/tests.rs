@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use hanse_federation::change::{Change, PeerRecord};
-use hanse_identity::Timestamp;
+use hanse_identity::{Registration, Timestamp};
 
 use super::*;
 use crate::command::{Command, Proposal};
@@ -55,6 +55,13 @@ fn state() -> State {
         let proposal = Proposal { id: index, now: Timestamp(1), actor, certificate: None, command };
         state.apply(index, &proposal).0.result.unwrap();
     };
+    for name in Role::ALL.map(Role::as_str).into_iter().chain(["everything"]) {
+        let agent: hanse_identity::NodeName = "host-1".parse().unwrap();
+        let selectors = ["unix:uid:1000".parse().unwrap()];
+        let registration =
+            Registration { admin: true, ..Registration::new(workload(name), agent, selectors) };
+        run(Command::WorkloadRegister { registration });
+    }
     for role in Role::ALL {
         for id in [admin(role.as_str()), workload(role.as_str())] {
             run(Command::RoleBind { id, roles: BTreeSet::from([role]) });

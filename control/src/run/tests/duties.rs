@@ -164,6 +164,14 @@ async fn a_role_admits_to_its_rpcs_and_to_no_others() {
     assert_eq!(asks("NodeList", "{}").await, Err(Code::PermissionDenied));
     let roles = |role| BTreeSet::from([role]);
     ann.call(&RoleBindRequest { id: id.clone(), roles: roles(Role::Viewer) }).await.unwrap();
+    assert_eq!(asks("NodeList", "{}").await, Err(Code::PermissionDenied), "no registration says admin");
+    assert!(ann.call(&RoleListRequest {}).await.unwrap().items[0].dormant);
+    let host: NodeName = "host-1".parse().unwrap();
+    let registration = Registration {
+        admin: true,
+        ..Registration::new(id.clone(), host.clone(), ["unix:uid:1000".parse().unwrap()])
+    };
+    ann.call(&WorkloadRegisterRequest { registration: registration.clone() }).await.unwrap();
     // On the very same connection: roles are asked for each request.
     assert!(asks("NodeList", "{}").await.is_ok());
     assert_eq!(asks("AgentTokenCreate", token).await, Err(Code::PermissionDenied));
@@ -171,8 +179,25 @@ async fn a_role_admits_to_its_rpcs_and_to_no_others() {
     assert!(asks("AgentTokenCreate", token).await.is_ok());
     assert_eq!(asks("Revoke", revoke).await, Err(Code::PermissionDenied));
     assert_eq!(asks("RoleBind", "{}").await, Err(Code::PermissionDenied));
+    // The row names the workload: who did it is no secret of the agent's.
+    let rows =
+        rows(&ann, AuditListRequest { actor: Some("sa/deployer".to_owned()), ..Default::default() }).await;
+    assert_eq!(rows.items.iter().map(|row| row.kind.as_str()).collect::<Vec<_>>(), ["agent-token-create"]);
+    // Without the registration its certificate, which lives, is worth nothing here.
+    let gone = WorkloadDeleteRequest { id: id.clone(), agent: host.into() };
+    ann.call(&gone).await.unwrap();
+    assert_eq!(asks("NodeList", "{}").await, Err(Code::PermissionDenied));
+    ann.call(&WorkloadRegisterRequest { registration }).await.unwrap();
+    assert!(asks("NodeList", "{}").await.is_ok());
     ann.call(&RoleUnbindRequest { id: id.clone(), roles: Role::ALL.into() }).await.unwrap();
     assert_eq!(asks("NodeList", "{}").await, Err(Code::PermissionDenied));
+    // A revoked identity is nobody's.
+    ann.call(&RoleBindRequest { id: id.clone(), roles: roles(Role::Viewer) }).await.unwrap();
+    assert!(asks("NodeList", "{}").await.is_ok());
+    let revoke = RevokeRequest::new(RevocationTarget::Identity(id.clone()), Reason::KeyCompromise);
+    ann.call(&revoke).await.unwrap();
+    assert!(asks("NodeList", "{}").await.is_err());
+    ann.call(&RoleUnbindRequest { id: id.clone(), roles: Role::ALL.into() }).await.unwrap();
     assert_eq!(ann.call(&RoleListRequest {}).await.unwrap().items, []);
 
     // An administrator takes a role away from itself, and it is gone at once.

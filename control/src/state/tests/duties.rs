@@ -15,6 +15,13 @@ fn unbind(identity: &str, roles: &[Role]) -> Command {
     Command::RoleUnbind { id: id(identity), roles: roles.iter().copied().collect() }
 }
 
+/// A registration by which the workload may act as an administrator.
+fn admin_on(host: &str) -> Command {
+    Command::WorkloadRegister {
+        registration: Registration { admin: true, ..registration(DEPLOYER, host, &[]) },
+    }
+}
+
 fn roles(log: &Log, identity: &str) -> Vec<Role> {
     log.state.roles_of(&id(identity)).into_iter().collect()
 }
@@ -53,8 +60,15 @@ fn a_workload_has_what_it_was_given_and_others_can_be_given_nothing() {
     assert_eq!(roles(&log, DEPLOYER), []);
     assert!(log.not_found(unbind(DEPLOYER, &[Role::Viewer])).contains("deployer"));
     log.done(bind(DEPLOYER, &[Role::Operator]));
+    assert_eq!(roles(&log, DEPLOYER), [], "no registration says that it is an administrator");
+    log.done(admin_on("host-1"));
     assert_eq!(roles(&log, DEPLOYER), [Role::Operator]);
     log.done(unbind(DEPLOYER, &[Role::Operator]));
+    assert_eq!(
+        roles(&log, DEPLOYER),
+        [],
+        "an administrator that nobody named has every role, a workload none"
+    );
     assert!(log.state.private.roles.is_empty(), "nothing is kept of a workload that holds nothing");
 
     log.not_allowed(bind("spiffe://west.example/hanse/admin/ann", &[Role::Viewer]));
@@ -72,6 +86,38 @@ fn a_workload_has_what_it_was_given_and_others_can_be_given_nothing() {
     log.limit(bind(DEPLOYER, &[Role::Viewer]));
 }
 
+#[test]
+fn a_workload_is_an_administrator_for_as_long_as_a_registration_says_so() {
+    let mut log = Log::new();
+    log.done(bind(DEPLOYER, &[Role::Operator, Role::Viewer]));
+    log.done(register(DEPLOYER, "host-2", &[]));
+    assert_eq!(roles(&log, DEPLOYER), []);
+    let mut soon = admin_on("host-1");
+    if let Command::WorkloadRegister { registration } = &mut soon {
+        registration.expires = Some(NOW + Duration::from_secs(60));
+    }
+    log.done(soon);
+    assert_eq!(roles(&log, DEPLOYER), [Role::Viewer, Role::Operator]);
+    let actor = as_actor(&mut log, DEPLOYER, register(RATINGS, "host-1", &[]));
+    assert_eq!(actor, Ok(Answer::Done));
+    // It lapses, and so do the roles, though its certificate may live.
+    log.now = NOW + Duration::from_secs(60);
+    let keys = log.state.lapsed_registrations(log.now);
+    assert_eq!(keys.len(), 1);
+    log.done(Command::WorkloadLapse { keys });
+    assert_eq!(roles(&log, DEPLOYER), []);
+    log.done(admin_on("host-2"));
+    assert_eq!(roles(&log, DEPLOYER), [Role::Viewer, Role::Operator]);
+    log.done(register(DEPLOYER, "host-2", &[]));
+    assert_eq!(roles(&log, DEPLOYER), [], "and when it says so no more");
+    let agent = hanse_identity::AgentScope::Any;
+    let anywhere = Registration { admin: true, agent, ..registration(DEPLOYER, "host-1", &[]) };
+    log.invalid(Command::WorkloadRegister { registration: anywhere });
+    let gateway = "spiffe://east.example/hanse/gateway/gateway-1";
+    let gateway = Registration { admin: true, ..registration(gateway, "host-1", &[]) };
+    log.invalid(Command::WorkloadRegister { registration: gateway });
+}
+
 /// Otherwise an operator could hand itself the identity of whoever may do more.
 #[test]
 fn who_hands_out_an_identity_with_roles_has_to_be_a_ca_admin() {
@@ -80,6 +126,8 @@ fn who_hands_out_an_identity_with_roles_has_to_be_a_ca_admin() {
     log.done(bind(operator, &[Role::Operator]));
     let on = |host: &str| register(DEPLOYER, host, &[]);
     assert_eq!(as_actor(&mut log, operator, on("host-1")), Ok(Answer::Done), "it holds nothing yet");
+    let refused = as_actor(&mut log, operator, admin_on("host-1")).unwrap_err();
+    assert!(matches!(refused, Refusal::NotAllowed(_)), "nor may it be made one that can: {refused:?}");
     log.done(bind(DEPLOYER, &[Role::CaAdmin]));
 
     let refused = as_actor(&mut log, operator, on("host-2")).unwrap_err();
@@ -127,10 +175,11 @@ fn a_row_says_who_what_when_and_what_came_of_it() {
 #[test]
 fn the_trail_and_the_roles_are_in_a_snapshot() {
     let mut log = Log::new();
+    log.done(admin_on("host-1"));
     log.done(bind(DEPLOYER, &[Role::Operator]));
     log.not_found(Command::Unexport { service: service("shop/nothing") });
     let read = snapshot::decode(&snapshot::encode(&log.state)).unwrap();
     assert_eq!(read, log.state);
-    assert_eq!(read.private.audit.len(), 2);
+    assert_eq!(read.private.audit.len(), 3);
     assert_eq!(roles(&log, DEPLOYER), [Role::Operator]);
 }

@@ -6,7 +6,7 @@ use clap::Subcommand;
 pub enum RoleCommand {
     /// Give an identity roles; an administrator that is named for the first time then has these and no others
     #[command(
-        after_help = "Roles:\n  viewer            lists, shows, checks (whoever has another role may read too)\n  operator          services, policies, workloads, agents\n  ca-admin          revocations, trust, roles\n  federation-admin  other clusters, foreign trust domains\n\nExamples:\n  hanse role bind spiffe://east.example/hanse/admin/ann operator federation-admin\n  hanse role bind spiffe://east.example/ns/ops/sa/deployer operator"
+        after_help = "Roles:\n  viewer            lists, shows, checks (whoever has another role may read too)\n  operator          services, policies, workloads, agents\n  ca-admin          revocations, trust, roles\n  federation-admin  other clusters, foreign trust domains\n\nExamples:\n  hanse role bind spiffe://east.example/hanse/admin/ann operator federation-admin\n  hanse role bind spiffe://east.example/ns/ops/sa/deployer operator\n  hanse workload register spiffe://east.example/ns/ops/sa/deployer --agent host-1 --selector unix:user:deployer --admin"
     )]
     Bind {
         /// SPIFFE ID of an administrator or a workload of this cluster

@@ -17,8 +17,11 @@ pub enum WorkloadCommand {
         /// SPIFFE ID to give
         id: hanse_identity::SpiffeId,
         /// Agent on whose host it runs (repeatable); '*' is every agent, those that join later too
-        #[arg(long = "agent", required = true)]
+        #[arg(long = "agent", required_unless_present = "parents")]
         agents: Vec<hanse_identity::AgentScope>,
+        /// The same by the agent's SPIFFE ID, spiffe://TRUST-DOMAIN/hanse/agent/NAME (repeatable)
+        #[arg(long = "parent", value_name = "SPIFFE-ID")]
+        parents: Vec<hanse_identity::SpiffeId>,
         /// unix:uid:N, unix:gid:N, unix:supplementary-gid:N, unix:user:NAME, unix:group:NAME,
         /// unix:supplementary-group:NAME, unix:path:/ABSOLUTE, unix:sha256:HEX, systemd:unit:NAME.service
         /// (repeatable; all must hold)
@@ -42,10 +45,13 @@ pub enum WorkloadCommand {
         /// IP:PORT where it serves its services, if it speaks SPIFFE mutual TLS itself and has no Hanse proxy
         #[arg(long, requires = "services")]
         address: Option<std::net::SocketAddr>,
+        /// Let its certificates be an administrator's credential, with the roles of hanse role bind and no others
+        #[arg(long)]
+        admin: bool,
     },
     /// Make what the files say, all of it or nothing; what is there already stays
     #[command(
-        after_help = "A document, or several with --- between them (YAML or JSON):\n  apiVersion: hanse.dev/v1alpha1\n  kind: Workload\n  spec:\n    id: spiffe://east.example/ns/shop/sa/ratings\n    agents: [host-1, host-2]          # or ['*'], every agent\n    selectors: [unix:uid:1000, unix:path:/usr/bin/hanse]\n    services: [shop/ratings]          # from here on each is optional\n    ttl: 10m\n    address: 10.0.1.7:8443\n    federatesWith: [north.example]\n    hint: internal\n    expires: 2027-01-31T12:00:00Z\n\nAn unknown field is an error, with file, line and what may have been meant.\n\nExamples:\n  hanse workload apply -f workloads.yaml --dry-run\n  hanse workload show spiffe://east.example/ns/shop/sa/ratings -o yaml | hanse workload apply -f -\n  hanse --context old workload list -o json | hanse --context new workload apply -f -"
+        after_help = "A document, or several with --- between them (YAML or JSON):\n  apiVersion: hanse.dev/v1alpha1\n  kind: Workload\n  spec:\n    id: spiffe://east.example/ns/shop/sa/ratings\n    agents: [host-1, host-2]          # or ['*'], every agent\n    selectors: [unix:uid:1000, unix:path:/usr/bin/hanse]\n    services: [shop/ratings]          # from here on each is optional\n    ttl: 10m\n    address: 10.0.1.7:8443\n    federatesWith: [north.example]\n    hint: internal\n    expires: 2027-01-31T12:00:00Z\n    admin: true                       # with the roles that hanse role bind gives it\n  agents can be named by their SPIFFE IDs too: parents: [spiffe://east.example/hanse/agent/host-1]\n\nAn unknown field is an error, with file, line and what may have been meant.\n\nExamples:\n  hanse workload apply -f workloads.yaml --dry-run\n  hanse workload show spiffe://east.example/ns/shop/sa/ratings -o yaml | hanse workload apply -f -\n  hanse --context old workload list -o json | hanse --context new workload apply -f -"
     )]
     Apply {
         /// File or directory; - is standard input (repeatable)
@@ -62,7 +68,7 @@ pub enum WorkloadCommand {
         #[arg(long)]
         agent: Option<hanse_identity::NodeName>,
     },
-    /// Show every registration of an identity; as YAML it can be applied again
+    /// Show every registration of an identity; as YAML or JSON it can be applied again
     #[command(
         after_help = "Example:\n  hanse workload show spiffe://east.example/ns/shop/sa/ratings -o yaml"
     )]

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use hanse_control::admin::{RoleBindRequest, RoleListRequest, RoleUnbindRequest};
 use hanse_control::role::Role;
 
-use super::Outcome;
 use super::service::report;
+use super::{Outcome, talk};
 use crate::cli::{Global, RoleCommand};
 use crate::context::Connection;
 use crate::errors::Exit;
@@ -18,6 +18,12 @@ pub async fn run(global: &Global, command: &RoleCommand) -> Outcome {
             let request = RoleBindRequest { id: id.clone(), roles: roles.iter().copied().collect() };
             let written = Connection::open(global)?.call(&request).await?;
             report(global, &written, &format!("{id} has {}", named(&request.roles)));
+            if id.as_member().is_none() {
+                talk(
+                    global,
+                    "a workload holds them while a registration of it says so: hanse workload register … --admin",
+                );
+            }
         }
         RoleCommand::Unbind { id, roles } => {
             let request = RoleUnbindRequest { id: id.clone(), roles: roles.iter().copied().collect() };
@@ -27,8 +33,9 @@ pub async fn run(global: &Global, command: &RoleCommand) -> Outcome {
         RoleCommand::List => {
             let connection = Connection::open(global)?;
             let bindings = connection.call(&RoleListRequest {}).await?;
-            Listing::of("RoleList", &bindings.meta, &bindings.items, &["ID", "ROLES"], |item| {
-                [item.id.to_string(), named(&item.roles)]
+            Listing::of("RoleList", &bindings.meta, &bindings.items, &["ID", "ROLES", "STATE"], |item| {
+                let state = if item.dormant { "no registration says admin" } else { "in force" };
+                [item.id.to_string(), named(&item.roles), state.to_owned()]
             })
             .note(format!(
                 "every other spiffe://{}/hanse/admin/NAME has every role; who is not listed has none",

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use hanse_control::admin::{
     WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadItem, WorkloadListRequest, WorkloadRegisterRequest,
 };
-use hanse_federation::policy::workload::{LIST_KIND, parse_workloads, written};
+use hanse_federation::policy::workload::{LIST_KIND, agent_of, parse_workloads, written};
+use hanse_identity::name::MemberRole;
 use hanse_identity::{NodeName, Registration, SpiffeId};
 use serde::Serialize;
 
@@ -57,11 +58,24 @@ fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure
         hint,
         expires_in,
         address,
+        parents,
+        admin,
     } = command
     else {
         return Ok(Vec::new());
     };
     let now = crate::now();
+    let mut agents = agents.clone();
+    for parent in parents {
+        let agent = agent_of(parent).map_err(Failure::usage)?;
+        if parent.trust_domain() != id.trust_domain() {
+            let why = format!("{parent} is not of the workload's trust domain {}", id.trust_domain());
+            return Err(Failure::usage(why));
+        }
+        agents.push(agent.into());
+    }
+    agents.sort();
+    agents.dedup();
     let registration = |agent: &hanse_identity::AgentScope| Registration {
         services: services.iter().cloned().collect(),
         // Under a second is not the cluster's default, it is too short.
@@ -70,6 +84,7 @@ fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure
         federates_with: federates_with.iter().cloned().collect(),
         hint: hint.clone(),
         expires: expires_in.map(|time| now + time),
+        admin: *admin,
         ..Registration::new(id.clone(), agent.clone(), selectors.iter().cloned())
     };
     let registrations: Vec<Registration> = agents.iter().map(registration).collect();
@@ -146,6 +161,7 @@ fn registration_of(item: &WorkloadItem) -> Registration {
         federates_with: item.federates_with.clone(),
         hint: item.hint.clone(),
         expires: item.expires,
+        admin: item.admin,
         ..Registration::new(item.id.clone(), item.agent.clone(), item.selectors.iter().cloned())
     }
 }
@@ -164,6 +180,7 @@ async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
         "+FEDERATES-WITH",
         "+HINT",
         "+EXPIRES",
+        "+ADMIN",
     ];
     let items: Vec<Listed> = workloads.items.into_iter().map(Listed::from).collect();
     Listing::of(LIST_KIND, &workloads.meta, &items, &titles, |Listed { item, .. }| {
@@ -178,6 +195,7 @@ async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
             joined(&item.federates_with),
             item.hint.clone(),
             item.expires.map(|at| format!("in {}", output::left(at))).unwrap_or_default(),
+            if item.admin { "yes" } else { "" }.to_owned(),
         ]
     })
     .warnings(&workloads.warnings)
@@ -214,7 +232,9 @@ async fn show(global: &Global, id: &SpiffeId) -> Outcome {
 /// One registration, a line for everything that it says.
 fn described(entry: &WorkloadItem) -> String {
     let agent = match entry.agent.name() {
-        Some(name) => name.to_string(),
+        Some(name) => {
+            format!("{name} ({})", SpiffeId::member(entry.id.trust_domain(), MemberRole::Agent, name))
+        }
         None => "* (every agent)".to_owned(),
     };
     let ttl = match entry.ttl_seconds {
@@ -234,6 +254,7 @@ fn described(entry: &WorkloadItem) -> String {
         ("address", entry.address.map(|a| a.to_string()).unwrap_or_default()),
         ("federates", joined(&entry.federates_with)),
         ("hint", entry.hint.clone()),
+        ("admin", if entry.admin { "yes, with the roles that hanse role list shows" } else { "" }.to_owned()),
         ("expires", entry.expires.map(|at| format!("{at} (in {})", output::left(at))).unwrap_or_default()),
     ];
     for (title, value) in more.into_iter().filter(|(_, value)| !value.is_empty()) {
@@ -273,6 +294,7 @@ mod tests {
             federates_with: ["north.example".parse().unwrap()].into(),
             hint: "internal".to_owned(),
             expires: Some(now + std::time::Duration::from_secs(3600)),
+            admin: true,
             ..Registration::new(
                 "spiffe://east.example/ns/shop/sa/a".parse().unwrap(),
                 agent.parse::<hanse_identity::AgentScope>().unwrap(),
@@ -290,6 +312,7 @@ mod tests {
             federates_with: r.federates_with.clone(),
             hint: r.hint.clone(),
             expires: r.expires,
+            admin: r.admin,
             revoked: Some("r-7@east.example".parse().unwrap()),
         };
         let items: Vec<Listed> = made.iter().map(|r| item(r).into()).collect();
@@ -312,6 +335,13 @@ mod tests {
         assert_eq!(two.iter().map(|r| r.agent.to_string()).collect::<Vec<_>>(), ["host-1", "host-2"]);
         assert_eq!(on(&["*"]).unwrap()[0].agent, hanse_identity::AgentScope::Any);
         assert!(on(&[]).is_err());
+        let parent = "spiffe://east.example/hanse/agent/host-1";
+        let by_parent =
+            typed(&[&["--parent", parent, "--agent", "host-1", "--agent", "host-2"], &selector[..]].concat());
+        assert_eq!(by_parent.unwrap(), two);
+        for wrong in ["spiffe://east.example/ns/shop/sa/a", "spiffe://west.example/hanse/agent/host-1"] {
+            assert!(typed(&[&["--parent", wrong], &selector[..]].concat()).is_err(), "{wrong}");
+        }
         let with = |more: &[&'static str]| {
             typed(&["--agent", "host-1"].iter().chain(&selector).chain(more).copied().collect::<Vec<_>>())
         };

@@ -246,6 +246,7 @@ fn shape_and_types_agree() {
             Shape::OneOf(known) => known[0].into(),
             Shape::Integer { from, .. } => i64::try_from(*from).unwrap().into(),
             Shape::Any => serde_json::Value::Null,
+            Shape::Truth => serde_json::Value::Bool(true),
         }
     }
     for all in [false, true] {

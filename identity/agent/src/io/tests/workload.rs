@@ -14,6 +14,7 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse
 
 use super::callers::with_header;
 use super::*;
+use crate::client::{FetchError, WorkloadApi};
 use crate::fixture::{DAY, RATINGS, REVIEWS, id, revocation};
 use crate::wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use crate::wire::workload::{
@@ -62,6 +63,22 @@ async fn w_1_the_api_is_grpc_on_a_unix_socket() {
     let bench = Bench::with(&[REVIEWS]);
     assert!(std::fs::metadata(&bench.socket).unwrap().file_type().is_socket());
     assert_eq!(fetch_jwt(&bench, &[AUDIENCE], "").await.unwrap().svids.len(), 1);
+}
+
+#[tokio::test]
+async fn our_own_client_gets_the_default_identity_or_hears_why_not() {
+    let wanted = Duration::from_secs(5);
+    let api =
+        |bench: &Bench| -> WorkloadApi { format!("unix://{}", bench.socket.display()).parse().unwrap() };
+    let bench = Bench::with(&[REVIEWS]);
+    let fetched = api(&bench).fetch(wanted).await.unwrap();
+    assert_eq!((fetched.svid.facts.id, fetched.trust_domain), (id(REVIEWS), east()));
+    assert_eq!(fetched.authorities, [bench.east_1.certificate().der.clone()]);
+    let nobody = Bench::with(&[]);
+    let refused = api(&nobody).fetch(wanted).await.err().unwrap();
+    assert!(matches!(&refused, FetchError::Status(s) if s.code() == Code::PermissionDenied), "{refused}");
+    let nowhere: WorkloadApi = "unix:///nowhere/agent.sock".parse().unwrap();
+    assert!(matches!(nowhere.fetch(wanted).await, Err(FetchError::Connect { .. })));
 }
 
 #[tokio::test]
