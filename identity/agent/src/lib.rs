@@ -237,14 +237,18 @@ async fn be_member(
         }
     };
     let (file, host, mut refused) = (config.token_file(), config.host_files(), String::new());
-    let mut host_refused = None;
+    let (mut host_refused, mut refusals) = (None, 0);
     loop {
         let svid = stored.svid().context("the agent's own SVID cannot be read")?;
         let (invite, trust_domain) = (stored.invite.clone(), stored.trust_domain.clone());
         let spent = [invite.as_str(), refused.as_str()];
         let wanted = Wanted { agent: &name, trust_domain: &trust_domain, file: &file, spent };
-        let by_host =
-            host.as_ref().map(|files| ByHost { files, store: &store, refused: host_refused.take() });
+        let by_host = host.as_ref().map(|files| ByHost {
+            files,
+            store: &store,
+            refused: host_refused.take(),
+            refusals,
+        });
         let membership = Membership::new(store.clone(), stored, config.control.clone());
         let by = tokio::select! {
             // First: it puts the own SVID in use, which the other is about.
@@ -263,6 +267,7 @@ async fn be_member(
         stored = match joined {
             Ok(stored) => {
                 link.rejoined();
+                refusals = 0;
                 tracing::info!(cluster = %stored.cluster, "joined the cluster anew");
                 stored
             }
@@ -270,7 +275,7 @@ async fn be_member(
                 tracing::error!(invite = by.invite(), %error, "joining anew failed");
                 match &by {
                     Proof::Token(token) => refused.clone_from(&token.invite),
-                    Proof::Host(_) => host_refused = Some(error.to_string()),
+                    Proof::Host(_) => (host_refused, refusals) = (Some(error.to_string()), refusals + 1),
                 }
                 store.identity()?.context("the agent's own identity is gone from its data directory")?
             }

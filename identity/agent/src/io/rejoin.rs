@@ -18,8 +18,10 @@ use super::{jitter, now};
 /// How often the token file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long after it was refused the host's certificate is shown again.
+/// How long after it was refused the host's certificate is shown again; twice as long each time, this often: each time is
+/// an entry in the cluster's log.
 const SHOW_AGAIN: Duration = Duration::from_secs(5);
+const DOUBLED: u32 = 6;
 
 /// The host's own certificate, if it may be joined by.
 pub struct ByHost<'w> {
@@ -27,6 +29,8 @@ pub struct ByHost<'w> {
     pub store: &'w Store,
     /// Why it did not help the last time.
     pub refused: Option<String>,
+    /// How often it did not.
+    pub refusals: u32,
 }
 
 /// What a new token has to fit.
@@ -42,10 +46,15 @@ pub struct Wanted<'w> {
 /// no other time: who is connected needs neither.
 pub async fn new_proof(link: &ControlLink, wanted: &Wanted<'_>, host: Option<ByHost<'_>>) -> Proof {
     let mut refused = host.as_ref().and_then(|host| host.refused.clone());
-    let pause = if refused.is_some() { SHOW_AGAIN.mul_f64(jitter()) } else { Duration::ZERO };
+    let pause = match host.as_ref().map_or(0, |host| host.refusals) {
+        0 => Duration::ZERO,
+        times => (SHOW_AGAIN * 2u32.pow((times - 1).min(DOUBLED))).mul_f64(jitter()),
+    };
     let show_at = tokio::time::Instant::now() + pause;
     loop {
-        match cause(link, now()) {
+        // Who was refused as a host is not let in as a member either, however its connections end.
+        let out = || refused.is_some() && !link.connected();
+        match cause(link, now()).or_else(|| out().then(|| "this agent is not let in".to_owned())) {
             // Connected, or the control nodes are merely out of reach.
             None => link.set_trouble(None),
             Some(cause) => match token(wanted, now()) {

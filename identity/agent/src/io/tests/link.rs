@@ -175,6 +175,7 @@ impl Node {
                 let (tcp, _) = listener.accept().await.unwrap();
                 let handshake = acceptor.accept(tcp).into_fallible().await;
                 if let Err((_, mut tcp)) = handshake {
+                    failures.fetch_add(1, Ordering::SeqCst);
                     // Kept until the other end goes, so that it can read the alert.
                     tokio::spawn(async move { tokio::io::copy(&mut tcp, &mut tokio::io::sink()).await });
                 } else if let Ok(stream) = handshake {
@@ -185,8 +186,6 @@ impl Node {
                     if ready.send(Ok::<_, std::io::Error>(TlsConnection { stream, peer })).await.is_err() {
                         return;
                     }
-                } else {
-                    failures.fetch_add(1, Ordering::SeqCst);
                 }
             }
         });
