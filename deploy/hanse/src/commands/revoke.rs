@@ -177,6 +177,7 @@ pub async fn order(global: &Global, what: &RevokeWhat) -> Outcome {
         (RevocationTarget::Agent(name), _) => {
             format!("undo: hanse agent unban {name} (it has to join anew)\n")
         }
+        (RevocationTarget::Authority(_), _) => "undo: not possible\n".to_owned(),
         _ => "undo: not possible; a hold (--hold) could be lifted\n".to_owned(),
     };
     receipt(global, &connection, &revoked, &undo).await
