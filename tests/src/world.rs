@@ -6,7 +6,8 @@
 //! `ledger` watches the invariants all the time; `scenario` reads operators' words; `storm` breaks things.
 //!
 //! Files: `control` one node and its disk, `propose` writes and reads, `watch` its subscribers, `peer` the sessions
-//! between clusters, `join`, `proxy` subscribers and their timers, `traffic` requests and live connections.
+//! between clusters, `join`, `proxy` subscribers and their timers, `traffic` requests and live connections, `keys` the
+//! authorities of a node, `rotation` how they are replaced.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -17,6 +18,7 @@ use hanse_identity::{ClusterName, Timestamp, TrustDomain};
 pub mod authorities;
 mod control;
 pub mod join;
+mod keys;
 pub mod ledger;
 mod log;
 pub mod network;
@@ -26,6 +28,7 @@ mod propose;
 mod proxy;
 pub mod random;
 mod receipt;
+mod rotation;
 pub mod scenario;
 pub mod settle;
 mod show;
@@ -68,6 +71,8 @@ pub enum Bug {
     SnapshotsGoBack,
     /// Live connections are not looked at again when a new View comes.
     ConnectionsKept,
+    /// A leader takes a rotation through its gates without asking anybody.
+    GatesUnmeasured,
 }
 
 /// A cluster: its control nodes, and its proxies and gateways.
@@ -120,6 +125,8 @@ pub struct World {
     pub liars: Vec<usize>,
     /// Chance that a store takes a while, per mille.
     pub disk_delay_per_mille: u64,
+    /// By how much any node's clock has been ahead at most.
+    pub most_ahead_ms: u64,
     pub random: Random,
     queue: BinaryHeap<Scheduled>,
     scheduled: u64,
@@ -204,6 +211,7 @@ impl World {
             told: BTreeMap::new(),
             liars: Vec::new(),
             disk_delay_per_mille: 0,
+            most_ahead_ms: 0,
             random: Random::new(seed),
             queue: BinaryHeap::new(),
             scheduled: 0,

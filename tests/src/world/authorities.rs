@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hanse_federation::View;
 use hanse_identity::{
-    Authority, AuthorityCertificate, KeyId, NodeName, RevocationId, Serial, SpiffeId, SvidFacts, Timestamp,
-    TrustDomain,
+    Authority, AuthorityCertificate, Crl, KeyId, NodeName, RevocationId, Serial, SpiffeId, SvidFacts,
+    Timestamp, TrustDomain,
 };
 
 /// The moment at which every World begins.
@@ -31,10 +31,19 @@ pub enum Disbelief {
     Revoked(RevocationId),
 }
 
-type Made = BTreeMap<(TrustDomain, NodeName, u32), AuthorityCertificate>;
+type Made = BTreeMap<(TrustDomain, NodeName, u32), (AuthorityCertificate, Crl)>;
 
 /// The certificate of a node's authority of one generation.
 pub fn authority(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -> AuthorityCertificate {
+    made(trust_domain, node, generation).0
+}
+
+/// The first revocation list of that authority: empty.
+pub fn first_list(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -> Crl {
+    made(trust_domain, node, generation).1
+}
+
+fn made(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -> (AuthorityCertificate, Crl) {
     static MADE: OnceLock<Mutex<Made>> = OnceLock::new();
     let made = MADE.get_or_init(Mutex::default);
     let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,7 +52,9 @@ pub fn authority(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -
             rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a P-256 key can be made");
         let serial = Serial::from_random([7; 16]);
         let authority = Authority::create(trust_domain, node, key, serial, EPOCH, AUTHORITY_LIFETIME);
-        authority.expect("the names are valid and the key is P-256").certificate().clone()
+        let authority = authority.expect("the names are valid and the key is P-256");
+        let list = Crl::sign(&authority, 1, &BTreeMap::new(), EPOCH).expect("an empty list can be signed");
+        (authority.certificate().clone(), list)
     };
     made.entry((trust_domain.clone(), node.clone(), generation)).or_insert_with(create).clone()
 }

@@ -3,21 +3,24 @@
 //! A crash loses everything but the disk; a write that was under way is then on it or not, nobody knows. Nothing
 //! else of the node goes on while a write is under way, as in `control/io/driver`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_control::command::{Command, Outcome};
 use hanse_control::consensus::{Batch, Recovered, Timing};
+use hanse_control::io::census::Subscriber;
+use hanse_control::io::context::BundleRevisions;
 use hanse_control::node::{self, Applied, Config, Input, Node, Output};
 use hanse_control::state::{NodeRecord, State};
 use hanse_identity::{ClusterName, KeyId, NodeName, Timestamp, TrustDomain};
 
 use super::authorities::authority;
+use super::keys::Held;
 use super::network::Party;
 use super::packet::Packet;
 use super::peer::{Export, Link};
-use super::propose::{Pending, Purpose, ReadPurpose};
+use super::propose::{Pending, ReadPurpose};
 use super::watch::Watcher;
 use super::{At, Bug, Cluster, EPOCH, Event, World};
 
@@ -42,9 +45,11 @@ pub struct ControlNode {
     pub skew_ms: i64,
     /// Every store takes long.
     pub slow_disk: bool,
-    /// Its authorities: the newest key on its disk, and the one that signs.
-    pub(super) generation: u32,
-    pub(super) signing: u32,
+    /// Authorities whose keys are on its disk, by their generation, and the newest that was ever made.
+    pub(super) store: Vec<u32>,
+    pub(super) made: u32,
+    /// The authorities of the bundle that it has written beside them.
+    pub(super) written: BTreeSet<KeyId>,
 }
 
 /// What a crash loses.
@@ -68,12 +73,23 @@ pub(crate) struct Running {
     pub(super) answered: Vec<(u64, Outcome, u64)>,
     pub(super) reads: BTreeMap<u64, ReadPurpose>,
     pub(super) watchers: BTreeMap<u64, Watcher>,
+    /// Subscribers whose streams have ended, and until when they are still waited for.
+    pub(super) gone: Vec<(u64, Subscriber)>,
+    pub(super) held: Held,
+    pub(super) bundle_revisions: BundleRevisions,
     pub(super) exports: BTreeMap<u64, Export>,
     pub(super) links: BTreeMap<ClusterName, Link>,
     /// On the leader: when each follower was last heard.
     pub(super) heard: BTreeMap<u64, u64>,
     /// Only with `Bug::SpeakBeforeStore`: written, but not on the disk yet.
     unsynced: Vec<(u64, Batch)>,
+}
+
+impl Running {
+    /// Whether a Command of that kind has no outcome yet.
+    pub(super) fn waits_for(&self, kind: impl Fn(&Command) -> bool) -> bool {
+        self.pending.values().any(|pending| kind(&pending.proposal.command))
+    }
 }
 
 impl World {
@@ -105,8 +121,9 @@ impl World {
             running: None,
             skew_ms: 0,
             slow_disk: false,
-            generation: 0,
-            signing: 0,
+            store: vec![0],
+            made: 0,
+            written: BTreeSet::new(),
         });
         let nodes_made = made.collect();
         self.clusters.push(Cluster {
@@ -143,6 +160,7 @@ impl World {
             Ok(node) => node,
             Err(error) => return self.violate(|| format!("{name} cannot start from its own disk: {error}")),
         };
+        let held = self.open_authorities(at, &node.state());
         let running = Running {
             state: node.state(),
             node,
@@ -160,11 +178,15 @@ impl World {
             answered: Vec::new(),
             reads: BTreeMap::new(),
             watchers: BTreeMap::new(),
+            gone: Vec::new(),
+            held,
+            bundle_revisions: BundleRevisions::default(),
             exports: BTreeMap::new(),
             links: BTreeMap::new(),
             heard: BTreeMap::new(),
             unsynced: Vec::new(),
         };
+        running.bundle_revisions.note_all(&running.state.view);
         self.clusters[at.cluster].nodes[at.index].running = Some(Box::new(running));
         self.note(&[20, at.party().number()], || format!("{name} starts"));
         // Whatever is known to be committed is applied at once.
@@ -355,7 +377,9 @@ impl World {
         for one in applied {
             if one.reset {
                 running.ring.clear();
+                running.bundle_revisions.note_all(&state.view);
             } else {
+                running.bundle_revisions.note(one.revision, &one.changes);
                 running.ring.push_back(one.clone());
             }
         }
@@ -364,7 +388,6 @@ impl World {
         }
         self.tell_watchers(at, applied);
         self.tell_peers(at, &state, applied);
-        self.activate_authority(at, &state);
     }
 
     /// The Changes after a revision, if all of them are still known.
@@ -414,37 +437,6 @@ impl World {
         }
     }
 
-    /// A node signs with its newest key once the cluster has published it.
-    fn activate_authority(&mut self, at: At, state: &State) {
-        let newest = self.key_of(at, self.clusters[at.cluster].nodes[at.index].generation);
-        let own = state.view.bundles.get(&state.view.trust_domain);
-        if own.is_some_and(|b| b.trusted().any(|a| a.key_id == newest)) {
-            let control = &mut self.clusters[at.cluster].nodes[at.index];
-            control.signing = control.generation;
-        }
-    }
-
-    pub(super) fn key_of(&self, at: At, generation: u32) -> KeyId {
-        let cluster = &self.clusters[at.cluster];
-        authority(&cluster.trust_domain, &cluster.nodes[at.index].name, generation).key_id
-    }
-
-    /// The node makes a new authority and has it published.
-    pub fn rotate_authority(&mut self, at: At) {
-        let cluster = &mut self.clusters[at.cluster];
-        let control = &mut cluster.nodes[at.index];
-        if control.running.is_none() || control.generation != control.signing || control.generation >= 2 {
-            return;
-        }
-        control.generation += 1;
-        let node = control.name.clone();
-        let certificate = authority(&cluster.trust_domain, &node, control.generation);
-        if self.bug == Some(Bug::SignUnpublished) {
-            control.signing = control.generation;
-        }
-        self.propose(at, String::new(), Command::AuthorityPublish { node, certificate }, Purpose::Mesh);
-    }
-
     /// What a node does a few times a second.
     pub(super) fn node_service(&mut self, at: At, life: u64) {
         if self.running_in(at, life).is_none() {
@@ -457,24 +449,8 @@ impl World {
         self.service_exports(at);
         self.service_links(at);
         self.sweep(at);
-        let control = &self.clusters[at.cluster].nodes[at.index];
-        if control.generation != control.signing {
-            self.publish_again(at);
-        }
-    }
-
-    /// A publication may have been lost with an earlier life.
-    fn publish_again(&mut self, at: At) {
-        let waits = self.running(at).is_some_and(|r| {
-            r.pending.values().any(|p| matches!(p.proposal.command, Command::AuthorityPublish { .. }))
-        });
-        if !waits {
-            let cluster = &self.clusters[at.cluster];
-            let control = &cluster.nodes[at.index];
-            let node = control.name.clone();
-            let certificate = authority(&cluster.trust_domain, &node, control.generation);
-            self.propose(at, String::new(), Command::AuthorityPublish { node, certificate }, Purpose::Mesh);
-        }
+        self.keep_authorities(at);
+        self.keep_rotation(at);
     }
 
     pub(super) fn deliver_to_node(&mut self, at: At, from: Party, packet: Packet) {

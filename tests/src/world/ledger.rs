@@ -3,17 +3,22 @@
 //! It folds the Changes of every revision once, in the order in which the first node publishes them, and holds
 //! everybody else's State, View and connections against that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hanse_control::command::{Command, Outcome, Proposal};
 use hanse_control::node::Applied;
 use hanse_control::state::State;
+use hanse_control::state::issuance::names_node;
 use hanse_federation::{Change, PeerFact, Revision, View};
-use hanse_identity::{ClusterName, RevocationId, Revocations, TrustDomain};
+use hanse_identity::{
+    AuthorityCertificate, AuthorityState, Bundle, ClusterName, KeyId, NodeName, RevocationId, Revocations,
+    TrustDomain,
+};
 
 use super::At;
 use super::authorities::WorldSvid;
+use super::keys::own_bundle;
 use super::proxy::Proxy;
 
 /// What must never happen has happened.
@@ -50,9 +55,16 @@ struct Book {
     first_ids: BTreeMap<u64, u64>,
     applied: BTreeMap<u64, u64>,
     facts: BTreeMap<u64, Arc<Proposal>>,
+    /// Proposals that may be applied more than once.
+    repeatable: BTreeSet<u64>,
     /// What was in force from that revision on.
     revocations: BTreeMap<u64, Arc<Revocations>>,
     acknowledged: BTreeMap<u64, Outcome>,
+    /// Its own bundle, as it was from that revision on.
+    bundles: BTreeMap<u64, Bundle>,
+    /// Authorities that have signed, and those of them that are gone from the bundle.
+    signed: BTreeSet<KeyId>,
+    retired: BTreeSet<KeyId>,
     /// Whoever starts to read now must see at least that.
     floor: u64,
     /// By (proxy, life): the newest revision that it has had in force.
@@ -81,8 +93,12 @@ impl Ledger {
             first_ids: BTreeMap::new(),
             applied: BTreeMap::new(),
             facts: BTreeMap::new(),
+            repeatable: BTreeSet::new(),
             revocations,
             acknowledged: BTreeMap::new(),
+            bundles: own_bundle(founded).map(|bundle| (0, bundle.clone())).into_iter().collect(),
+            signed: BTreeSet::new(),
+            retired: BTreeSet::new(),
             floor: 0,
             in_force: BTreeMap::new(),
         });
@@ -123,6 +139,9 @@ impl Ledger {
     }
 
     pub(super) fn proposed(&mut self, cluster: usize, proposal: &Arc<Proposal>) {
+        if matches!(proposal.command, Command::Issued { .. }) {
+            self.clusters[cluster].repeatable.insert(proposal.id);
+        }
         if matches!(proposal.command, Command::PeerFacts { .. }) {
             self.clusters[cluster].facts.insert(proposal.id, proposal.clone());
         }
@@ -143,6 +162,10 @@ impl Ledger {
             return self.violate(now, || {
                 format!("index {index} of cluster {} held proposals {held:x} and {id:x}", at.cluster)
             });
+        }
+        // A record that is taken in twice is there once: the State does not remember who proposed it.
+        if book.repeatable.contains(&id) {
+            return;
         }
         let known = book.outcomes.entry(id).or_insert_with(|| outcome.clone());
         if known != outcome {
@@ -223,16 +246,27 @@ impl Ledger {
         }
     }
 
-    /// An authority signs only after it was published, and nothing for whom the signer knows to be revoked.
-    pub(super) fn issued(&mut self, now: u64, at: At, revision: u64, svid: &WorldSvid) {
-        let book = &self.clusters[at.cluster];
-        let own = book.truth.bundles.get(&book.truth.trust_domain);
-        let published = own.is_some_and(|b| b.trusted().any(|a| a.key_id == svid.authority));
+    /// Of each node only the newest authority that is active signs, and nothing for whom the signer knows to be revoked.
+    pub(super) fn issued(&mut self, now: u64, at: At, node: &NodeName, revision: u64, svid: &WorldSvid) {
+        let book = &mut self.clusters[at.cluster];
+        let own = book.bundles.range(..=revision).next_back().map(|(_, bundle)| &bundle.authorities);
+        let entry = own.and_then(|own| own.iter().find(|a| a.key_id == svid.authority));
+        let wrong = match entry.map(|a| a.state) {
+            None => Some("before its authority was published".to_owned()),
+            Some(AuthorityState::Active) => {
+                let active = |a: &&AuthorityCertificate| {
+                    a.state == AuthorityState::Active && names_node(&a.subject, node)
+                };
+                let newest = own.and_then(|own| own.iter().rfind(active)).map(|a| a.key_id);
+                (newest != Some(svid.authority))
+                    .then(|| "with an authority that is not its newest".to_owned())
+            }
+            Some(state) => Some(format!("with an authority that is {state:?}")),
+        };
+        book.signed.insert(svid.authority);
         let revoked = book.revoked_at(revision, svid);
-        if !published {
-            self.violate(now, || {
-                format!("{:?} signed {} before its authority was published", at.party(), svid.facts.id)
-            });
+        if let Some(wrong) = wrong {
+            self.violate(now, || format!("{:?} signed {} {wrong}", at.party(), svid.facts.id));
         } else if let Some(by) = revoked {
             self.violate(now, || {
                 format!(
@@ -294,7 +328,8 @@ impl Book {
         let before = told.filter(|_| only_told).map(|cluster| (cluster, self.truth.clone()));
         let mut wrong = None;
         for change in &applied.changes {
-            wrong = wrong.or_else(|| self.goes_back(change));
+            wrong =
+                wrong.or_else(|| self.goes_back(change)).or_else(|| self.rotates(applied.revision, change));
             self.truth.apply(change);
         }
         self.truth.advance(Revision(applied.revision), &[]);
@@ -334,6 +369,19 @@ impl Book {
             }
             _ => None,
         }
+    }
+
+    /// What has signed and is gone from the cluster's own bundle never comes back.
+    fn rotates(&mut self, revision: u64, change: &Change) -> Option<String> {
+        let Change::BundlePut(bundle) = change else { return None };
+        if bundle.trust_domain != self.truth.trust_domain {
+            return None;
+        }
+        let there: BTreeSet<KeyId> = bundle.authorities.iter().map(|a| a.key_id).collect();
+        let back = there.intersection(&self.retired).next().copied();
+        self.retired.extend(self.signed.difference(&there).copied());
+        self.bundles.insert(revision, bundle.clone());
+        back.map(|key| format!("the retired authority {key} is in the bundle again"))
     }
 
     fn speaks_of_itself(&self, cluster: &ClusterName, fact: &PeerFact) -> bool {

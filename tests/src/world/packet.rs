@@ -14,6 +14,7 @@ use hanse_identity::{ClusterName, NodeName, ServiceName, SpiffeId};
 
 use super::authorities::WorldSvid;
 use super::network::Party;
+use super::rotation::InForce;
 use super::traffic::Answer;
 use super::{At, Event, World};
 
@@ -83,7 +84,7 @@ pub(crate) enum Frame {
     // A proxy's watch, upwards.
     Hello { name: NodeName, identity: SpiffeId, from: u64 },
     Announce(Box<Announcement>),
-    InForce,
+    InForce(Box<InForce>),
     WantSvid,
     // A proxy's watch, downwards.
     Snapshot(Arc<View>),

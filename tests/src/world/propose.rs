@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hanse_control::command::{Command, Outcome, Proposal};
 use hanse_control::node::Input;
 
+use super::authorities::WorldSvid;
 use super::network::Party;
 use super::packet::Packet;
 use super::{At, Bug, Operation, Reading, World};
@@ -37,6 +38,11 @@ pub(crate) enum Purpose {
     Operator(u64),
     /// The mesh's own, nobody waits for it.
     Mesh,
+    /// The record of an SVID: a subscriber waits for it.
+    Issued {
+        stream: u64,
+        svid: Box<WorldSvid>,
+    },
     PeerFacts(ClusterName),
     JoinAdd {
         task: usize,
@@ -59,6 +65,7 @@ pub(crate) enum ReadPurpose {
     JoinStart { task: usize, run: u64 },
     ServePeer { from: Party, stream: u64, cluster: ClusterName, resumed: u64 },
     JoinAsked(Box<super::join::Question>),
+    Authorities,
 }
 
 impl World {
@@ -113,6 +120,7 @@ impl World {
                 self.serve_peer(at, from, stream, cluster, resumed);
             }
             ReadPurpose::JoinAsked(question) => self.join_answer(at, *question),
+            ReadPurpose::Authorities => self.authorities_decided(at),
         }
     }
 
@@ -289,6 +297,7 @@ impl World {
                 }
             }
             Purpose::Mesh => {}
+            Purpose::Issued { stream, svid } => self.recorded(at, stream, svid, &outcome),
             Purpose::PeerFacts(cluster) => self.facts_committed(at, &cluster, &outcome),
             Purpose::JoinAdd { task, run } => self.join_added(at, task, run, outcome),
             Purpose::JoinAccept { to, question } => self.join_accepted(at, to, question, outcome),

@@ -16,6 +16,7 @@ use hanse_identity::{ClusterName, NodeName, ServiceName, SpiffeId};
 use super::authorities::WorldSvid;
 use super::network::Party;
 use super::packet::{Arrival, Frame, Packet, StreamEnd};
+use super::rotation::is_outgoing;
 use super::traffic::{Connection, Request};
 use super::watch::SILENT_MS;
 use super::{Bug, Event, World};
@@ -173,6 +174,8 @@ impl World {
             self.speak(cluster, index);
         }
         self.probe_lost_paths(cluster, index);
+        self.leave_outgoing(cluster, index);
+        self.check_believed(cluster, index);
     }
 
     fn dial_control(&mut self, cluster: usize, index: usize) {
@@ -194,6 +197,7 @@ impl World {
     /// What is due: an announcement, a wish for an SVID, a sign of life.
     fn speak(&mut self, cluster: usize, index: usize) {
         let (now, now_ms) = (self.clock(), self.now);
+        let in_force = self.report(cluster, index);
         let incarnation = self.clusters[cluster].proxies[index].life;
         let port = u16::try_from(index).unwrap_or(0) + 1;
         let address = std::net::SocketAddr::from(([10, u8::try_from(cluster).unwrap_or(0), 0, 1], port));
@@ -203,7 +207,7 @@ impl World {
         let Some(life) = &mut proxy.running else { return };
         let Some(view) = &life.view else { return };
         let Some(end) = &mut life.stream else { return };
-        let mut frames = vec![Frame::InForce];
+        let mut frames = vec![Frame::InForce(Box::new(in_force))];
         let known = match &serves {
             Serves::Nothing => true,
             Serves::Gateway { .. } => view.gateways.contains_key(&name),
@@ -229,7 +233,8 @@ impl World {
         let fresh = |svid: &WorldSvid| {
             now.since(svid.facts.not_before) * 2 < svid.facts.not_after.since(svid.facts.not_before)
         };
-        if reconnected || !life.svid.as_ref().is_some_and(fresh) {
+        let good = |svid: &WorldSvid| fresh(svid) && !is_outgoing(view, svid);
+        if reconnected || !life.svid.as_ref().is_some_and(good) {
             frames.push(Frame::WantSvid);
         }
         for frame in frames {

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_control::admin::{ReachState, Receipt, ReceiptPart, SubscriberKind, Tally, part_of};
 use hanse_control::io::census::Subscriber;
-use hanse_identity::RevocationId;
+use hanse_identity::name::MemberRole;
+use hanse_identity::{NodeName, RevocationId, SpiffeId};
 
 use super::network::Party;
-use super::proxy::{Proxy, ProxyKind};
 use super::{At, World};
 
 impl World {
@@ -31,7 +31,7 @@ impl World {
     }
 
     /// A node of `cluster` that can be asked and has a State that is as new as its cluster's.
-    fn asked(&self, from: At, cluster: usize) -> Option<At> {
+    pub(super) fn asked(&self, from: At, cluster: usize) -> Option<At> {
         let nodes = 0..self.clusters[cluster].nodes.len();
         let reaches = |at: &At| {
             let (here, there) = (from.party(), at.party());
@@ -51,22 +51,24 @@ impl World {
         let subscribers = proxies.map(|(index, proxy)| Subscriber {
             node: node.clone(),
             connected: hears(index),
-            ..subscriber(proxy)
+            applied: proxy.view().map_or(0, |view| view.revision.0),
+            ..subscriber(&proxy.name, &proxy.identity)
         });
         part_of(there.name.clone(), id, revision, subscribers, BTreeSet::new())
     }
 }
 
-fn subscriber(proxy: &Proxy) -> Subscriber {
+/// A subscriber of that name that has said nothing yet.
+pub(super) fn subscriber(name: &NodeName, identity: &SpiffeId) -> Subscriber {
     Subscriber {
-        name: proxy.name.clone(),
-        kind: match proxy.kind {
-            ProxyKind::Sidecar => SubscriberKind::Proxy,
-            ProxyKind::Gateway => SubscriberKind::Gateway,
+        name: name.clone(),
+        kind: match identity.as_member() {
+            Some((MemberRole::Gateway, _)) => SubscriberKind::Gateway,
+            _ => SubscriberKind::Proxy,
         },
-        identity: proxy.identity.clone(),
-        node: proxy.name.clone(),
-        applied: proxy.view().map_or(0, |view| view.revision.0),
+        identity: identity.clone(),
+        node: name.clone(),
+        applied: 0,
         closed: BTreeMap::new(),
         connected: true,
         seen: Default::default(),

@@ -3,7 +3,8 @@
 //! A line is a command; what it prints follows after `----`, up to an empty line. `#` begins a remark. The words:
 //! `cluster NAME NODES` · `gateway CLUSTER NAME` · `register CLUSTER SERVICE PROXY` · `caller CLUSTER PROXY ACCOUNT` ·
 //! `export CLUSTER SERVICE [CLUSTER…]` · `unexport` · `join INVITER JOINER` · `leave A B` · `cut A B` · `heal [A B]` ·
-//! `kill WHO` · `restart WHO` · `unready PROXY` · `ready PROXY` · `slow NODE` · `skew NODE ±MS` · `rotate NODE` ·
+//! `kill WHO` · `restart WHO` · `unready PROXY` · `ready PROXY` · `slow NODE` · `skew NODE ±MS` ·
+//! `rotate CLUSTER [now]` · `abort CLUSTER` · `gate CLUSTER GATE` · `restart dead CLUSTER` ·
 //! `lie CLUSTER` · `revoke CLUSTER ID [REASON]` · `revoke CLUSTER serial|key PROXY` · `revoke CLUSTER cluster TRUST-DOMAIN` ·
 //! `lift CLUSTER REVOCATION` · `receipt CLUSTER REVOCATION` · `contact LISTENER TELLER` · `request WHO SERVICE [TIMES]` ·
 //! `read CLUSTER` · `run TIME` · `settle` · `show WHAT CLUSTER`. WHO is a node, a proxy, or `leader CLUSTER`.
@@ -11,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_control::command::{Answer, Command};
+use hanse_control::state::rotation::Gate;
 use hanse_federation::catalog::Export;
 use hanse_identity::{Closing, ClusterName, Reason, RevocationTarget, ServiceName, SpiffeId};
 
@@ -21,6 +23,8 @@ use super::{At, EventLog, Violation, World};
 
 /// How long an operator waits for an answer.
 const PATIENCE_MS: u64 = 8000;
+/// How long for a gate of a rotation.
+const GATE_PATIENCE_MS: u64 = 40_000;
 
 /// Runs a scenario; the same text with the answers as they are now.
 pub fn play(text: &str) -> Result<String, Violation> {
@@ -121,7 +125,21 @@ impl World {
                 Some(cluster) => self.show(what, cluster),
                 None => format!("no cluster {cluster}"),
             },
-            [verb @ ("kill" | "restart"), "leader", cluster] => self.do_leader(verb, cluster)?,
+            ["kill", "leader", cluster] => self.do_leader(cluster)?,
+            ["restart", "dead", cluster] => match self.cluster_named(cluster) {
+                Some(cluster) => {
+                    let nodes = 0..self.clusters[cluster].nodes.len();
+                    nodes.for_each(|index| self.start_node(At { cluster, index }));
+                    String::new()
+                }
+                None => format!("no cluster {cluster}"),
+            },
+            ["rotate", cluster, now @ ..] => {
+                let reissue = now.first() == Some(&"now");
+                self.ordered(cluster, Command::RotateBegin { authority: None, reissue })?
+            }
+            ["abort", cluster] => self.ordered(cluster, Command::RotateAbort {})?,
+            ["gate", cluster, gate] => self.do_gate(cluster, gate)?,
             [verb, who, more @ ..] => self.do_party(verb, who, more)?,
             _ => format!("not understood: {line}"),
         };
@@ -287,11 +305,22 @@ impl World {
         Ok(lines.collect::<Vec<_>>().join("\n"))
     }
 
-    fn do_leader(&mut self, verb: &str, cluster: &str) -> Result<String, Violation> {
+    /// Waits until the rotation has come to that gate, or its end.
+    fn do_gate(&mut self, cluster: &str, gate: &str) -> Result<String, Violation> {
+        let Some(at) = self.cluster_named(cluster) else { return Ok(format!("no cluster {cluster}")) };
+        let gates = Gate::ALL.into_iter().chain([Gate::Done]);
+        let Some(wanted) = gates.into_iter().find(|g| g.as_str() == gate) else {
+            return Ok(format!("{gate} is no gate"));
+        };
+        self.run_until(GATE_PATIENCE_MS, |world| world.gate_of(at).is_some_and(|gate| gate >= wanted))?;
+        Ok(self.gate_of(at).map_or("no leader".to_owned(), |gate| format!("at {gate}")))
+    }
+
+    fn do_leader(&mut self, cluster: &str) -> Result<String, Violation> {
         let leader = self.cluster_named(cluster).and_then(|c| self.leader(c));
         let Some(at) = leader else { return Ok(format!("{cluster} has no leader")) };
         let name = self.clusters[at.cluster].nodes[at.index].name.to_string();
-        self.do_party(verb, &name, &[])?;
+        self.do_party("kill", &name, &[])?;
         Ok(format!("{name} is dead"))
     }
 
@@ -302,10 +331,11 @@ impl World {
             ("kill", Party::Proxy(cluster, index), []) => self.crash_proxy(cluster, index),
             ("restart", Party::Node(cluster, index), []) => self.start_node(At { cluster, index }),
             ("restart", Party::Proxy(cluster, index), []) => self.start_proxy(cluster, index),
-            ("rotate", Party::Node(cluster, index), []) => self.rotate_authority(At { cluster, index }),
             ("slow", Party::Node(cluster, index), []) => self.clusters[cluster].nodes[index].slow_disk = true,
             ("skew", Party::Node(cluster, index), [ms]) => {
-                self.clusters[cluster].nodes[index].skew_ms = ms.parse().unwrap_or(0);
+                let skew = ms.parse::<i64>().unwrap_or(0);
+                self.clusters[cluster].nodes[index].skew_ms = skew;
+                self.most_ahead_ms = self.most_ahead_ms.max(u64::try_from(skew).unwrap_or(0));
             }
             ("ready", Party::Proxy(cluster, index), []) => self.clusters[cluster].proxies[index].ready = true,
             ("unready", Party::Proxy(cluster, index), []) => {

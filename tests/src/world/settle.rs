@@ -6,9 +6,10 @@ use hanse_control::command::Command;
 use hanse_control::state::State;
 use hanse_federation::view::PeerState;
 use hanse_federation::{PeerFact, View, session};
-use hanse_identity::{ClusterName, ServiceName};
+use hanse_identity::{AuthorityState, ClusterName, ServiceName};
 
 use super::join::Ended;
+use super::keys::own_bundle;
 use super::proxy::ProxyKind;
 use super::{At, Violation, World};
 
@@ -123,8 +124,23 @@ impl World {
         if let Some(lost) = self.ledger.lost_writes(cluster, state) {
             return Err(lost);
         }
+        if state.rotating().is_some() {
+            return Err(format!("{name} rotates: {}", self.show_rotation(leader, state)));
+        }
+        let left =
+            own_bundle(state).and_then(|b| b.authorities.iter().find(|a| a.state != AuthorityState::Active));
+        if let Some(left) = left {
+            return Err(format!("an authority of {name} is left over, {:?}", left.state));
+        }
+        for (index, control) in self.clusters[cluster].nodes.iter().enumerate() {
+            if !self.has_its_authorities(At { cluster, index }) {
+                return Err(format!("{} has not the authorities that its bundle says", control.name));
+            }
+        }
         for proxy in &self.clusters[cluster].proxies {
-            if proxy.view() != Some(&state.view) {
+            // Revisions without a Change come all the time: SVIDs are recorded.
+            let same = |own: &View| View { revision: state.view.revision, ..own.clone() } == state.view;
+            if !proxy.view().is_some_and(same) {
                 return Err(format!("{} has not the View of its cluster", proxy.name));
             }
         }

@@ -1,7 +1,10 @@
 //! What `show` answers in a scenario: how a cluster stands, in words that stay the same from run to run.
 
+use std::collections::BTreeMap;
+
 use hanse_federation::View;
 use hanse_federation::catalog::{Export, ServiceSummary};
+use hanse_identity::{AuthorityState, Bundle};
 
 use super::{At, Proxy, World};
 
@@ -41,11 +44,10 @@ impl World {
             "revocations" => {
                 lines(view.revocations.iter().map(|r| format!("{}: {} ({})", r.id, r.target, r.reason)))
             }
-            "bundles" => lines(
-                view.bundles
-                    .values()
-                    .map(|b| format!("{}: {} authorities", b.trust_domain, b.authorities.len())),
-            ),
+            "bundles" => {
+                lines(view.bundles.values().map(|b| format!("{}: {}", b.trust_domain, authorities(b))))
+            }
+            "rotation" => self.show_rotation(leader, state),
             "proxies" => lines(self.clusters[cluster].proxies.iter().map(|p| proxy(p, view))),
             "log" => self.show_log(cluster),
             other => format!("nothing is known about {other}"),
@@ -77,6 +79,22 @@ impl World {
             }
         }))
     }
+}
+
+/// How many authorities there are, by their state.
+fn authorities(bundle: &Bundle) -> String {
+    let mut states: BTreeMap<&str, usize> = BTreeMap::new();
+    for authority in &bundle.authorities {
+        *states
+            .entry(match authority.state {
+                AuthorityState::Active => "active",
+                AuthorityState::Prepared => "prepared",
+                AuthorityState::Tainted => "tainted",
+                AuthorityState::Retired => "retired",
+            })
+            .or_default() += 1;
+    }
+    lines_of(states.into_iter().map(|(state, count)| format!("{count} {state}")), ", ")
 }
 
 fn summary(summary: &ServiceSummary) -> String {

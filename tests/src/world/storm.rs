@@ -145,10 +145,7 @@ impl World {
             83..88 => self.network.weather = some_weather(&mut self.random),
             88..91 => self.some_slowness(),
             91..94 => self.some_proxy_trouble(),
-            94..97 => {
-                let at = self.any_node();
-                self.rotate_authority(at);
-            }
+            94..97 => self.some_rotation(),
             97 => self.some_join(),
             98 => self.some_lie_or_leave(),
             // Those who have just left often come back.
@@ -290,8 +287,10 @@ impl World {
             node.slow_disk = !node.slow_disk;
         } else if !resign {
             node.skew_ms = skew;
+            self.most_ahead_ms = self.most_ahead_ms.max(u64::try_from(skew).unwrap_or(0));
         }
-        if resign && node.running.is_some() {
+        let running = self.clusters[at.cluster].nodes[at.index].running.is_some();
+        if resign && running {
             let life = self.life(at);
             self.node_input(at, life, hanse_control::node::Input::Resign);
         }
@@ -308,6 +307,19 @@ impl World {
             let proxy = &mut self.clusters[cluster].proxies[index];
             proxy.ready = !proxy.ready;
         }
+    }
+
+    /// All of a cluster's authorities or one of them, at once or in time; or what runs is taken back.
+    fn some_rotation(&mut self) {
+        let cluster = self.random.index(self.clusters.len());
+        let keys = self.ledger.truth(cluster).bundles.get(&self.clusters[cluster].trust_domain);
+        let keys: Vec<_> = keys.into_iter().flat_map(|b| b.trusted()).map(|a| a.key_id).collect();
+        let one = self.random.pick(&keys).filter(|_| self.random.chance(200));
+        let command = match self.random.below(10) {
+            0..7 => Command::RotateBegin { authority: one, reissue: self.random.chance(700) },
+            _ => Command::RotateAbort {},
+        };
+        self.order(cluster, "admin", command);
     }
 
     fn some_join(&mut self) {

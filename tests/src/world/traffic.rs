@@ -53,7 +53,9 @@ pub(super) struct Request {
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     pub(super) other: WorldSvid,
-    neighbours: Vec<Party>,
+    pub(super) neighbours: Vec<Party>,
+    /// Since when the authority of the other end is seen to be on its way out.
+    pub(super) outgoing_since: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -193,7 +195,7 @@ impl World {
         let here = Party::Proxy(cluster, index);
         let (connection, back) = (opening.connection, opening.back);
         let neighbours = vec![back];
-        let entry = Connection { other: opening.caller.clone(), neighbours };
+        let entry = Connection { other: opening.caller.clone(), neighbours, outgoing_since: None };
         self.enter(cluster, index, connection, entry);
         let decision = match self.clusters[cluster].proxies[index].kind {
             ProxyKind::Sidecar => self.serve(cluster, index, &opening),
@@ -317,7 +319,8 @@ impl World {
                     life.ladders.get(&service).map(|l| l.settings.outlier.clone()).unwrap_or_default();
                 life.health.observe(now, &service, &candidate.target, Observation::Success, &settings);
                 let neighbours = vec![self.first_hop(cluster, &served)];
-                self.enter(cluster, index, connection, Connection { other: *svid, neighbours });
+                let entry = Connection { other: *svid, neighbours, outgoing_since: None };
+                self.enter(cluster, index, connection, entry);
                 self.end_request(cluster, index, id, Ok(served));
             }
             (Answer::Refused(why), ..) => {

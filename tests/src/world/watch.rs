@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hanse_control::command::Command;
+use hanse_control::command::{Answer, Command, Outcome};
+use hanse_control::io::census::Subscriber;
 use hanse_control::node::Applied;
+use hanse_control::state::issuance::{IssuedRecord, IssuedSvid};
 use hanse_federation::catalog::{Announcement, Serves, Session};
 use hanse_identity::{Evidence, NodeName, Selector, SpiffeId, grant};
 
@@ -13,7 +15,8 @@ use super::authorities::WorldSvid;
 use super::control::Running;
 use super::network::Party;
 use super::packet::{Arrival, Frame, Packet, StreamEnd};
-use super::propose::Purpose;
+use super::propose::{Pending, Purpose};
+use super::rotation::InForce;
 use super::{At, Event, World};
 
 /// How often a subscriber hears something, and how long its silence is borne.
@@ -33,7 +36,8 @@ const NODE_LOST_MS: u64 = 10_000;
 pub(crate) struct Watcher {
     end: StreamEnd,
     pub(super) name: NodeName,
-    identity: SpiffeId,
+    pub(super) identity: SpiffeId,
+    pub(super) in_force: InForce,
     /// Up to which revision everything has been sent.
     told: u64,
     said: u64,
@@ -51,7 +55,8 @@ impl World {
             let mut end = StreamEnd::new(stream, from, now);
             end.arrived(1, now);
             let (name, identity) = (name.clone(), identity.clone());
-            let watcher = Watcher { end, name, identity, told: *told, said: now, announced: None };
+            let in_force = InForce::default();
+            let watcher = Watcher { end, name, identity, in_force, told: *told, said: now, announced: None };
             running.watchers.insert(stream, watcher);
             return self.catch_up(at, stream);
         }
@@ -69,6 +74,11 @@ impl World {
         match frame {
             Frame::Announce(announcement) => self.announced(at, stream, announcement),
             Frame::WantSvid => self.issue(at, stream),
+            Frame::InForce(in_force) => {
+                if let Some(watcher) = self.running(at).and_then(|r| r.watchers.get_mut(&stream)) {
+                    watcher.in_force = *in_force;
+                }
+            }
             _ => {}
         }
     }
@@ -142,8 +152,12 @@ impl World {
 
     /// The stream has ended: what it vouched for is withdrawn after a lease.
     pub(super) fn watch_gone(&mut self, at: At, stream: u64) {
-        let life = self.life(at);
-        let Some(gone) = self.running(at).and_then(|r| r.watchers.remove(&stream)) else { return };
+        let (life, now) = (self.life(at), self.now);
+        let node = self.clusters[at.cluster].nodes[at.index].name.clone();
+        let Some(running) = self.running(at) else { return };
+        let Some(gone) = running.watchers.remove(&stream) else { return };
+        running.gone.retain(|(until, _)| *until > now);
+        running.gone.push((now + LEASE_MS, Subscriber { connected: false, ..gone.subscriber(&node) }));
         if let Some(session) = gone.announced {
             self.after(LEASE_MS, Event::LeaseOver { at, life, name: gone.name, session });
         }
@@ -199,11 +213,17 @@ impl World {
         }
     }
 
-    /// What `control/io/issue` does: a ticket from `grant`, signed by this node's authority.
+    /// What `control/io/issue` does: a ticket from `grant`, signed by this node's authority, and recorded before it is
+    /// handed out. Without a quorum nothing is handed out here: what is owed then is the recorder's own affair.
     fn issue(&mut self, at: At, stream: u64) {
         const LIFETIME: Duration = Duration::from_secs(12);
         let Some(running) = self.running(at) else { return };
-        let Some(identity) = running.watchers.get(&stream).map(|w| w.identity.clone()) else { return };
+        let waits = |p: &Pending| matches!(p.purpose, Purpose::Issued { stream: s, .. } if s == stream);
+        if running.pending.values().any(waits) {
+            return;
+        }
+        let Some(watcher) = running.watchers.get(&stream) else { return };
+        let (identity, agent) = (watcher.identity.clone(), watcher.name.clone());
         let state = running.state.clone();
         let evidence = Evidence {
             agent: "host-1".parse().expect("a label"),
@@ -213,13 +233,37 @@ impl World {
         let trust_domain = &state.view.trust_domain;
         let ticket = grant(trust_domain, registrations, &state.view.revocations, &evidence, &identity);
         let Ok(ticket) = ticket else { return };
-        let key = self.key_of(at, self.clusters[at.cluster].nodes[at.index].signing);
+        let Some(key) = self.signing_key(at) else { return };
         let serial = (u128::from(self.random.draw()) << 64) | u128::from(self.random.draw());
         let svid = WorldSvid::new(ticket.id().clone(), serial, key, self.clock(), LIFETIME);
         self.note(&[40, at.party().number()], || format!("{:?} issues {}", at.party(), svid.facts.id));
         let revision = state.view.revision.0;
-        self.ledger.issued(self.now, at, revision, &svid);
-        self.tell(at, stream, Frame::Svid(Box::new(svid)));
+        self.ledger.issued(self.now, at, &self.clusters[at.cluster].nodes[at.index].name, revision, &svid);
+        let record = IssuedRecord {
+            svid: IssuedSvid {
+                serial: svid.facts.serial.clone(),
+                id: svid.facts.id.clone(),
+                key: svid.facts.key_id,
+                authority: svid.authority,
+                agent,
+                node: self.clusters[at.cluster].nodes[at.index].name.clone(),
+                issued: Some(svid.facts.not_before),
+                not_after: svid.facts.not_after,
+            },
+            granted: revision,
+            handed_out: false,
+        };
+        let purpose = Purpose::Issued { stream, svid: Box::new(svid) };
+        self.propose(at, String::new(), Command::Issued { records: vec![record] }, purpose);
+    }
+
+    /// The record is in the log: unless it was refused there, the SVID is handed out.
+    pub(super) fn recorded(&mut self, at: At, stream: u64, svid: Box<WorldSvid>, outcome: &Outcome) {
+        if let Ok(Answer::Issued { refused }) = &outcome.result
+            && !refused.contains(&svid.facts.serial)
+        {
+            self.tell(at, stream, Frame::Svid(svid));
+        }
     }
 }
 
