@@ -13,9 +13,13 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(path.into());
     }
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "-p", "hanse", "--bin", "hanse"]);
-    if !cfg!(debug_assertions) {
-        build.arg("--release");
+    build.args(["build", "--quiet", "--bin", "hanse"]);
+    if cfg!(debug_assertions) {
+        // With the features that `cargo test --workspace` chose, those of tests among them: what it has compiled is
+        // taken as it is. With those of `-p hanse` nearly everything would be compiled a second time.
+        build.args(["--workspace", "--test", "tidy"]);
+    } else {
+        build.args(["-p", "hanse", "--release"]);
     }
     let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().context("cargo cannot be run")?;
     ensure!(status.success(), "the hanse binary does not build");
