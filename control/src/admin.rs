@@ -447,6 +447,26 @@ pub struct WorkloadItem {
     pub revoked: Option<RevocationId>,
 }
 
+impl WorkloadItem {
+    /// A registration as it is shown.
+    pub fn of(registration: &Registration, revoked: Option<RevocationId>) -> Self {
+        let r = registration.clone();
+        Self {
+            id: r.id,
+            agent: r.agent,
+            selectors: r.selectors,
+            services: r.services,
+            ttl_seconds: r.ttl_seconds,
+            address: r.address,
+            federates_with: r.federates_with,
+            hint: r.hint,
+            expires: r.expires,
+            admin: r.admin,
+            revoked,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadDeleteRequest {

@@ -34,7 +34,7 @@ use super::issuance::Recorded;
 use super::keys::random_serial;
 use super::quorum::{Leash, NO_QUORUM, NODE_REVOKED};
 use super::roles::{caller_of, connection_of};
-use super::status::{answered, no_outcome};
+use super::status::{answered, no_outcome, refused};
 use super::watch::SIGN_OF_LIFE;
 use crate::admin::SubscriberKind;
 use crate::command::Command;
@@ -279,6 +279,10 @@ impl Issue for IssueService {
         })?;
         let request_hash = request_hash(&agent_join_request(&agent, &request.csr_der));
         let join = Box::new(HostJoin { certificate: host.certificate, request_hash });
+        if let Err(refusal) = state.may_attest(&agent, &join, settings.since, now()) {
+            tracing::warn!(%agent, why = %refusal, "a host is not let in");
+            return Err(refused(&refusal));
+        }
         let command = Command::AgentAttest { agent: agent.clone(), join, since: settings.since };
         self.admit(&agent, command, &request.csr_der).await
     }

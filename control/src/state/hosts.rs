@@ -65,25 +65,40 @@ impl State {
         since: u64,
         now: Timestamp,
     ) -> Decision {
+        if !self.may_attest(name, join, since, now)? {
+            return already();
+        }
+        if !self.private.agents.contains_key(name) {
+            self.forget_evicted(now);
+            bounded("agents", self.private.agents.len(), MAX_AGENTS)?;
+        }
+        let id = self.agent_id(name);
+        let record = AgentRecord { host: Some(join.clone()), ..AgentRecord::new(name.clone(), id, now) };
+        self.private.agents.insert(name.clone(), record);
+        Ok((Answer::Done, Vec::new()))
+    }
+
+    /// Whether that certificate may make the agent now, and whether (`true`) it has not done so already. Asked before it is
+    /// proposed too: a host that is refused again and again writes nothing into the log.
+    pub fn may_attest(
+        &self,
+        name: &NodeName,
+        join: &HostJoin,
+        since: u64,
+        now: Timestamp,
+    ) -> Result<bool, Refusal> {
         if self.private.hosts.as_ref().is_none_or(|settings| settings.since != since) {
             let why = "which certificates attest hosts has changed meanwhile: ask again";
             return Err(Refusal::Precondition(why.to_owned()));
         }
-        let id = self.agent_id(name);
-        if let Some(revocation) = self.view.revocations.of_identity(&id) {
+        if let Some(revocation) = self.view.revocations.of_identity(&self.agent_id(name)) {
             return Err(Refusal::NotAllowed(format!("agent {name} is banned by {}", revocation.id)));
         }
         match self.private.agents.get(name) {
-            Some(known) if known.evicted.is_none() && known.host.as_ref() == Some(join) => return already(),
-            Some(known) => self.may_return(known, now)?,
-            None => {
-                self.forget_evicted(now);
-                bounded("agents", self.private.agents.len(), MAX_AGENTS)?;
-            }
+            Some(known) if known.evicted.is_none() && known.host.as_ref() == Some(join) => Ok(false),
+            Some(known) => self.may_return(known, now).map(|()| true),
+            None => Ok(true),
         }
-        let record = AgentRecord { host: Some(join.clone()), ..AgentRecord::new(name.clone(), id, now) };
-        self.private.agents.insert(name.clone(), record);
-        Ok((Answer::Done, Vec::new()))
     }
 
     /// Whether a host's certificate may take this agent's place.

@@ -25,19 +25,7 @@ pub async fn workloads(call: Call, _: WorkloadListRequest) -> Result<Listing<Wor
         .private
         .registrations
         .values()
-        .map(|r| WorkloadItem {
-            id: r.id.clone(),
-            agent: r.agent.clone(),
-            selectors: r.selectors.clone(),
-            services: r.services.clone(),
-            ttl_seconds: r.ttl_seconds,
-            address: r.address,
-            federates_with: r.federates_with.clone(),
-            hint: r.hint.clone(),
-            expires: r.expires,
-            admin: r.admin,
-            revoked: revocations.of_identity(&r.id).map(|revocation| revocation.id.clone()),
-        })
+        .map(|r| WorkloadItem::of(r, revocations.of_identity(&r.id).map(|revocation| revocation.id.clone())))
         .collect();
     Ok(Listing { meta: reading.meta, items, warnings: reading.warnings })
 }

@@ -216,7 +216,11 @@ async fn of_hosts_with_one_certificate_one_joins_and_who_is_put_out_stays_out() 
 
     let ban = RevokeRequest::new(RevocationTarget::Agent(name.clone()), Reason::KeyCompromise);
     client.call(&ban).await.unwrap();
+    let tries = AuditListRequest { actor: Some("agent/web-1".to_owned()), ..Default::default() };
+    let before = client.call(&tries).await.unwrap().items;
+    assert!(!before.is_empty(), "what it joined by is in the trail");
     let banned = attest(&east, &host, "web-1").await.unwrap_err();
+    assert_eq!(client.call(&tries).await.unwrap().items, before, "who may not join writes nothing");
     assert!(banned.code() == Code::PermissionDenied && banned.message().contains("banned"), "{banned:?}");
     assert_eq!(client.call(&allow).await.unwrap_err().kind, ClientErrorKind::Precondition);
     client.call(&AgentUnbanRequest { agent: name }).await.unwrap();

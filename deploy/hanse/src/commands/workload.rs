@@ -302,19 +302,7 @@ mod tests {
             )
         };
         let made: Vec<Registration> = ["host-1", "*"].map(registration).into();
-        let item = |r: &Registration| WorkloadItem {
-            id: r.id.clone(),
-            agent: r.agent.clone(),
-            selectors: r.selectors.clone(),
-            services: r.services.clone(),
-            ttl_seconds: r.ttl_seconds,
-            address: r.address,
-            federates_with: r.federates_with.clone(),
-            hint: r.hint.clone(),
-            expires: r.expires,
-            admin: r.admin,
-            revoked: Some("r-7@east.example".parse().unwrap()),
-        };
+        let item = |r: &Registration| WorkloadItem::of(r, Some("r-7@east.example".parse().unwrap()));
         let items: Vec<Listed> = made.iter().map(|r| item(r).into()).collect();
         let list = Listing::of(LIST_KIND, &serde_json::json!({}), &items, &["ID"], |_| [String::new()]);
         let json = serde_json::to_string_pretty(&list.envelope()).unwrap();
