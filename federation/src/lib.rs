@@ -12,6 +12,7 @@ pub mod host;
 pub mod join;
 pub mod lease;
 pub mod policy;
+pub mod reserved;
 pub mod session;
 pub mod sni;
 pub mod stranger;

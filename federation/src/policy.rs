@@ -1,4 +1,4 @@
-//! Policy documents: HTTPRoute (Gateway API v1) and BackendPolicy, read, checked and put to use.
+//! Policy documents: HTTPRoute and GRPCRoute (Gateway API v1), and BackendPolicy, read, checked and put to use.
 //!
 //! `document` has the types and `parse` reads them from YAML with file, line and suggestion for what is wrong;
 //! `validate` holds documents against a View; `route` is what the request path asks. The same functions run in the
@@ -17,11 +17,11 @@ use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
 pub use document::{
-    BackendPolicy, Diagnostic, HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind,
-    Severity, TargetRef,
+    BackendPolicy, Diagnostic, GrpcRoute, HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec,
+    RefKind, Severity, TargetRef,
 };
 pub use parse::{locate, parse};
-pub use route::{NoRoute, RequestParts, RouteTable, Routed};
+pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};
 pub use validate::validate;
 pub use value::{Label, Percent, PolicyDuration};
 

@@ -34,6 +34,29 @@ pub enum Reason {
     NothingServed,
 }
 
+/// gRPC's word for an answer that was not made by a gRPC server (gRPC, "HTTP to gRPC Status Code Mapping"; our 504 is a
+/// deadline's).
+pub fn grpc_status(status: StatusCode) -> u8 {
+    const UNKNOWN: u8 = 2;
+    const DEADLINE_EXCEEDED: u8 = 4;
+    const PERMISSION_DENIED: u8 = 7;
+    const UNIMPLEMENTED: u8 = 12;
+    const INTERNAL: u8 = 13;
+    const UNAVAILABLE: u8 = 14;
+    const UNAUTHENTICATED: u8 = 16;
+    match status {
+        StatusCode::BAD_REQUEST => INTERNAL,
+        StatusCode::UNAUTHORIZED => UNAUTHENTICATED,
+        StatusCode::FORBIDDEN => PERMISSION_DENIED,
+        StatusCode::NOT_FOUND => UNIMPLEMENTED,
+        StatusCode::GATEWAY_TIMEOUT => DEADLINE_EXCEEDED,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => {
+            UNAVAILABLE
+        }
+        _ => UNKNOWN,
+    }
+}
+
 impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {

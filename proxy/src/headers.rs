@@ -1,5 +1,6 @@
 //! Headers: which are the mesh's own, which end at this hop, and how the caller is named to the app.
 
+pub use hanse_federation::reserved::is_reserved;
 use hanse_identity::SpiffeId;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -14,24 +15,6 @@ pub const CLUSTER: HeaderName = HeaderName::from_static("x-hanse-cluster");
 pub const TIER: HeaderName = HeaderName::from_static("x-hanse-tier");
 /// Who called; towards the app that serves (Envoy's header and syntax).
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
-
-const RESERVED: &str = "x-forwarded-client-cert";
-const RESERVED_PREFIX: &str = "x-hanse-";
-
-/// Whether a header belongs to the mesh, in any spelling that some server folds into the same name: letter case, and
-/// any punctuation where we write a hyphen (CGI and its heirs read `_`, some read `.` too).
-pub fn is_reserved(name: &str) -> bool {
-    let name = name.as_bytes();
-    // Nearly every header of a request ends its life here.
-    if !matches!(name.first(), Some(b'x' | b'X')) || name.len() < RESERVED_PREFIX.len() {
-        return false;
-    }
-    let folds_to = |wanted: &str| {
-        let fold = |b: &u8| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'-' };
-        name.iter().zip(wanted.as_bytes()).all(|(have, want)| fold(have) == *want)
-    };
-    folds_to(RESERVED_PREFIX) || (name.len() == RESERVED.len() && folds_to(RESERVED))
-}
 
 /// Removes the mesh's own headers, as they came from outside.
 pub fn strip_reserved(headers: &mut HeaderMap) {
@@ -73,6 +56,14 @@ pub fn is_framing_plain(headers: &HeaderMap) -> bool {
         (Some(_), None) => !headers.contains_key(header::TRANSFER_ENCODING),
         (None, _) => true,
     }
+}
+
+/// Whether a message is gRPC, of whatever encoding; gRPC-Web is not (gRPC over HTTP/2, "Requests").
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
 }
 
 /// `Cookie` as HTTP/1.1 wants it: HTTP/2 may have split it into crumbs (RFC 9113 §8.2.3).

@@ -1,10 +1,11 @@
 //! The sockets of the sidecar, read top to bottom: one connection, one task. Decisions are in the pure modules.
 //!
 //! `listen` accepts, `tls` proves who is there, `http` serves a connection, `forward` takes our app's requests out,
-//! `dial` and `tunnel` make mesh connections, `app` hands requests from the mesh to our app.
+//! `copy` lets a body be sent twice, `dial` and `tunnel` make mesh connections, `app` hands requests from the mesh to our app.
 
 pub mod app;
 pub mod body;
+pub mod copy;
 pub mod dial;
 pub mod forward;
 pub mod http;

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use hanse_federation::choose::NoChoice;
 use hanse_federation::host::ServiceHost;
-use hanse_federation::policy::route::NoRoute;
-use hanse_federation::policy::{RequestParts, RouteTable};
+use hanse_federation::policy::route::{NO_TIMEOUT, NoRoute};
+use hanse_federation::policy::{Filters, RequestParts, RouteTable};
 
 use crate::answer::Reason;
 use crate::attempt::DEFAULT_REQUEST_TIMEOUT;
+
+/// Where a gRPC call says how long it may take.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
 
 /// What is to be done with one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Plan {
     pub request_timeout: Duration,
     /// As policy says; see `Attempts::timeout` for the default.
     pub attempt_timeout: Option<Duration>,
+    /// What else the route does to it.
+    pub filters: Option<Arc<Filters>>,
 }
 
 /// Which service a request is for: what the listener is bound to, else what the Host names.
@@ -37,17 +42,46 @@ pub fn plan(
     host: &ServiceHost,
     routes: &RouteTable,
     request: &RequestParts<'_>,
+    is_grpc: bool,
     random: u64,
 ) -> Result<Plan, Reason> {
     let routed = routes.route(host, request, random).map_err(|no| match no {
         NoRoute::NoMatch => Reason::NoRoute,
         NoRoute::NoBackend => Reason::NoBackend,
     })?;
+    let configured = routed.request_timeout;
+    let request_timeout = match is_grpc {
+        // A call may stream for hours: its client says how long it has.
+        true => {
+            let asked = (request.header)(GRPC_TIMEOUT).and_then(grpc_timeout).unwrap_or(NO_TIMEOUT);
+            asked.min(configured.unwrap_or(NO_TIMEOUT))
+        }
+        false => configured.unwrap_or(DEFAULT_REQUEST_TIMEOUT),
+    };
     Ok(Plan {
         backend: routed.backend,
         route: routed.route,
-        request_timeout: routed.request_timeout.unwrap_or(DEFAULT_REQUEST_TIMEOUT),
+        request_timeout,
         attempt_timeout: routed.attempt_timeout,
+        filters: routed.filters,
+    })
+}
+
+/// How long the client of a gRPC call waits (gRPC over HTTP/2, "Timeout"): at most eight digits and a unit.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
     })
 }
 
@@ -90,14 +124,33 @@ mod tests {
         let host = host("shop/reviews");
         let routes = RouteTable::build(&view, &host);
         let none = |_: &str| None;
-        let request = RequestParts { method: "GET", path: "/", header: &none };
-        let plan = plan(&host, &routes, &request, 7).unwrap();
+        let request = RequestParts { method: "GET", path: "/", query: None, header: &none };
+        let plan = plan(&host, &routes, &request, false, 7).unwrap();
         let expected = Plan {
             backend: Arc::new(host),
             route: "".into(),
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             attempt_timeout: None,
+            filters: None,
         };
         assert_eq!(plan, expected);
+    }
+
+    #[test]
+    fn a_grpc_call_has_the_time_that_its_client_gives_it() {
+        let view = View::new("east".parse().unwrap(), "east.example".parse().unwrap());
+        let host = host("shop/reviews");
+        let routes = RouteTable::build(&view, &host);
+        let asked = |timeout: Option<&'static str>| {
+            let header = move |name: &str| timeout.filter(|_| name == "grpc-timeout");
+            let request = RequestParts { method: "POST", path: "/s/m", query: None, header: &header };
+            plan(&host, &routes, &request, true, 7).unwrap().request_timeout
+        };
+        assert_eq!(asked(Some("250m")), Duration::from_millis(250));
+        assert_eq!(asked(Some("2H")), Duration::from_secs(7200));
+        assert_eq!(asked(Some("99999999u")), Duration::from_micros(99_999_999));
+        for none in [None, Some(""), Some("S"), Some("5"), Some("-1S"), Some("1s"), Some("123456789S")] {
+            assert_eq!(asked(none), NO_TIMEOUT, "{none:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The documents themselves: HTTPRoute and BackendPolicy as Rust types, their stored form and the user's form.
+//! The documents themselves: HTTPRoute, GRPCRoute and BackendPolicy as Rust types, their stored form and the user's form.
 //!
 //! Every type here is camelCase and refuses unknown fields; `parse` (in `parse.rs`) reads the user's form from YAML
 //! or JSON with a line for everything that is wrong. The stored form is plain serde of `PolicyDocument`.
@@ -8,6 +8,12 @@ use std::str::FromStr;
 
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
+
+pub mod filter;
+pub mod grpc;
+
+pub use filter::{FilterKind, QueryMatch, RouteFilter};
+pub use grpc::GrpcRoute;
 
 pub use super::parse::{locate, parse};
 pub use super::value::{Label, Percent, PolicyDuration, ValueError};
@@ -26,6 +32,8 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 pub enum PolicyKind {
     #[serde(rename = "HTTPRoute")]
     HttpRoute,
+    #[serde(rename = "GRPCRoute")]
+    GrpcRoute,
     BackendPolicy,
 }
 
@@ -51,6 +59,8 @@ pub struct PolicyDocument {
 pub enum PolicySpec {
     #[serde(rename = "HTTPRoute")]
     HttpRoute(HttpRoute),
+    #[serde(rename = "GRPCRoute")]
+    GrpcRoute(GrpcRoute),
     BackendPolicy(BackendPolicy),
 }
 
@@ -91,7 +101,7 @@ pub struct TargetRef {
     pub port: Option<u16>,
 }
 
-/// One rule: any of `matches` (all requests if there is none), then one of the backends by weight.
+/// One rule: any of `matches` (all requests if there is none), then its filters, then one of the backends by weight.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RouteRule {
@@ -99,6 +109,8 @@ pub struct RouteRule {
     pub name: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<RouteMatch>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<RouteFilter>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<RouteTimeouts>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -113,6 +125,8 @@ pub struct RouteMatch {
     pub path: Option<PathMatch>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub query_params: Vec<QueryMatch>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<HttpMethod>,
 }
@@ -333,6 +347,7 @@ impl PolicyDocument {
     pub fn kind(&self) -> PolicyKind {
         match self.spec {
             PolicySpec::HttpRoute(_) => PolicyKind::HttpRoute,
+            PolicySpec::GrpcRoute(_) => PolicyKind::GrpcRoute,
             PolicySpec::BackendPolicy(_) => PolicyKind::BackendPolicy,
         }
     }
@@ -345,6 +360,7 @@ impl PolicyDocument {
     pub fn to_json(&self) -> serde_json::Value {
         let spec = match &self.spec {
             PolicySpec::HttpRoute(route) => serde_json::to_value(route),
+            PolicySpec::GrpcRoute(route) => serde_json::to_value(route),
             PolicySpec::BackendPolicy(policy) => serde_json::to_value(policy),
         };
         serde_json::json!({
@@ -357,18 +373,19 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 2] = [Self::HttpRoute, Self::BackendPolicy];
+    pub const ALL: [PolicyKind; 3] = [Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
             Self::BackendPolicy => "BackendPolicy",
         }
     }
 
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::HttpRoute => GATEWAY_API_VERSION,
+            Self::HttpRoute | Self::GrpcRoute => GATEWAY_API_VERSION,
             Self::BackendPolicy => HANSE_API_VERSION,
         }
     }
@@ -446,8 +463,9 @@ impl FromStr for PolicyKind {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.to_ascii_lowercase().as_str() {
             "httproute" | "httproutes" => Ok(Self::HttpRoute),
+            "grpcroute" | "grpcroutes" => Ok(Self::GrpcRoute),
             "backendpolicy" | "backendpolicies" => Ok(Self::BackendPolicy),
-            _ => Err(format!("{text:?} is no kind of policy; known: HTTPRoute, BackendPolicy")),
+            _ => Err(format!("{text:?} is no kind of policy; known: HTTPRoute, GRPCRoute, BackendPolicy")),
         }
     }
 }

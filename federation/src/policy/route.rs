@@ -1,22 +1,29 @@
 //! Routes as the request path asks them: compiled once per (service, View), matched per request.
 //!
 //! Precedence is Gateway API's, per match: exact path, longest prefix, regular expression, no path (or `/`), then
-//! with a method, then more headers, then the older route, `namespace/name`, order of rules. Asking allocates
-//! nothing: what is handed out is shared.
+//! with a method, then more headers, then more query parameters, then the older route, `namespace/name`, order of
+//! rules. Asking allocates nothing: what is handed out is shared.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hanse_identity::ServiceName;
 use regex::{Regex, RegexBuilder};
 
 use super::document::{
     BackendRef, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, PathMatch, PathMatchKind,
-    PolicyDocument, PolicyDuration, PolicySpec, RefKind, RouteMatch, RouteRule,
+    PolicyDocument, PolicyDuration, PolicyKind, PolicySpec, QueryMatch, RefKind, RouteMatch, RouteRule,
 };
 use super::refers_to;
 use crate::host::{Reach, ServiceHost};
 use crate::view::View;
+
+mod filter;
+
+pub(super) use filter::only_prefix;
+pub use filter::{Filters, Redirect};
 
 /// Longest regular expression that is compiled, in bytes.
 pub const MAX_PATTERN_BYTES: usize = 1024;
@@ -32,11 +39,13 @@ pub struct RequestParts<'r> {
     pub method: &'r str,
     /// Path without query.
     pub path: &'r str,
+    /// As it was sent, without the `?`.
+    pub query: Option<&'r str>,
     /// Value of the (lower-case) header, if present.
     pub header: &'r dyn Fn(&str) -> Option<&'r str>,
 }
 
-/// The routes of one service, in order of precedence (Gateway API v1 HTTPRoute).
+/// The routes of one service, in order of precedence (Gateway API v1 HTTPRoute, GRPCRoute).
 #[derive(Debug, Default)]
 pub struct RouteTable {
     /// In order of precedence; the first that matches decides.
@@ -59,6 +68,8 @@ pub struct Routed {
     pub request_timeout: Option<Duration>,
     /// timeouts.backendRequest: per attempt; `NO_TIMEOUT` for `0s`.
     pub attempt_timeout: Option<Duration>,
+    /// What else becomes of the request; nothing if absent. With a redirect in it the backend is not asked.
+    pub filters: Option<Arc<Filters>>,
 }
 
 /// Why a request has no backend although the service has routes.
@@ -89,6 +100,7 @@ struct Entry {
     path: PathTest,
     method: Option<HttpMethod>,
     headers: Vec<HeaderTest>,
+    queries: Vec<QueryTest>,
     rule: usize,
 }
 
@@ -103,6 +115,12 @@ enum PathTest {
 #[derive(Debug)]
 struct HeaderTest {
     /// Lower case.
+    name: String,
+    value: ValueTest,
+}
+
+#[derive(Debug)]
+struct QueryTest {
     name: String,
     value: ValueTest,
 }
@@ -126,6 +144,7 @@ pub(super) struct Precedence {
     path: PathRank,
     without_method: bool,
     headers: Reverse<usize>,
+    queries: Reverse<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,8 +159,13 @@ enum PathRank {
 impl RouteTable {
     /// Collects and compiles the routes whose parent is this service (Service or ServiceImport).
     pub fn build(view: &View, host: &ServiceHost) -> Self {
-        let mut routes: Vec<(&PolicyDocument, &HttpRoute)> =
+        let mut routes: Vec<(&PolicyDocument, Cow<'_, HttpRoute>)> =
             view.policies.values().filter_map(|document| route_of(document, host)).collect();
+        // Where a service has both, GRPCRoutes decide alone (Gateway API, GEP-1426).
+        let is_grpc = |(document, _): &(&PolicyDocument, _)| document.kind() == PolicyKind::GrpcRoute;
+        if routes.iter().any(is_grpc) {
+            routes.retain(is_grpc);
+        }
         routes.sort_by_key(|(document, _)| (document.created, &document.name));
         let mut table = Self { plain: Some(plain(host)), ..Self::default() };
         let mut ranked = Vec::new();
@@ -153,7 +177,7 @@ impl RouteTable {
                     let Some(entry) = Entry::compile(&wanted, table.rules.len()) else { continue };
                     ranked.push((precedence(&wanted), entry));
                 }
-                table.rules.push(Rule::compile(rule, index, &name, document.name.namespace()));
+                table.rules.push(Rule::compile(rule, index, &name, document.name.namespace(), host));
             }
         }
         // Stable: what is equal stays in the order of routes and rules.
@@ -210,13 +234,15 @@ impl Entry {
     fn compile(wanted: &RouteMatch, rule: usize) -> Option<Self> {
         let path = PathTest::compile(wanted.path.as_ref().unwrap_or(&PathMatch::everything()))?;
         let headers = distinct_headers(wanted).map(HeaderTest::compile).collect::<Option<_>>()?;
-        Some(Self { path, method: wanted.method, headers, rule })
+        let queries = distinct_queries(wanted).map(QueryTest::compile).collect::<Option<_>>()?;
+        Some(Self { path, method: wanted.method, headers, queries, rule })
     }
 
     fn holds(&self, request: &RequestParts<'_>) -> bool {
         self.path.holds(request.path)
             && self.method.is_none_or(|method| method.as_str() == request.method)
             && self.headers.iter().all(|test| test.holds(request))
+            && self.queries.iter().all(|test| test.holds(request.query))
     }
 }
 
@@ -243,34 +269,70 @@ impl PathTest {
 
 impl HeaderTest {
     fn compile(wanted: &HeaderMatch) -> Option<Self> {
-        let value = match wanted.kind {
-            HeaderMatchKind::Exact => ValueTest::Exact(wanted.value.clone()),
-            HeaderMatchKind::RegularExpression => ValueTest::Pattern(compile_pattern(&wanted.value).ok()?),
-        };
+        let value = ValueTest::compile(wanted.kind, &wanted.value)?;
         Some(Self { name: wanted.name.to_ascii_lowercase(), value })
     }
 
     fn holds(&self, request: &RequestParts<'_>) -> bool {
-        (request.header)(&self.name).is_some_and(|value| match &self.value {
-            ValueTest::Exact(wanted) => value == wanted,
-            ValueTest::Pattern(pattern) => pattern.is_match(value),
+        (request.header)(&self.name).is_some_and(|value| self.value.holds(value))
+    }
+}
+
+impl QueryTest {
+    fn compile(wanted: &QueryMatch) -> Option<Self> {
+        Some(Self { name: wanted.name.clone(), value: ValueTest::compile(wanted.kind, &wanted.value)? })
+    }
+
+    /// The first parameter of that name decides.
+    fn holds(&self, query: Option<&str>) -> bool {
+        let mut parameters =
+            query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let first = parameters.find(|(name, _)| percent_decoded(name) == self.name);
+        first.is_some_and(|(_, value)| self.value.holds(&percent_decoded(value)))
+    }
+}
+
+impl ValueTest {
+    fn compile(kind: HeaderMatchKind, value: &str) -> Option<Self> {
+        Some(match kind {
+            HeaderMatchKind::Exact => Self::Exact(value.to_owned()),
+            HeaderMatchKind::RegularExpression => Self::Pattern(compile_pattern(value).ok()?),
         })
+    }
+
+    fn holds(&self, value: &str) -> bool {
+        match self {
+            Self::Exact(wanted) => value == wanted,
+            Self::Pattern(pattern) => pattern.is_match(value),
+        }
     }
 }
 
 impl Rule {
-    fn compile(rule: &RouteRule, index: usize, route: &Arc<str>, namespace: &str) -> Self {
+    fn compile(
+        rule: &RouteRule,
+        index: usize,
+        route: &Arc<str>,
+        namespace: &str,
+        parent: &ServiceHost,
+    ) -> Self {
         let name: Arc<str> = rule.name.clone().unwrap_or_else(|| format!("#{index}")).into();
         let timeouts = rule.timeouts.unwrap_or_default();
         let limit = |duration: PolicyDuration| if duration.is_zero() { NO_TIMEOUT } else { duration.get() };
-        let routed = |backend: &BackendRef| Routed {
-            backend: Arc::new(backend_host(backend, namespace)),
+        let filters = Filters::compile(rule, namespace);
+        let routed = |backend: ServiceHost| Routed {
+            backend: Arc::new(backend),
             route: Arc::clone(route),
             rule: Arc::clone(&name),
             request_timeout: timeouts.request.map(limit),
             attempt_timeout: timeouts.backend_request.map(limit),
+            filters: filters.clone(),
         };
-        let backends: Vec<_> = rule.backend_refs.iter().map(|b| (routed(b), b.weight)).collect();
+        let backends: Vec<_> = match &filters {
+            // Nobody is asked: the answer is ready.
+            Some(filters) if filters.redirect().is_some() => vec![(routed(parent.clone()), 1)],
+            _ => rule.backend_refs.iter().map(|b| (routed(backend_host(b, namespace)), b.weight)).collect(),
+        };
         let weight = backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
         Self { backends, weight }
     }
@@ -278,11 +340,15 @@ impl Rule {
 
 /// The service that a backend names, and how far: a Service stays in this cluster, a ServiceImport may leave it.
 pub fn backend_host(backend: &BackendRef, namespace: &str) -> ServiceHost {
-    let reach = match backend.kind {
+    reached(backend.kind, backend.service(namespace))
+}
+
+fn reached(kind: RefKind, service: ServiceName) -> ServiceHost {
+    let reach = match kind {
         RefKind::Service => Reach::Cluster,
         RefKind::ServiceImport => Reach::ClusterSet,
     };
-    ServiceHost { service: backend.service(namespace), reach }
+    ServiceHost { service, reach }
 }
 
 /// Compiles an expression that has to match the whole text, within the limits.
@@ -320,7 +386,8 @@ pub(super) fn precedence(wanted: &RouteMatch) -> Precedence {
         PathMatchKind::RegularExpression => PathRank::Pattern,
     };
     let headers = Reverse(distinct_headers(wanted).count());
-    Precedence { path, without_method: wanted.method.is_none(), headers }
+    let queries = Reverse(distinct_queries(wanted).count());
+    Precedence { path, without_method: wanted.method.is_none(), headers, queries }
 }
 
 /// Of header matches with the same name only the first counts (Gateway API).
@@ -331,11 +398,47 @@ pub(super) fn distinct_headers(wanted: &RouteMatch) -> impl Iterator<Item = &Hea
     wanted.headers.iter().enumerate().filter(first).map(|(_, header)| header)
 }
 
+/// Likewise for query parameters, whose names have a case.
+pub(super) fn distinct_queries(wanted: &RouteMatch) -> impl Iterator<Item = &QueryMatch> {
+    let first = |(index, query): &(usize, &QueryMatch)| {
+        !wanted.query_params[..*index].iter().any(|q| q.name == query.name)
+    };
+    wanted.query_params.iter().enumerate().filter(first).map(|(_, query)| query)
+}
+
+/// Percent-decoded once (RFC 3986 §2.1); as it is where that would not be text.
+fn percent_decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let hex = |digit: Option<&u8>| digit.and_then(|d| char::from(*d).to_digit(16));
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        match (*byte, hex(bytes.get(at + 1)), hex(bytes.get(at + 2))) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(u8::try_from(high * 16 + low).expect("two hex digits are a byte"));
+                at += 3;
+            }
+            (byte, ..) => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).map_or(Cow::Borrowed(text), Cow::Owned)
+}
+
 fn route_of<'v>(
     document: &'v PolicyDocument,
     host: &ServiceHost,
-) -> Option<(&'v PolicyDocument, &'v HttpRoute)> {
-    let PolicySpec::HttpRoute(route) = &document.spec else { return None };
+) -> Option<(&'v PolicyDocument, Cow<'v, HttpRoute>)> {
+    let route = match &document.spec {
+        PolicySpec::HttpRoute(route) => Cow::Borrowed(route),
+        PolicySpec::GrpcRoute(route) => Cow::Owned(route.to_http()),
+        PolicySpec::BackendPolicy(_) => return None,
+    };
     let applies = route.parent_refs.iter().any(|parent| refers_to(parent, document.name.namespace(), host));
     applies.then_some((document, route))
 }
@@ -348,6 +451,7 @@ fn plain(host: &ServiceHost) -> Routed {
         rule: nothing,
         request_timeout: None,
         attempt_timeout: None,
+        filters: None,
     }
 }
 

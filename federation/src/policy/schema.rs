@@ -103,6 +103,40 @@ pub static HTTP_ROUTE: Shape = Shape::Object(&[
     not_yet("useDefaultGateways", "name the services in parentRefs"),
 ]);
 
+pub static GRPC_ROUTE: Shape = Shape::Object(&[
+    required("parentRefs", &Shape::List { of: &PARENT, at_least: 1, at_most: 32 }),
+    optional("hostnames", &Shape::List { of: &HOST_NAME, at_least: 0, at_most: 16 }),
+    required("rules", &Shape::List { of: &GRPC_RULE, at_least: 1, at_most: 16 }),
+    not_yet("useDefaultGateways", "name the services in parentRefs"),
+]);
+
+static GRPC_RULE: Shape = Shape::Object(&[
+    optional("name", &RULE_NAME),
+    optional("matches", &Shape::List { of: &GRPC_MATCH, at_least: 0, at_most: 64 }),
+    optional("filters", &Shape::List { of: &GRPC_FILTER, at_least: 0, at_most: 16 }),
+    optional("backendRefs", &Shape::List { of: &BACKEND, at_least: 0, at_most: 16 }),
+    not_yet("sessionPersistence", "use one backend per rule and match on a header"),
+]);
+
+static GRPC_MATCH: Shape = Shape::Object(&[
+    optional("method", &GRPC_METHOD),
+    optional("headers", &Shape::List { of: &HEADER, at_least: 0, at_most: 16 }),
+]);
+
+static GRPC_METHOD: Shape = Shape::Object(&[
+    optional("type", &Shape::OneOf(&["Exact", "RegularExpression"])),
+    optional("service", &GRPC_NAME),
+    optional("method", &GRPC_NAME),
+]);
+
+static GRPC_FILTER: Shape = Shape::Object(&[
+    required("type", &Shape::OneOf(&["RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror"])),
+    optional("requestHeaderModifier", &MODIFIER),
+    optional("responseHeaderModifier", &MODIFIER),
+    optional("requestMirror", &MIRROR),
+    not_yet("extensionRef", "this version has no filters of its own"),
+]);
+
 static PARENT: Shape = Shape::Object(&[
     optional("group", &GROUP),
     required("kind", &REF_KIND),
@@ -115,9 +149,9 @@ static PARENT: Shape = Shape::Object(&[
 static RULE: Shape = Shape::Object(&[
     optional("name", &RULE_NAME),
     optional("matches", &Shape::List { of: &MATCH, at_least: 0, at_most: 64 }),
+    optional("filters", &Shape::List { of: &FILTER, at_least: 0, at_most: 16 }),
     optional("timeouts", &TIMEOUTS),
-    required("backendRefs", &Shape::List { of: &BACKEND, at_least: 1, at_most: 16 }),
-    not_yet("filters", "headers, rewrites and mirrors have to be done by the app or a gateway of its own"),
+    optional("backendRefs", &Shape::List { of: &BACKEND, at_least: 0, at_most: 16 }),
     not_yet("retry", "idempotent requests are retried within a budget of 20 % without it"),
     not_yet("sessionPersistence", "use one backend per rule and match on a header"),
 ]);
@@ -129,7 +163,79 @@ static MATCH: Shape = Shape::Object(&[
         "method",
         &Shape::OneOf(&["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]),
     ),
-    not_yet("queryParams", "match on a header or on the path"),
+    optional("queryParams", &Shape::List { of: &QUERY, at_least: 0, at_most: 16 }),
+]);
+
+static QUERY: Shape = Shape::Object(&[
+    optional("type", &Shape::OneOf(&["Exact", "RegularExpression"])),
+    required("name", &QUERY_NAME),
+    required("value", &ANY_TEXT),
+]);
+
+static FILTER: Shape = Shape::Object(&[
+    required(
+        "type",
+        &Shape::OneOf(&[
+            "RequestHeaderModifier",
+            "ResponseHeaderModifier",
+            "RequestRedirect",
+            "URLRewrite",
+            "RequestMirror",
+        ]),
+    ),
+    optional("requestHeaderModifier", &MODIFIER),
+    optional("responseHeaderModifier", &MODIFIER),
+    optional("requestRedirect", &REDIRECT),
+    optional("urlRewrite", &REWRITE),
+    optional("requestMirror", &MIRROR),
+    not_yet("cors", "let the app answer preflight requests"),
+    not_yet("externalAuth", "let the app decide"),
+    not_yet("extensionRef", "this version has no filters of its own"),
+]);
+
+static MODIFIER: Shape = Shape::Object(&[
+    optional("set", &Shape::List { of: &HEADER_FIELD, at_least: 0, at_most: 16 }),
+    optional("add", &Shape::List { of: &HEADER_FIELD, at_least: 0, at_most: 16 }),
+    optional("remove", &Shape::List { of: &HEADER_NAME, at_least: 0, at_most: 16 }),
+]);
+
+static HEADER_FIELD: Shape =
+    Shape::Object(&[required("name", &HEADER_NAME), required("value", &HEADER_VALUE)]);
+
+static REDIRECT: Shape = Shape::Object(&[
+    optional("scheme", &Shape::OneOf(&["http", "https"])),
+    optional("hostname", &PRECISE_HOST_NAME),
+    optional("path", &PATH_MODIFIER),
+    optional("port", &PORT),
+    optional("statusCode", &Shape::Integer { from: 301, to: 308 }),
+]);
+
+static REWRITE: Shape =
+    Shape::Object(&[optional("hostname", &PRECISE_HOST_NAME), optional("path", &PATH_MODIFIER)]);
+
+static PATH_MODIFIER: Shape = Shape::Object(&[
+    required("type", &Shape::OneOf(&["ReplaceFullPath", "ReplacePrefixMatch"])),
+    optional("replaceFullPath", &NEW_PATH),
+    optional("replacePrefixMatch", &NEW_PATH),
+]);
+
+static MIRROR: Shape = Shape::Object(&[
+    required("backendRef", &MIRROR_BACKEND),
+    optional("percent", &Shape::Integer { from: 0, to: 100 }),
+    optional("fraction", &FRACTION),
+]);
+
+static MIRROR_BACKEND: Shape = Shape::Object(&[
+    optional("group", &GROUP),
+    optional("kind", &REF_KIND),
+    required("name", &LABEL),
+    optional("namespace", &LABEL),
+    optional("port", &PORT),
+]);
+
+static FRACTION: Shape = Shape::Object(&[
+    required("numerator", &Shape::Integer { from: 0, to: i32::MAX as i128 }),
+    optional("denominator", &Shape::Integer { from: 1, to: i32::MAX as i128 }),
 ]);
 
 static PATH: Shape = Shape::Object(&[
@@ -219,7 +325,12 @@ static COUNT: Shape = Shape::Integer { from: 1, to: 1_000_000 };
 static DURATION: Shape = Shape::Text(duration);
 static PERCENT: Shape = Shape::Text(percent);
 static HEADER_NAME: Shape = Shape::Text(header_name);
+static GRPC_NAME: Shape = Shape::Text(grpc_name);
+static HEADER_VALUE: Shape = Shape::Text(header_value);
+static QUERY_NAME: Shape = Shape::Text(query_name);
+static NEW_PATH: Shape = Shape::Text(new_path);
 static HOST_NAME: Shape = Shape::Text(host_name);
+static PRECISE_HOST_NAME: Shape = Shape::Text(precise_host_name);
 static RULE_NAME: Shape = Shape::Text(rule_name);
 
 /// Longest text that a document may say in one field.
@@ -254,6 +365,55 @@ fn header_name(text: &str) -> Result<(), String> {
     } else {
         Err(format!("{:?} is not the name of a header", text.chars().take(80).collect::<String>()))
     }
+}
+
+/// RFC 9110 §5.5: visible ASCII, with spaces and tabs inside.
+fn header_value(text: &str) -> Result<(), String> {
+    let inside = |b: u8| b == b'\t' || (b' '..=b'~').contains(&b);
+    if text.len() > MAX_FIELD_BYTES {
+        return Err(format!("it is longer than {MAX_FIELD_BYTES} bytes"));
+    }
+    if text.bytes().all(inside) && text.trim() == text {
+        return Ok(());
+    }
+    Err("a header's value has visible ASCII only, and no space at its ends".to_owned())
+}
+
+fn query_name(text: &str) -> Result<(), String> {
+    let fits = !text.is_empty() && text.len() <= 256;
+    if fits { Ok(()) } else { Err("the name of a parameter has 1 to 256 bytes".to_owned()) }
+}
+
+/// The name of a service or method, or a pattern of one.
+fn grpc_name(text: &str) -> Result<(), String> {
+    if text.len() > 1024 {
+        return Err("it is longer than 1024 bytes".to_owned());
+    }
+    if text.contains('/') { Err("service and method are two fields, without /".to_owned()) } else { Ok(()) }
+}
+
+/// What may stand for a path or the beginning of one: as it is sent, so percent-encoded where it has to be.
+fn new_path(text: &str) -> Result<(), String> {
+    let sent = |b: u8| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b);
+    if text.len() > 1024 {
+        return Err("it is longer than 1024 bytes".to_owned());
+    }
+    match (text.is_empty() || text.starts_with('/'), text.bytes().all(sent)) {
+        (true, true) => Ok(()),
+        (false, _) => Err("a path starts with /".to_owned()),
+        (true, false) => {
+            Err("a path has no query and no fragment, and what is not allowed in it is percent-encoded"
+                .to_owned())
+        }
+    }
+}
+
+/// One host, no wildcard.
+fn precise_host_name(text: &str) -> Result<(), String> {
+    if text.starts_with("*.") {
+        return Err("one host is needed here, without *".to_owned());
+    }
+    host_name(text)
 }
 
 fn host_name(text: &str) -> Result<(), String> {

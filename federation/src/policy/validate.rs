@@ -14,6 +14,7 @@ use super::value::near;
 use crate::view::View;
 
 mod alone;
+mod filters;
 
 /// Most names that a message lists.
 const MAX_LISTED: usize = 8;
@@ -29,6 +30,17 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             PolicySpec::HttpRoute(route) => {
                 alone::check_route(route, namespace, &mut findings);
                 check_route(view, route, namespace, &mut findings);
+            }
+            PolicySpec::GrpcRoute(route) => {
+                alone::check_methods(route, &mut findings);
+                let (before, route) = (findings.diagnostics.len(), route.to_http());
+                alone::check_route(&route, namespace, &mut findings);
+                check_route(view, &route, namespace, &mut findings);
+                // What is a path there is a method here.
+                for diagnostic in &mut findings.diagnostics[before..] {
+                    diagnostic.path = diagnostic.path.replace(".path.value", ".method");
+                }
+                check_other_kind(view, documents, document, &route, &mut findings);
             }
             PolicySpec::BackendPolicy(policy) => {
                 alone::check_policy(policy, namespace, &mut findings);
@@ -96,6 +108,18 @@ fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut F
                 let message = format!("backend {service} has no endpoint in {}", view.cluster);
                 let fix = format!("write kind: ServiceImport to reach it in {}", list(&abroad));
                 findings.warning("E4107", path, message, fix);
+            }
+        }
+        for (f, filter) in rule.filters.iter().enumerate() {
+            let Some(mirror) = &filter.request_mirror else { continue };
+            let service = mirror.backend_ref.service(namespace);
+            if !is_here(view, &service) && exporters(view, &service).is_empty() {
+                let path = format!("spec.rules[{r}].filters[{f}].requestMirror.backendRef.name");
+                let message = format!(
+                    "copies go to {service}, which exists in no cluster ({})",
+                    known_names(view, namespace)
+                );
+                findings.error("E4107", path, message, suggestion(view, &service));
             }
         }
     }
@@ -185,6 +209,40 @@ fn check_clusters(view: &View, locality: &LocalityPolicy, findings: &mut Finding
         for to in shares.to.keys() {
             check(to, format!("spec.locality.distribute[{d}].to.{to}"));
         }
+    }
+}
+
+/// HTTPRoutes of the same parents, which are not read beside a GRPCRoute.
+fn check_other_kind(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    document: &PolicyDocument,
+    route: &HttpRoute,
+    findings: &mut Findings<'_>,
+) {
+    let here = document.name.namespace();
+    let all = view.policies.values().chain(documents.iter().map(|(document, _)| document));
+    let https: BTreeSet<_> = all
+        .filter_map(|d| Some((&d.name, as_http(d)?)))
+        .map(|(name, http)| {
+            let services: Vec<_> = http.parent_refs.iter().map(|p| p.service(name.namespace())).collect();
+            (name, services)
+        })
+        .collect();
+    for (index, parent) in route.parent_refs.iter().enumerate() {
+        let service = parent.service(here);
+        if let Some((name, _)) = https.iter().find(|(_, services)| services.contains(&service)) {
+            let message = format!("HTTPRoute {name} of {service} is no longer read: GRPCRoutes decide alone");
+            let fix = "put its rules for gRPC into GRPCRoutes, and delete it".to_owned();
+            findings.warning("E4121", format!("spec.parentRefs[{index}]"), message, fix);
+        }
+    }
+}
+
+fn as_http(document: &PolicyDocument) -> Option<&HttpRoute> {
+    match &document.spec {
+        PolicySpec::HttpRoute(route) => Some(route),
+        PolicySpec::GrpcRoute(_) | PolicySpec::BackendPolicy(_) => None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The app behind this proxy: requests that the mesh brings, and whether the app is there at all.
 //!
-//! A request is admitted, its headers are put right, and it goes to the app over pooled HTTP/1.1 on loopback.
+//! A request is admitted, its headers are put right, and it goes to the app on loopback: over pooled HTTP/1.1, or over
+//! HTTP/2 with prior knowledge where it is gRPC, which needs trailers and streams both ways.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
@@ -14,13 +15,14 @@ use bytes::Bytes;
 use hanse_identity::{ServiceName, SpiffeId, VerifiedCaller};
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::forward::mark;
+use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, STREAM_WINDOW};
 use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
 use crate::answer::Reason;
@@ -28,6 +30,7 @@ use crate::headers;
 use crate::inbound::{Admitted, admit};
 use crate::runtime::Plane;
 use crate::runtime::drain::Stop;
+use crate::runtime::worker::LocalExecutor;
 
 /// One worker's inbound side.
 pub struct Inbound {
@@ -48,13 +51,15 @@ pub struct Caller {
 /// The app's address and the connections to it that nobody uses at the moment.
 struct App {
     address: SocketAddr,
-    idle: RefCell<VecDeque<SendRequest<RequestBody>>>,
+    idle: RefCell<VecDeque<http1::SendRequest<RequestBody>>>,
+    /// For gRPC: the one connection that all requests share.
+    shared: RefCell<Option<http2::SendRequest<RequestBody>>>,
 }
 
 /// A connection to the app while a response runs on it.
 struct Borrowed {
     app: Rc<App>,
-    connection: SendRequest<RequestBody>,
+    connection: http1::SendRequest<RequestBody>,
 }
 
 /// What lives as long as a response to the mesh.
@@ -82,7 +87,8 @@ impl Inbound {
         services: Arc<BTreeSet<ServiceName>>,
         app: Option<SocketAddr>,
     ) -> Self {
-        let app = app.map(|address| Rc::new(App { address, idle: RefCell::default() }));
+        let app =
+            app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
         Self { plane, reporter, services, app, in_flight: InFlight::default() }
     }
 
@@ -110,7 +116,7 @@ impl Inbound {
         Ok(match outcome {
             Ok((response, borrowed)) => {
                 record.answered(response.status());
-                let serving = Serving { record, borrowed: Some(borrowed), _flying: Some(flying) };
+                let serving = Serving { record, borrowed, _flying: Some(flying) };
                 response.map(|body| ResponseBody::streamed(body, serving))
             }
             Err(reason) => mesh_answer(reason, record),
@@ -154,42 +160,93 @@ impl Inbound {
         caller: &Caller,
         request: Request<Incoming>,
         record: &mut Record,
-    ) -> Result<(Response<Incoming>, Borrowed), Reason> {
+    ) -> Result<(Response<Incoming>, Option<Borrowed>), Reason> {
         let app = self.app.as_ref().ok_or(Reason::NothingServed)?;
-        let mut request = prepare(request, caller, record)?;
-        loop {
-            let (mut connection, fresh) = app.borrow_connection().await?;
-            match connection.try_send_request(request).await {
-                Ok(mut response) => {
-                    headers::strip_hop_by_hop(response.headers_mut());
-                    headers::strip_reserved(response.headers_mut());
-                    *response.version_mut() = Version::HTTP_11;
-                    return Ok((response, Borrowed { app: Rc::clone(app), connection }));
-                }
-                Err(mut error) => match error.take_message() {
-                    // A pooled connection that the app had closed: not the app's fault, take another.
-                    Some(unsent) if !fresh => request = unsent,
-                    Some(_) => return Err(Reason::AppUnreachable),
-                    None => {
-                        tracing::debug!(error = %error.error(), "the app broke off");
-                        return Err(Reason::AppReset);
-                    }
-                },
-            }
-        }
+        let request = prepare(request, caller, record)?;
+        let (mut response, borrowed) = if request.version() == Version::HTTP_2 {
+            (app.ask_shared(request).await?, None)
+        } else {
+            let (response, connection) = app.ask_alone(request).await?;
+            (response, Some(Borrowed { app: Rc::clone(app), connection }))
+        };
+        headers::strip_hop_by_hop(response.headers_mut());
+        headers::strip_reserved(response.headers_mut());
+        *response.version_mut() = Version::HTTP_11;
+        Ok((response, borrowed))
     }
 }
 
 impl App {
-    /// A connection to the app, and whether it is new.
-    async fn borrow_connection(&self) -> Result<(SendRequest<RequestBody>, bool), Reason> {
-        if let Some(connection) = self.take_idle() {
+    /// Over a connection that is the request's own until its response has ended.
+    async fn ask_alone(
+        &self,
+        mut request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, http1::SendRequest<RequestBody>), Reason> {
+        loop {
+            let (mut connection, fresh) = self.borrow_connection().await?;
+            match connection.try_send_request(request).await {
+                Ok(response) => return Ok((response, connection)),
+                Err(mut error) => match error.take_message() {
+                    // A pooled connection that the app had closed: not the app's fault, take another.
+                    Some(unsent) if !fresh => request = unsent,
+                    Some(_) => return Err(Reason::AppUnreachable),
+                    None => return Err(broke_off(error.error())),
+                },
+            }
+        }
+    }
+
+    /// Over the connection that is shared.
+    async fn ask_shared(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, Reason> {
+        loop {
+            let (mut connection, fresh) = self.shared_connection().await?;
+            match connection.try_send_request(request).await {
+                Ok(response) => return Ok(response),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if !fresh => request = unsent,
+                    Some(_) => return Err(Reason::AppUnreachable),
+                    None => return Err(broke_off(error.error())),
+                },
+            }
+        }
+    }
+
+    /// The shared connection, and whether it is new.
+    async fn shared_connection(&self) -> Result<(http2::SendRequest<RequestBody>, bool), Reason> {
+        let shared = self.shared.borrow().clone();
+        if let Some(connection) = shared.filter(|connection| !connection.is_closed()) {
             return Ok((connection, false));
         }
+        let mut http = http2::Builder::new(LocalExecutor);
+        http.initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEAD_BYTES as u32);
+        let handshake = http.handshake(TokioIo::new(self.connect().await?)).await;
+        let (sender, connection) = handshake.map_err(|_| Reason::AppUnreachable)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "HTTP/2 connection to the app");
+            }
+        });
+        // Who dialled at the same time uses its own for what it has; the last one stays.
+        *self.shared.borrow_mut() = Some(sender.clone());
+        Ok((sender, true))
+    }
+
+    async fn connect(&self) -> Result<TcpStream, Reason> {
         let connected = tokio::time::timeout(APP_CONNECT_TIMEOUT, TcpStream::connect(self.address)).await;
         let stream = connected.map_err(|_| Reason::AppUnreachable)?.map_err(|_| Reason::AppUnreachable)?;
         let _ = stream.set_nodelay(true);
-        let handshake = hyper::client::conn::http1::Builder::new().handshake(TokioIo::new(stream)).await;
+        Ok(stream)
+    }
+
+    /// A connection to the app, and whether it is new.
+    async fn borrow_connection(&self) -> Result<(http1::SendRequest<RequestBody>, bool), Reason> {
+        if let Some(connection) = self.take_idle() {
+            return Ok((connection, false));
+        }
+        let stream = self.connect().await?;
+        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|_| Reason::AppUnreachable)?;
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
@@ -200,14 +257,14 @@ impl App {
     }
 
     /// The connection used last that is ready for the next request: the youngest is the least likely to be closed.
-    fn take_idle(&self) -> Option<SendRequest<RequestBody>> {
+    fn take_idle(&self) -> Option<http1::SendRequest<RequestBody>> {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|connection| !connection.is_closed());
-        let ready = idle.iter().rposition(SendRequest::is_ready)?;
+        let ready = idle.iter().rposition(http1::SendRequest::is_ready)?;
         idle.remove(ready)
     }
 
-    fn give_back(&self, connection: SendRequest<RequestBody>) {
+    fn give_back(&self, connection: http1::SendRequest<RequestBody>) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() >= MAX_IDLE {
             idle.pop_front();
@@ -225,34 +282,49 @@ impl OnEnd for Serving {
     }
 }
 
-/// The request as the app gets it: HTTP/1.1, with the caller named by us and by nobody else.
+/// The request as the app gets it: HTTP/1.1, or HTTP/2 where it is gRPC, with the caller named by us and nobody else.
 fn prepare(
     request: Request<Incoming>,
     caller: &Caller,
     record: &Record,
 ) -> Result<Request<RequestBody>, Reason> {
     let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-    let host = HeaderValue::from_str(authority.ok_or(Reason::BadRequest)?).map_err(|_| Reason::BadRequest)?;
+    let authority = authority.ok_or(Reason::BadRequest)?;
+    let host = HeaderValue::from_str(authority).map_err(|_| Reason::BadRequest)?;
     let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let uri = Uri::try_from(path).map_err(|_| Reason::BadRequest)?;
+    let is_grpc = headers::is_grpc(request.headers());
+    let uri = match is_grpc {
+        true => Uri::builder().scheme("http").authority(authority).path_and_query(path).build(),
+        false => Uri::builder().path_and_query(path).build(),
+    };
+    let uri = uri.map_err(|_| Reason::BadRequest)?;
     let (mut parts, body) = request.into_parts();
     if parts.method == http::Method::CONNECT || !headers::is_framing_plain(&parts.headers) {
         return Err(Reason::BadRequest);
     }
     parts.uri = uri;
-    parts.version = Version::HTTP_11;
+    parts.version = if is_grpc { Version::HTTP_2 } else { Version::HTTP_11 };
     parts.extensions.clear();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_reserved(&mut parts.headers);
     headers::join_cookies(&mut parts.headers);
-    parts.headers.insert(header::HOST, host);
+    if is_grpc {
+        parts.headers.remove(header::HOST);
+    } else {
+        parts.headers.insert(header::HOST, host);
+    }
     let unknown_length = !body.is_end_stream() && body.size_hint().exact().is_none();
-    if unknown_length && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+    if !is_grpc && unknown_length && !parts.headers.contains_key(header::CONTENT_LENGTH) {
         // Unless told so, hyper sends a GET without its body.
         parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     parts.headers.insert(headers::CLIENT_CERT, caller.client_cert.clone());
     Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
+}
+
+fn broke_off(error: &hyper::Error) -> Reason {
+    tracing::debug!(%error, "the app broke off");
+    Reason::AppReset
 }
 
 fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {

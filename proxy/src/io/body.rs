@@ -11,12 +11,29 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::copy::{CopyReader, CopyWriter, Cut};
 use crate::headers::strip_reserved;
 
 /// A request's body on its way out.
 pub enum RequestBody {
     Empty,
-    Streamed { body: Incoming, count: ByteCount },
+    /// `copies`: who is told of each frame as it passes; none of them is waited for.
+    Streamed {
+        body: Incoming,
+        count: ByteCount,
+        copies: Vec<CopyWriter>,
+    },
+    /// A copy of another request's.
+    Copied(CopyReader),
+}
+
+/// Why a request's body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("the client's body broke off: {0}")]
+    Client(#[from] hyper::Error),
+    #[error(transparent)]
+    Copy(#[from] Cut),
 }
 
 /// Counts bytes for somebody else to read.
@@ -51,6 +68,22 @@ const HOLD_FOR: Duration = Duration::from_millis(200);
 impl AnswerBody {
     pub fn streamed(body: Incoming) -> Self {
         Self { held: VecDeque::new(), rest: Some(body) }
+    }
+
+    pub fn empty() -> Self {
+        Self { held: VecDeque::new(), rest: None }
+    }
+
+    /// Reads what nobody wants to the end; how many bytes it was, and whether it ended well.
+    pub async fn discard(mut self) -> (u64, bool) {
+        let mut bytes = 0;
+        loop {
+            match std::future::poll_fn(|cx| self.poll(cx)).await {
+                Some(Ok(frame)) => bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+                Some(Err(_)) => return (bytes, false),
+                None => return (bytes, true),
+            }
+        }
     }
 
     /// Waits a little for a small body to be complete, so that a target that dies between head and body does not spoil
@@ -122,30 +155,38 @@ impl ByteCount {
 
 impl RequestBody {
     pub fn new(body: Incoming, count: ByteCount) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Streamed { body, count } }
+        if body.is_end_stream() { Self::Empty } else { Self::Streamed { body, count, copies: Vec::new() } }
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Streamed { body, count } => {
-                let mut polled = Pin::new(body).poll_frame(cx);
+            Self::Streamed { body, count, copies } => {
+                let mut polled = Pin::new(&mut *body).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &mut polled {
                     count.add(frame);
                     // Some servers fold trailers into the headers.
                     if let Some(trailers) = frame.trailers_mut() {
                         strip_reserved(trailers);
                     }
+                    copies.iter().for_each(|copy| copy.write(frame));
                 }
-                polled
+                // Who sends it does not ask again after the last frame.
+                if matches!(polled, Poll::Ready(None)) || body.is_end_stream() {
+                    copies.drain(..).for_each(CopyWriter::complete);
+                }
+                polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+            Self::Copied(copy) => {
+                copy.poll(cx).map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
             }
         }
     }
@@ -154,6 +195,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Streamed { body, .. } => body.is_end_stream(),
+            Self::Copied(copy) => copy.is_at_end(),
         }
     }
 
@@ -161,6 +203,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Streamed { body, .. } => body.size_hint(),
+            Self::Copied(_) => SizeHint::new(),
         }
     }
 }
@@ -196,12 +239,17 @@ impl<Keep: OnEnd + Unpin> Body for ResponseBody<Keep> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let polled = match &mut this.content {
+        let mut polled = match &mut this.content {
             Content::Answer(body) => body.poll(cx),
             Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         };
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => this.count.add(frame),
+        match &mut polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.count.add(frame);
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip_reserved(trailers);
+                }
+            }
             Poll::Ready(None) => this.ended = true,
             Poll::Ready(Some(Err(_))) | Poll::Pending => {}
         }

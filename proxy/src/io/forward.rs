@@ -15,7 +15,7 @@ use futures_util::FutureExt as _;
 use hanse_federation::choose::{Candidate, Choice, Ladder, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::ServiceHost;
-use hanse_federation::policy::{RequestParts, RouteTable};
+use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable};
 use hanse_federation::{Revision, View};
 use hanse_identity::tls::Expect;
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
@@ -27,12 +27,17 @@ use super::body::{AnswerBody, RequestBody, ResponseBody};
 use super::dial::{DialError, Key, MeshConnection, Pool, dial_endpoint};
 use super::record::{Direction, Record, Reporter};
 use super::tunnel::{TUNNELS_PER_CLUSTER, Tunnels};
-use crate::answer::Reason;
-use crate::attempt::{Attempts, Budget, Failure, Verdict};
+use crate::answer::{Reason, grpc_status};
+use crate::attempt::{Attempts, Budget, Verdict};
 use crate::headers;
 use crate::outbound::{self, Plan};
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
+use failed::Failed;
+
+mod describe;
+mod failed;
+mod mirror;
 
 /// One worker's outbound side.
 pub struct Outbound {
@@ -45,6 +50,8 @@ pub struct Outbound {
     tables: RefCell<HashMap<ServiceHost, Rc<Tables>>>,
     budgets: RefCell<HashMap<ServiceName, Budget>>,
     in_flight: Cell<usize>,
+    /// Copies under way.
+    mirroring: Cell<usize>,
 }
 
 /// What is known of one service at one revision.
@@ -64,20 +71,12 @@ struct Outgoing<'r> {
     tried: Vec<Target>,
 }
 
-/// How one attempt ended without a response to pass on.
-struct Failed {
-    failure: Failure,
-    /// What health is told; nothing where the path is to blame, which is known already.
-    observation: Option<Observation>,
-    reason: Reason,
-    /// The request, where it was not sent.
-    request: Option<Request<RequestBody>>,
-    /// What the far proxy said, to pass on if nobody says better.
-    response: Option<Response<AnswerBody>>,
-}
-
 pub type OutboundResponse = Response<ResponseBody<Record>>;
 
+/// Stands for the host that a request does not name.
+const NO_AUTHORITY: &str = "localhost";
+/// What the log says of a request that a route redirected.
+const REDIRECT: &str = "redirect";
 /// Requests that one worker has in flight at a time.
 const MAX_IN_FLIGHT: usize = 16_384;
 /// Services whose tables one worker keeps.
@@ -102,6 +101,7 @@ impl Outbound {
             tables: RefCell::default(),
             budgets: RefCell::default(),
             in_flight: Cell::new(0),
+            mirroring: Cell::new(0),
         }
     }
 
@@ -112,32 +112,35 @@ impl Outbound {
         request: Request<Incoming>,
     ) -> Result<OutboundResponse, Infallible> {
         let mut record = Record::begin(&self.reporter, Direction::Outbound, &request);
+        let is_grpc = headers::is_grpc(request.headers());
         if self.in_flight.get() >= MAX_IN_FLIGHT {
-            return Ok(mesh_answer(Reason::Overload, record));
+            return Ok(mesh_answer(Reason::Overload, is_grpc, record));
         }
         self.in_flight.set(self.in_flight.get() + 1);
         let _in_flight = Decrement(&self.in_flight);
-        match self.forward(bound.as_deref(), request, &mut record).await {
+        match self.forward(bound.as_deref(), request, is_grpc, &mut record).await {
             Ok(response) => {
                 record.answered(response.status());
                 record.entry.response_code_details.clear();
+                let response = if is_grpc { grpc_answer(response) } else { response };
                 Ok(response.map(|body| ResponseBody::answer(body, record)))
             }
-            Err(reason) => Ok(mesh_answer(reason, record)),
+            Err(reason) => Ok(mesh_answer(reason, is_grpc, record)),
         }
     }
 
     async fn forward(
-        &self,
+        self: &Rc<Self>,
         bound: Option<&ServiceHost>,
         request: Request<Incoming>,
+        is_grpc: bool,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Reason> {
         let known = self.plane.knowledge.now();
         if known.own_revoked.is_some() {
             return Err(Reason::Revoked);
         }
-        let view = known.view.as_deref().ok_or(Reason::NotReady)?;
+        let view = known.view.as_ref().ok_or(Reason::NotReady)?;
         let own = self.plane.credentials.current().ok_or(Reason::NotReady)?;
         record.entry.source_cluster = view.cluster.to_string();
         record.entry.source_spiffe = own.identity.facts.id.to_string();
@@ -149,13 +152,17 @@ impl Outbound {
         if *request.method() == Method::CONNECT || !headers::is_framing_plain(request.headers()) {
             return Err(Reason::BadRequest);
         }
-        let plan = self.plan(view, &host, &request)?;
-        let tables = self.tables(view, &plan.backend);
+        let plan = self.plan(view, &host, &request, is_grpc)?;
         record.entry.upstream_cluster = plan.backend.service.to_string();
         plan.route.as_ref().clone_into(&mut record.entry.policy);
+        if let Some(redirect) = plan.filters.as_ref().and_then(|filters| filters.redirect()) {
+            return redirected(redirect, authority.unwrap_or(NO_AUTHORITY), request.uri(), &plan, record);
+        }
+        let tables = self.tables(view, &plan.backend);
         self.budget(&plan.backend.service, |budget| budget.deposit(now()));
 
-        let request = prepare(request, record)?;
+        let mut request = prepare(request, plan.filters.as_deref(), record)?;
+        self.send_copies(view, &plan, &mut request);
         let outgoing = Outgoing {
             view,
             plan: &plan,
@@ -167,11 +174,21 @@ impl Outbound {
         self.try_until_answered(outgoing, request, record).await
     }
 
-    fn plan(&self, view: &View, host: &ServiceHost, request: &Request<Incoming>) -> Result<Plan, Reason> {
+    fn plan(
+        &self,
+        view: &View,
+        host: &ServiceHost,
+        request: &Request<Incoming>,
+        is_grpc: bool,
+    ) -> Result<Plan, Reason> {
         let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let parts =
-            RequestParts { method: request.method().as_str(), path: request.uri().path(), header: &header };
-        outbound::plan(host, &self.tables(view, host).routes, &parts, self.random.next())
+        let parts = RequestParts {
+            method: request.method().as_str(),
+            path: request.uri().path(),
+            query: request.uri().query(),
+            header: &header,
+        };
+        outbound::plan(host, &self.tables(view, host).routes, &parts, is_grpc, self.random.next())
     }
 
     /// The service's tables at this View; built on first use after it changed.
@@ -229,7 +246,7 @@ impl Outbound {
             let spare = request.as_ref().filter(|_| outgoing.attempts.keeps_request()).map(bodiless_copy);
             let Some(sent) = request.take() else { return Err(Reason::ConnectionLost) };
             let mut failed = match self.attempt(&outgoing, &choice.candidate, sent, record).await {
-                Ok(response) => return Ok(finish(response, tier, &cluster, record)),
+                Ok(response) => return Ok(finish(response, outgoing.plan, tier, &cluster, record)),
                 Err(failed) => failed,
             };
             request = failed.request.take().or(spare);
@@ -237,7 +254,7 @@ impl Outbound {
             let verdict =
                 self.budget(service, |budget| outgoing.attempts.after(failed.failure, budget, now()));
             match verdict {
-                Verdict::GiveUp => return give_up(failed, tier, &cluster, record),
+                Verdict::GiveUp => return give_up(failed, outgoing.plan, tier, &cluster, record),
                 Verdict::PickAgain => {}
                 Verdict::Retry => {
                     self.reporter.retried(&record.entry.upstream_cluster, failed.failure.label())
@@ -389,52 +406,6 @@ impl Outbound {
         self.budgets.borrow_mut().retain(|service, _| known(service));
         self.tables.borrow_mut().retain(|host, tables| known(&host.service) || !tables.routes.is_empty());
     }
-
-    /// This worker's ladders and ejections, for `/clusters`.
-    pub fn describe_ladders(&self) -> serde_json::Value {
-        let (at, health) = (now(), self.health.borrow());
-        let ladder = |(host, tables): (&ServiceHost, &Rc<Tables>)| {
-            let ladder = tables.ladder.borrow();
-            let shares = ladder.shares(at, &health);
-            let tiers = ladder.tiers.iter().zip(shares).map(|(tier, share)| {
-                let candidate = |c: &Candidate| {
-                    serde_json::json!({
-                        "target": describe_target(&c.target),
-                        "weight": c.weight,
-                        "readyWeight": c.ready_weight,
-                        "healthy": health.is_healthy(at, &host.service, &c.target),
-                    })
-                };
-                serde_json::json!({
-                    "tier": tier.kind,
-                    "cluster": tier.cluster,
-                    "share": share,
-                    "candidates": tier.candidates.iter().map(candidate).collect::<Vec<_>>(),
-                })
-            });
-            serde_json::json!({
-                "host": host.to_host(),
-                "service": host.service,
-                "revision": tables.revision,
-                "tiers": tiers.collect::<Vec<_>>(),
-            })
-        };
-        let ejected = |(service, target, until): &(ServiceName, Target, Timestamp)| {
-            serde_json::json!({
-                "service": service, "target": describe_target(target), "until": until.to_string(),
-            })
-        };
-        let lost = |(cluster, since): &(ClusterName, Timestamp)| {
-            serde_json::json!({
-                "cluster": cluster, "since": since.to_string(),
-            })
-        };
-        serde_json::json!({
-            "services": self.tables.borrow().iter().map(ladder).collect::<Vec<_>>(),
-            "ejected": health.ejected(at).iter().map(ejected).collect::<Vec<_>>(),
-            "lostPaths": health.lost_paths().iter().map(lost).collect::<Vec<_>>(),
-        })
-    }
 }
 
 struct Decrement<'c>(&'c Cell<usize>);
@@ -442,55 +413,6 @@ struct Decrement<'c>(&'c Cell<usize>);
 impl Drop for Decrement<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
-    }
-}
-
-impl Failed {
-    fn unconnected(error: &DialError, request: Request<RequestBody>, record: &mut Record) -> Self {
-        let observation = match error {
-            DialError::NoPath(_) => None,
-            DialError::Refused { .. } => Some(Observation::NobodyThere),
-            _ => Some(Observation::ConnectFailure),
-        };
-        record.entry.response_code_details = error.to_string();
-        Self {
-            failure: Failure::Unsent,
-            observation,
-            reason: Reason::Unreachable,
-            request: Some(request),
-            response: None,
-        }
-    }
-
-    fn unsent(request: Request<RequestBody>) -> Self {
-        // The connection closed between being picked and being used: nobody's fault that health should hear of.
-        let failure = Failure::Unsent;
-        Self {
-            failure,
-            observation: None,
-            reason: Reason::ConnectionLost,
-            request: Some(request),
-            response: None,
-        }
-    }
-
-    fn broken(error: hyper::Error) -> Self {
-        tracing::debug!(%error, "the connection broke under a request");
-        let failure = if error.is_timeout() { Failure::TimedOut } else { Failure::Broken };
-        let reason = Reason::ConnectionLost;
-        Self { failure, observation: Some(failure.observation()), reason, request: None, response: None }
-    }
-
-    fn late() -> Self {
-        let failure = Failure::TimedOut;
-        let observation = Some(failure.observation());
-        Self { failure, observation, reason: Reason::Timeout, request: None, response: None }
-    }
-
-    fn nobody_there(undelivered: bool, response: Response<AnswerBody>) -> Self {
-        let failure = Failure::NobodyThere { undelivered };
-        let observation = Some(failure.observation());
-        Self { failure, observation, reason: Reason::Unreachable, request: None, response: Some(response) }
     }
 }
 
@@ -509,12 +431,20 @@ fn nobody_there<B>(response: &Response<B>) -> Option<bool> {
 }
 
 /// The request as the mesh carries it: HTTP/2 form, without what ends here or is the mesh's own.
-fn prepare(request: Request<Incoming>, record: &Record) -> Result<Request<RequestBody>, Reason> {
+fn prepare(
+    request: Request<Incoming>,
+    filters: Option<&Filters>,
+    record: &Record,
+) -> Result<Request<RequestBody>, Reason> {
     let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-    let authority = authority.unwrap_or("localhost");
-    let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
-    let uri = uri.map_err(|_| Reason::BadRequest)?;
+    let authority = filters.and_then(Filters::host).or(authority).unwrap_or(NO_AUTHORITY);
+    let uri = Uri::builder().scheme("http").authority(authority);
+    let asked = request.uri();
+    let uri = match filters.and_then(|filters| filters.path_and_query(asked.path(), asked.query())) {
+        Some(rewritten) => uri.path_and_query(rewritten),
+        None => uri.path_and_query(asked.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)),
+    };
+    let uri = uri.build().map_err(|_| Reason::BadRequest)?;
     let (mut parts, body) = request.into_parts();
     parts.uri = uri;
     parts.version = Version::HTTP_2;
@@ -524,6 +454,9 @@ fn prepare(request: Request<Incoming>, record: &Record) -> Result<Request<Reques
     parts.headers.remove(header::HOST);
     // Our own server answered it already, by reading the body.
     parts.headers.remove(header::EXPECT);
+    if let Some(filters) = filters {
+        filters.edit_request(&mut parts.headers);
+    }
     Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
 }
 
@@ -539,6 +472,7 @@ fn bodiless_copy(request: &Request<RequestBody>) -> Request<RequestBody> {
 /// The response as our app gets it.
 fn finish(
     mut response: Response<AnswerBody>,
+    plan: &Plan,
     tier: &'static str,
     cluster: &ClusterName,
     record: &mut Record,
@@ -548,6 +482,9 @@ fn finish(
         reason.clone_into(&mut record.entry.hanse_reason);
     }
     headers::strip_hop_by_hop(headers);
+    if let Some(filters) = &plan.filters {
+        filters.edit_response(headers);
+    }
     let cluster = HeaderValue::from_str(cluster.as_str()).expect("a DNS label is visible ASCII");
     headers.insert(headers::CLUSTER, cluster);
     headers.insert(headers::TIER, HeaderValue::from_static(tier));
@@ -557,6 +494,7 @@ fn finish(
 /// No further attempt: what the far side said, or our own words.
 fn give_up(
     failed: Failed,
+    plan: &Plan,
     tier: &'static str,
     cluster: &ClusterName,
     record: &mut Record,
@@ -564,23 +502,74 @@ fn give_up(
     match failed.response {
         Some(response) => {
             record.entry.response_flags = failed.reason.flags();
-            Ok(finish(response, tier, cluster, record))
+            Ok(finish(response, plan, tier, cluster, record))
         }
         None => Err(failed.reason),
     }
 }
 
-fn mesh_answer(reason: Reason, mut record: Record) -> OutboundResponse {
+/// The answer that a route gives in its backend's place.
+fn redirected(
+    redirect: &Redirect,
+    authority: &str,
+    asked: &Uri,
+    plan: &Plan,
+    record: &mut Record,
+) -> Result<Response<AnswerBody>, Reason> {
+    let location = redirect.location(authority, asked.path(), asked.query());
+    let location = HeaderValue::from_str(&location).map_err(|_| Reason::BadRequest)?;
+    let mut response = Response::new(AnswerBody::empty());
+    *response.status_mut() = StatusCode::from_u16(redirect.status).map_err(|_| Reason::NoBackend)?;
+    response.headers_mut().insert(header::LOCATION, location);
+    if let Some(filters) = &plan.filters {
+        filters.edit_response(response.headers_mut());
+    }
+    response.headers_mut().insert(headers::ANSWERED_BY, headers::ANSWERED_BY_MESH);
+    REDIRECT.clone_into(&mut record.entry.hanse_reason);
+    Ok(response)
+}
+
+fn mesh_answer(reason: Reason, is_grpc: bool, mut record: Record) -> OutboundResponse {
     record.refused(reason);
     let details = match record.entry.response_code_details.as_str() {
         "" => String::new(),
         details => format!(": {details}"),
     };
-    let body = Bytes::from(format!("{}{details}\n", reason.as_str()));
+    let body = match is_grpc {
+        true => Bytes::new(),
+        false => Bytes::from(format!("{}{details}\n", reason.as_str())),
+    };
     let mut response = Response::new(ResponseBody::whole(body, record));
     *response.status_mut() = reason.status();
     mark(response.headers_mut(), reason);
+    if is_grpc {
+        tell_grpc(&mut response);
+    }
     response
+}
+
+/// What the far side's mesh said, as a gRPC client reads it. Answers of servers stay as they are.
+fn grpc_answer(response: Response<AnswerBody>) -> Response<AnswerBody> {
+    let headers = response.headers();
+    if !headers.contains_key(headers::ANSWERED_BY) || headers::is_grpc(headers) {
+        return response;
+    }
+    let mut response = response.map(|_| AnswerBody::empty());
+    tell_grpc(&mut response);
+    response
+}
+
+/// Puts the mesh's answer into the status of the call, in place of HTTP's (gRPC over HTTP/2, "Trailers-Only").
+fn tell_grpc<B>(response: &mut Response<B>) {
+    let status = grpc_status(response.status());
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(u16::from(status)));
+    if let Some(reason) = headers.get(headers::REASON).cloned() {
+        headers.insert("grpc-message", reason);
+    }
+    *response.status_mut() = StatusCode::OK;
 }
 
 /// The headers of every response that the mesh makes itself.
@@ -588,11 +577,4 @@ pub(super) fn mark(headers: &mut http::HeaderMap, reason: Reason) {
     headers.insert(headers::ANSWERED_BY, headers::ANSWERED_BY_MESH);
     headers.insert(headers::REASON, HeaderValue::from_static(reason.as_str()));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-}
-
-fn describe_target(target: &Target) -> String {
-    match target {
-        Target::Endpoint(id) => format!("endpoint/{id}"),
-        Target::Cluster(cluster) => format!("cluster/{cluster}"),
-    }
 }

@@ -12,7 +12,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::body::{ByteCount, OnEnd};
 use crate::answer::Reason;
 use crate::runtime::access_log::{AccessLog, Entry};
-use crate::runtime::telemetry::{DurationLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels};
+use crate::runtime::telemetry::{
+    DurationLabels, MirrorLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels,
+};
 use crate::runtime::{Plane, now};
 
 /// One worker's way to metrics and access log.
@@ -23,6 +25,7 @@ pub struct Reporter {
     durations: RefCell<SeriesCache<DurationLabels, Histogram>>,
     tiers: RefCell<SeriesCache<TierLabels, Counter>>,
     retries: RefCell<SeriesCache<RetryLabels, Counter>>,
+    mirrored: RefCell<SeriesCache<MirrorLabels, Counter>>,
 }
 
 /// Which way a request went, seen from the app.
@@ -73,6 +76,7 @@ impl Reporter {
             durations: RefCell::default(),
             tiers: RefCell::default(),
             retries: RefCell::default(),
+            mirrored: RefCell::default(),
         }
     }
 
@@ -81,6 +85,13 @@ impl Reporter {
         let labels = RetryLabels { service: service.to_owned(), reason };
         let overflow = |labels| RetryLabels { service: OVERFLOW.to_owned(), ..labels };
         self.retries.borrow_mut().handle(&self.plane.telemetry.retries, labels, overflow).inc();
+    }
+
+    /// Counts a copy of a request for another service.
+    pub fn mirrored(&self, service: &str, outcome: &'static str) {
+        let labels = MirrorLabels { service: service.to_owned(), outcome };
+        let overflow = |labels| MirrorLabels { service: OVERFLOW.to_owned(), ..labels };
+        self.mirrored.borrow_mut().handle(&self.plane.telemetry.mirrored, labels, overflow).inc();
     }
 
     fn count(&self, direction: Direction, entry: &Entry, millis: f64) {

@@ -72,6 +72,14 @@ pub struct RetryLabels {
     pub reason: &'static str,
 }
 
+/// `hanse_mirrored_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MirrorLabels {
+    pub service: String,
+    /// `sent`, `failed`, or `dropped`: too many were under way.
+    pub outcome: &'static str,
+}
+
 /// Makes the histogram of request durations.
 #[derive(Clone, Debug)]
 pub struct DurationBuckets;
@@ -85,6 +93,7 @@ pub struct Telemetry {
     pub durations: Family<DurationLabels, Histogram, DurationBuckets>,
     pub tiers: Family<TierLabels, Counter>,
     pub retries: Family<RetryLabels, Counter>,
+    pub mirrored: Family<MirrorLabels, Counter>,
     pub access_log_dropped: Counter,
     pub revision: Gauge,
     pub svid_not_after: Gauge,
@@ -116,6 +125,7 @@ impl Default for Telemetry {
             durations: Family::new_with_constructor(DurationBuckets),
             tiers: Family::default(),
             retries: Family::default(),
+            mirrored: Family::default(),
             access_log_dropped: Counter::default(),
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
@@ -137,6 +147,7 @@ impl Default for Telemetry {
         );
         new.register("hanse_requests_by_tier", "Outbound requests by tier of the ladder", new.tiers.clone());
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
+        new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
         new.register(
             "hanse_access_log_dropped",
             "Access log entries dropped because the writer was behind",

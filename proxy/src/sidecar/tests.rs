@@ -1,7 +1,9 @@
 //! Tests of whole workers over loopback sockets: real TLS, real HTTP, Views given by hand.
 
 mod closing;
+mod grpc;
 mod hostile;
+mod routing;
 mod tunnelled;
 pub(crate) mod world;
 

@@ -99,7 +99,7 @@ spec:
   rules:
   - matches:
     - path: { type: Prefix, value: 7 }
-      queryParams: []
+      queryParams: [{ name: 7, value: x }]
     backendRefs:
     - { name: Reviews, wieght: 3, weight: -1 }
     timeouts: { request: 2 }
@@ -127,7 +127,7 @@ spec:
 5:3 E4001 spec.parentRef | unknown field \"parentRef\" | did you mean parentRefs?
 9:21 E4005 spec.rules[0].matches[0].path.type | type cannot be \"Prefix\" | write one of: Exact, PathPrefix, RegularExpression
 9:36 E4002 spec.rules[0].matches[0].path.value | value has to be a text, found the number 7 | put it in quotes: \"7\"
-10:7 E4125 spec.rules[0].matches[0].queryParams | queryParams is not supported by this version | match on a header or on the path
+10:29 E4002 spec.rules[0].matches[0].queryParams[0].name | name has to be a text, found the number 7 | put it in quotes: \"7\"
 12:15 E4005 spec.rules[0].backendRefs[0].name | name: \"Reviews\" is not a name: has a character outside a-z 0-9 - | 
 12:24 E4001 spec.rules[0].backendRefs[0].wieght | unknown field \"wieght\" | did you mean weight?
 12:43 E4005 spec.rules[0].backendRefs[0].weight | weight is -1; it has to be 0 to 1000000 | 
@@ -238,7 +238,7 @@ fn shape_and_types_agree() {
                 .collect(),
             Shape::Map { of, .. } => serde_json::json!({ "east": least(of, all) }),
             Shape::List { of, .. } => serde_json::json!([least(of, all)]),
-            Shape::Text(test) => ["a", "2s", "50%"]
+            Shape::Text(test) => ["a", "2s", "50%", "/a"]
                 .into_iter()
                 .find(|text| test(text).is_ok())
                 .expect("one of them fits")
@@ -252,6 +252,7 @@ fn shape_and_types_agree() {
     for all in [false, true] {
         serde_json::from_value::<HttpRoute>(least(&schema::HTTP_ROUTE, all)).unwrap();
         serde_json::from_value::<BackendPolicy>(least(&schema::BACKEND_POLICY, all)).unwrap();
+        serde_json::from_value::<GrpcRoute>(least(&schema::GRPC_ROUTE, all)).unwrap();
     }
     // And the other way: all that serde writes, the shape knows.
     let json = least(&schema::BACKEND_POLICY, true);
@@ -260,5 +261,8 @@ fn shape_and_types_agree() {
     assert_eq!(written, json);
     let json = least(&schema::HTTP_ROUTE, true);
     let written = serde_json::to_value(serde_json::from_value::<HttpRoute>(json.clone()).unwrap()).unwrap();
+    assert_eq!(written, json);
+    let json = least(&schema::GRPC_ROUTE, true);
+    let written = serde_json::to_value(serde_json::from_value::<GrpcRoute>(json.clone()).unwrap()).unwrap();
     assert_eq!(written, json);
 }

@@ -48,7 +48,8 @@ impl Ask<'_> {
         random: u64,
     ) -> Result<Routed, NoRoute> {
         let header = |name: &str| headers.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
-        self.table.route(&reviews(), &RequestParts { method, path, header: &header }, random)
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        self.table.route(&reviews(), &RequestParts { method, path, query, header: &header }, random)
     }
 
     fn rule(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> String {
@@ -175,4 +176,113 @@ fn patterns_are_bounded_and_match_the_whole() {
     assert!(matches!(compile_pattern(&nested), Err(PatternError::Syntax(_))));
     let Err(PatternError::Syntax(why)) = compile_pattern("(") else { panic!("not a pattern") };
     assert!(why.contains("unclosed group"), "{why}");
+}
+
+/// The cases of Gateway API's conformance test HTTPRouteQueryParamMatching.
+#[test]
+fn query_parameters_match_by_their_first_value_decoded_once() {
+    let rules = "
+  - { name: whale, matches: [{ queryParams: [{ name: animal, value: whale }] }], backendRefs: [{ name: a }] }
+  - { name: dolphin, matches: [{ queryParams: [{ name: animal, value: dolphin }] }], backendRefs: [{ name: a }] }
+  - { name: both, matches: [{ queryParams: [{ name: animal, value: dolphin }, { name: color, value: blue }] }], backendRefs: [{ name: a }] }
+  - { name: or, matches: [{ queryParams: [{ name: ANIMAL, value: Whale }] }, { queryParams: [{ name: animal, value: shark }] }], backendRefs: [{ name: a }] }
+  - { name: regex, matches: [{ queryParams: [{ type: RegularExpression, name: id, value: '[0-9]+' }] }], backendRefs: [{ name: a }] }
+  - { name: path, matches: [{ path: { value: /path5 }, queryParams: [{ name: animal, value: whale }] }], backendRefs: [{ name: a }] }
+  - { name: blank, matches: [{ queryParams: [{ name: a b, value: c&d }] }], backendRefs: [{ name: a }] }";
+    let view = view(&[("routes", rules)]);
+    let table = RouteTable::build(&view, &reviews());
+    let ask = Ask { table: &table };
+    for (path, expected) in [
+        ("/?animal=whale", "whale"),
+        ("/?animal=dolphin", "dolphin"),
+        ("/?animal=whale&otherparam=irrelevant", "whale"),
+        ("/?animal=dolphin&color=yellow", "dolphin"),
+        ("/?color=blue&animal=dolphin", "both"),
+        ("/?ANIMAL=Whale", "or"),
+        ("/?animal=shark", "or"),
+        ("/?animal=shark&animal=whale", "or"),
+        ("/?id=7", "regex"),
+        ("/?id=7x", "NoMatch"),
+        ("/path5?animal=whale", "path"),
+        ("/path5?animal=dolphin", "dolphin"),
+        ("/?%61nimal=wh%61le", "whale"),
+        ("/?animal=wh%2561le", "NoMatch"),
+        ("/?a%20b=c%26d", "blank"),
+        ("/?animal", "NoMatch"),
+        ("/?%zz&animal=whale", "whale"),
+        ("/?animal=%ff", "NoMatch"),
+        ("/?color=blue", "NoMatch"),
+        ("/?animal=horse", "NoMatch"),
+        ("/?animal=whaledolphin", "NoMatch"),
+        ("/", "NoMatch"),
+        ("/?", "NoMatch"),
+    ] {
+        assert_eq!(ask.rule("GET", path, &[]), expected, "{path}");
+    }
+}
+
+#[test]
+fn more_headers_go_before_more_query_parameters() {
+    let rules = "
+  - { name: queries, matches: [{ queryParams: [{ name: a, value: x }, { name: b, value: x }] }], backendRefs: [{ name: a }] }
+  - { name: header, matches: [{ headers: [{ name: h, value: x }] }], backendRefs: [{ name: a }] }
+  - { name: one, matches: [{ queryParams: [{ name: a, value: x }] }], backendRefs: [{ name: a }] }";
+    let view = view(&[("routes", rules)]);
+    let table = RouteTable::build(&view, &reviews());
+    let ask = Ask { table: &table };
+    assert_eq!(ask.rule("GET", "/?a=x&b=x", &[("h", "x")]), "header");
+    assert_eq!(ask.rule("GET", "/?a=x&b=x", &[]), "queries");
+    assert_eq!(ask.rule("GET", "/?a=x", &[]), "one");
+}
+
+#[test]
+fn a_redirect_needs_no_backend_and_has_its_rules_name() {
+    let rules = "
+  - { name: moved, matches: [{ path: { value: /old } }], filters: [{ type: RequestRedirect, requestRedirect: { port: 81 } }] }
+  - { name: rest, backendRefs: [{ name: a }] }";
+    let view = view(&[("routes", rules)]);
+    let table = RouteTable::build(&view, &reviews());
+    let moved = Ask { table: &table }.get("/old/x").unwrap();
+    assert_eq!((&*moved.rule, moved.filters.unwrap().redirect().is_some()), ("moved", true));
+    let rest = Ask { table: &table }.get("/new").unwrap();
+    assert_eq!((&*rest.rule, rest.filters), ("rest", None));
+}
+
+/// The cases of Gateway API's conformance tests GRPCExactMethodMatching and GRPCRouteHeaderMatching, and patterns.
+#[test]
+fn a_grpc_route_matches_services_methods_and_headers_and_decides_alone() {
+    let rules = "
+  - { name: echo, matches: [{ method: { service: grpcecho.Echo, method: Echo } }], backendRefs: [{ name: a }] }
+  - { name: two, matches: [{ method: { service: grpcecho.Echo, method: EchoTwo } }], backendRefs: [{ name: a }] }
+  - { name: service, matches: [{ method: { service: grpcecho.Other } }], backendRefs: [{ name: a }] }
+  - { name: method, matches: [{ method: { method: Health.Check } }], backendRefs: [{ name: a }] }
+  - { name: pattern, matches: [{ method: { type: RegularExpression, service: 'a|b', method: 'Get.+' } }], backendRefs: [{ name: a }] }
+  - { name: header, matches: [{ headers: [{ name: version, value: one }] }], backendRefs: [{ name: a }] }";
+    let mut view = view(&[("http", "  - { name: http, backendRefs: [{ name: a }] }")]);
+    let text = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {{ name: grpc, namespace: shop }}\n\
+         spec:\n  parentRefs: [{{ kind: Service, name: reviews }}]\n  rules:\n{rules}\n"
+    );
+    let (document, _) = parse("test", &text).unwrap().remove(0);
+    assert_eq!(parse("again", &document.to_json().to_string()).unwrap()[0].0, document);
+    view.apply(&Change::PolicyPut(Box::new(document)));
+    let table = RouteTable::build(&view, &reviews());
+    let ask = Ask { table: &table };
+    for (path, headers, expected) in [
+        ("/grpcecho.Echo/Echo", vec![], "echo"),
+        ("/grpcecho.Echo/EchoTwo", vec![], "two"),
+        ("/grpcecho.Echo/EchoThree", vec![], "NoMatch"),
+        ("/grpcecho.Other/Anything", vec![], "service"),
+        ("/grpcecho.Otherwise/Anything", vec![], "NoMatch"),
+        ("/any.Service/Health.Check", vec![], "method"),
+        ("/any.Service/HealthXCheck", vec![], "NoMatch"),
+        ("/b/GetThis", vec![], "pattern"),
+        ("/ab/GetThis", vec![], "NoMatch"),
+        ("/a/Get", vec![], "NoMatch"),
+        ("/any.Service/Any", vec![("version", "one")], "header"),
+        ("/grpcecho.Echo/Echo", vec![("version", "one")], "echo"),
+    ] {
+        assert_eq!(ask.rule("POST", path, &headers), expected, "{path} {headers:?}");
+    }
+    assert_eq!(ask.rule("GET", "/grpcecho.Echo/Echo", &[]), "NoMatch", "a call is a POST");
 }

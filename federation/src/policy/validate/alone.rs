@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use super::Findings;
+use super::filters::check_filters;
 use crate::policy::document::{
-    BackendPolicy, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, IMPORT_GROUP, LocalityPolicy,
-    LocalityPolicyMode, PathMatch, PathMatchKind, RefKind, RouteMatch, RouteRule, TargetRef,
+    BackendPolicy, GrpcRoute, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, IMPORT_GROUP,
+    LocalityPolicy, LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch, RefKind, RouteMatch, RouteRule,
+    TargetRef,
 };
-use crate::policy::route::{PatternError, compile_pattern, distinct_headers, matches_of};
+use crate::policy::route::{PatternError, compile_pattern, distinct_headers, distinct_queries, matches_of};
 use crate::policy::value::Label;
 
 pub(super) fn check_route(route: &HttpRoute, namespace: &str, findings: &mut Findings<'_>) {
@@ -16,6 +18,21 @@ pub(super) fn check_route(route: &HttpRoute, namespace: &str, findings: &mut Fin
         check_rule(rule, &format!("spec.rules[{index}]"), namespace, findings);
     }
     check_reached(&route.rules, findings);
+}
+
+/// A match by method has to name something.
+pub(super) fn check_methods(route: &GrpcRoute, findings: &mut Findings<'_>) {
+    for (r, rule) in route.rules.iter().enumerate() {
+        for (m, method) in
+            rule.matches.iter().enumerate().filter_map(|(m, one)| Some((m, one.method.as_ref()?)))
+        {
+            if [&method.service, &method.method].into_iter().flatten().all(String::is_empty) {
+                let message = "the match names neither a service nor a method".to_owned();
+                let fix = "add service, method, or both; or remove method to match every call".to_owned();
+                findings.error("E4004", format!("spec.rules[{r}].matches[{m}].method"), message, fix);
+            }
+        }
+    }
 }
 
 pub(super) fn check_policy(policy: &BackendPolicy, namespace: &str, findings: &mut Findings<'_>) {
@@ -46,7 +63,7 @@ fn check_targets(field: &str, targets: &[TargetRef], namespace: &str, findings: 
 }
 
 /// The same document has to mean the same thing in Kubernetes, where a kind without its group is another kind.
-fn check_group(group: &str, kind: RefKind, path: &str, findings: &mut Findings<'_>) {
+pub(super) fn check_group(group: &str, kind: RefKind, path: &str, findings: &mut Findings<'_>) {
     let wanted = match kind {
         RefKind::Service if matches!(group, "" | "core") => return,
         RefKind::ServiceImport if group == IMPORT_GROUP => return,
@@ -57,7 +74,12 @@ fn check_group(group: &str, kind: RefKind, path: &str, findings: &mut Findings<'
     findings.error("E4005", format!("{path}.group"), message, format!("write group: {wanted}"));
 }
 
-fn check_namespace(other: Option<&Label>, namespace: &str, path: &str, findings: &mut Findings<'_>) {
+pub(super) fn check_namespace(
+    other: Option<&Label>,
+    namespace: &str,
+    path: &str,
+    findings: &mut Findings<'_>,
+) {
     if let Some(other) = other.filter(|other| other.as_str() != namespace) {
         let message = format!(
             "a reference from namespace {namespace} to {other} needs a grant, which this version does not have"
@@ -78,8 +100,14 @@ fn check_rule(rule: &RouteRule, path: &str, namespace: &str, findings: &mut Find
                 check_pattern(&header.value, format!("{path}.headers[{index}].value"), findings);
             }
         }
+        for (index, query) in wanted.query_params.iter().enumerate() {
+            if query.kind == HeaderMatchKind::RegularExpression {
+                check_pattern(&query.value, format!("{path}.queryParams[{index}].value"), findings);
+            }
+        }
     }
-    if rule.backend_refs.iter().all(|backend| backend.weight == 0) {
+    check_filters(rule, path, namespace, findings);
+    if !rule.backend_refs.is_empty() && rule.backend_refs.iter().all(|backend| backend.weight == 0) {
         let message = "the weights sum to 0: every request of the rule would get 500".to_owned();
         let fix = "give at least one backend a weight above 0".to_owned();
         findings.error("E4105", format!("{path}.backendRefs"), message, fix);
@@ -164,7 +192,10 @@ fn check_reached(rules: &[RouteRule], findings: &mut Findings<'_>) {
 }
 
 /// What a match comes to, whatever the order and case in which it is written.
-type MatchKey = (PathMatchKind, String, Option<HttpMethod>, BTreeSet<(String, HeaderMatchKind, String)>);
+type MatchKey = (PathMatchKind, String, Option<HttpMethod>, ValueKeys, ValueKeys);
+
+/// Name, how the value is compared, value.
+type ValueKeys = BTreeSet<(String, HeaderMatchKind, String)>;
 
 fn match_key(wanted: &RouteMatch) -> MatchKey {
     let path = wanted.path.clone().unwrap_or_else(PathMatch::everything);
@@ -173,7 +204,9 @@ fn match_key(wanted: &RouteMatch) -> MatchKey {
         _ => path.value,
     };
     let header = |h: &HeaderMatch| (h.name.to_ascii_lowercase(), h.kind, h.value.clone());
-    (path.kind, value, wanted.method, distinct_headers(wanted).map(header).collect())
+    let query = |q: &QueryMatch| (q.name.clone(), q.kind, q.value.clone());
+    let headers = distinct_headers(wanted).map(header).collect();
+    (path.kind, value, wanted.method, headers, distinct_queries(wanted).map(query).collect())
 }
 
 /// A list that its mode does not read would be dropped without a word.

@@ -201,3 +201,149 @@ fn two_policies_of_one_target_name_the_winner() {
     // The same document again is no conflict with itself.
     assert_eq!(findings_in(&view, &policy("b", "")), [""; 0]);
 }
+
+/// Each with what is wrong with it; `filters` of a rule that has one prefix match and one backend.
+#[test]
+fn filters_that_contradict_themselves_or_each_other_are_told() {
+    for (filters, expected) in [
+        ("{ type: RequestRedirect }", "E4004 spec.rules[0].filters[0]"),
+        (
+            "{ type: URLRewrite, requestMirror: { backendRef: { name: web } } }",
+            "E4004 spec.rules[0].filters[0]",
+        ),
+        (
+            "{ type: URLRewrite, urlRewrite: { hostname: a.b }, requestMirror: { backendRef: { name: web } } }",
+            "E4005 spec.rules[0].filters[0].requestMirror",
+        ),
+        (
+            "{ type: URLRewrite, urlRewrite: { hostname: a.b } }, { type: URLRewrite, urlRewrite: { hostname: a.c } }",
+            "E4005 spec.rules[0].filters[1].type",
+        ),
+        (
+            "{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replacePrefixMatch: /x } } }",
+            "E4004 spec.rules[0].filters[0].urlRewrite.path",
+        ),
+        (
+            "{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: '' } } }",
+            "E4005 spec.rules[0].filters[0].urlRewrite.path.replaceFullPath",
+        ),
+        (
+            "{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: Host, value: x }] } }",
+            "E4005 spec.rules[0].filters[0].requestHeaderModifier.set",
+        ),
+        (
+            "{ type: RequestHeaderModifier, requestHeaderModifier: { add: [{ name: X_Forwarded_Client.Cert, value: x }] } }",
+            "E4005 spec.rules[0].filters[0].requestHeaderModifier.add",
+        ),
+        (
+            "{ type: ResponseHeaderModifier, responseHeaderModifier: { remove: [transfer-encoding] } }",
+            "E4005 spec.rules[0].filters[0].responseHeaderModifier.remove",
+        ),
+        (
+            "{ type: ResponseHeaderModifier, responseHeaderModifier: { set: [{ name: A, value: x }], remove: [a] } }",
+            "E4005 spec.rules[0].filters[0].responseHeaderModifier.remove",
+        ),
+        (
+            "{ type: RequestMirror, requestMirror: { backendRef: { name: web }, percent: 5, fraction: { numerator: 1 } } }",
+            "E4005 spec.rules[0].filters[0].requestMirror.percent",
+        ),
+        (
+            "{ type: RequestMirror, requestMirror: { backendRef: { name: web }, fraction: { numerator: 3, denominator: 2 } } }",
+            "E4005 spec.rules[0].filters[0].requestMirror.fraction.numerator",
+        ),
+        (
+            "{ type: RequestMirror, requestMirror: { backendRef: { name: nobody } } }",
+            "E4107 spec.rules[0].filters[0].requestMirror.backendRef.name",
+        ),
+        (
+            "{ type: RequestMirror, requestMirror: { backendRef: { name: web, namespace: other } } }",
+            "E4108 spec.rules[0].filters[0].requestMirror.backendRef.namespace",
+        ),
+    ] {
+        let rule = format!("  - {{ filters: [{filters}], backendRefs: [{{ name: web }}] }}");
+        let found = findings(&route(&rule));
+        assert!(
+            found.iter().any(|f| f.contains(&format!("{} Error {} |", &expected[..5], &expected[6..]))),
+            "{filters}: {found:#?}"
+        );
+    }
+    for (rule, expected) in [
+        ("{ backendRefs: [] }", vec!["E4004"]),
+        ("{ filters: [{ type: RequestRedirect, requestRedirect: { port: 81 } }] }", vec![]),
+        (
+            "{ filters: [{ type: RequestRedirect, requestRedirect: { port: 81 } }], backendRefs: [{ name: web }] }",
+            vec!["E4005"],
+        ),
+        (
+            "{ filters: [{ type: RequestRedirect, requestRedirect: { port: 81, statusCode: 304 } }] }",
+            vec!["E4005"],
+        ),
+        ("{ filters: [{ type: RequestRedirect, requestRedirect: { statusCode: 301 } }] }", vec![]),
+        ("{ filters: [{ type: RequestRedirect, requestRedirect: {} }] }", vec!["E4005"]),
+        (
+            "{ matches: [{ path: { type: Exact, value: /a } }], filters: [{ type: RequestRedirect, requestRedirect: \
+             { path: { type: ReplacePrefixMatch, replacePrefixMatch: /b } } }] }",
+            vec!["E4005"],
+        ),
+        (
+            "{ matches: [{ path: { value: /a } }, { path: { value: /b } }], filters: [{ type: RequestRedirect, \
+             requestRedirect: { path: { type: ReplacePrefixMatch, replacePrefixMatch: /c } } }] }",
+            vec!["E4005"],
+        ),
+    ] {
+        assert_eq!(codes(&route(&format!("  - {rule}"))), expected, "{rule}");
+    }
+}
+
+#[test]
+fn what_no_header_and_no_path_may_hold_is_refused_with_its_place() {
+    for (filter, told) in [
+        (
+            r#"{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: a, value: "x\ny" }] } }"#,
+            "value: a header's value",
+        ),
+        (
+            r#"{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: "a b", value: x }] } }"#,
+            "is not the name of a header",
+        ),
+        (
+            "{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: '/x?y' } } }",
+            "no query",
+        ),
+        (
+            "{ type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: 'x' } } }",
+            "starts with /",
+        ),
+        ("{ type: URLRewrite, urlRewrite: { hostname: '*.example' } }", "without *"),
+        ("{ type: CORS, cors: {} }", "cors is not supported by this version"),
+    ] {
+        let text = route(&format!("  - {{ filters: [{filter}], backendRefs: [{{ name: web }}] }}"));
+        let found = parse("f.yaml", &text).expect_err(filter);
+        assert!(found.iter().any(|d| d.message.contains(told) && d.line == 7), "{filter}: {found:#?}");
+    }
+}
+
+#[test]
+fn a_grpc_route_is_checked_like_an_http_route_and_says_what_it_replaces() {
+    let grpc = |rules: &str| route(rules).replace("HTTPRoute", "GRPCRoute");
+    assert_eq!(
+        codes(&grpc("  - { matches: [{ method: { service: a.B } }], backendRefs: [{ name: web }] }")),
+        [""; 0]
+    );
+    let found = findings(&grpc(
+        "  - { matches: [{ method: { type: RegularExpression, service: '(' } }], backendRefs: [{ name: web }] }",
+    ));
+    assert!(found[0].contains("E4005 Error spec.rules[0].matches[0].method |"), "{found:#?}");
+    assert_eq!(codes(&grpc("  - { matches: [{ method: {} }], backendRefs: [{ name: web }] }")), ["E4004"]);
+    assert_eq!(codes(&grpc("  - { backendRefs: [{ name: nobody }] }")), ["E4107"]);
+    let both = format!(
+        "{}---\n{}",
+        route("  - { backendRefs: [{ name: web }] }"),
+        grpc("  - { backendRefs: [{ name: web }] }")
+    );
+    let found = findings(&both);
+    assert!(
+        found.len() == 1 && found[0].contains("E4121 Warning spec.parentRefs[0] | HTTPRoute shop/r"),
+        "{found:#?}"
+    );
+}

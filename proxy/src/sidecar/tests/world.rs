@@ -303,7 +303,8 @@ where
     sender
 }
 
-/// An app: says its name, and what it was asked, as JSON. `/status/N` answers with N; `/forever` never ends.
+/// An app: says its name, and what it was asked, as JSON. `/status/N` answers with N; `/forever` never ends,
+/// `/silent` is never answered.
 pub struct App {
     pub address: SocketAddr,
     task: tokio::task::JoinHandle<()>,
@@ -351,6 +352,10 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
     let (parts, body) = request.into_parts();
     if parts.uri.path() == "/forever" {
         return Ok(Response::new(http_body_util::Either::Right(Endless { begun: false })));
+    }
+    if parts.uri.path() == "/silent" {
+        // The body is not read either.
+        std::future::pending::<()>().await;
     }
     let body = body.collect().await?;
     let trailers: Vec<_> =
