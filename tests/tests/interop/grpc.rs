@@ -73,7 +73,7 @@ impl Drop for Server {
 }
 
 pub async fn serves_with_our_files(demo: &Demo) -> Result<()> {
-    let Some(python) = python() else {
+    let Some(python) = python_with("grpc") else {
         skipped("grpcio", "HANSE_INTEROP_ENVOY_VENV has no package grpcio");
         return Ok(());
     };
@@ -115,9 +115,10 @@ pub async fn serves_with_our_files(demo: &Demo) -> Result<()> {
     Ok(())
 }
 
-fn python() -> Option<PathBuf> {
+/// The virtual environment's Python, if it has these modules.
+pub fn python_with(modules: &str) -> Option<PathBuf> {
     let python = Path::new(&std::env::var_os("HANSE_INTEROP_ENVOY_VENV")?).join("bin/python");
-    let import = Command::new(&python).args(["-c", "import grpc"]).output();
+    let import = Command::new(&python).args(["-c", &format!("import {modules}")]).output();
     import.is_ok_and(|output| output.status.success()).then_some(python)
 }
 
