@@ -187,6 +187,9 @@ pub struct NodeItem {
     /// When the node's own SVID ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_not_after: Option<Timestamp>,
+    /// Why it signs nothing for others, if so: its clock is contradicted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_signing: Option<String>,
     pub version: String,
     pub address: String,
     pub peer_address: String,

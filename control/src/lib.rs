@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod clock;
 pub mod command;
 pub mod consensus;
 pub mod io;

@@ -16,14 +16,14 @@ use crate::command::Command;
 use crate::io::authorities::Authorities;
 use crate::io::bundle_endpoint::{self, Shown};
 use crate::io::census::Census;
-use crate::io::context::{Context, OwnIdentity, StateTrust, now, stopped};
+use crate::io::context::{Context, OwnIdentity, StateTrust, stopped};
 use crate::io::driver::{self, Ended, Options, Running};
 use crate::io::http::{self, Metrics};
 use crate::io::jwt::{self, JwtKeys};
 use crate::io::key_store::{KeyFlags, KeyStore};
 use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
-use crate::io::{authorities, crl, peer_link, rotation, server, strangers, watch as watching};
+use crate::io::{authorities, clock, crl, peer_link, rotation, server, strangers, watch as watching};
 
 /// How long requests under way may take to end once the node is to stop, while it may still lead.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -286,6 +286,7 @@ fn context(
         bundle_revisions: Default::default(),
         callers: Default::default(),
         metrics: Metrics::default(),
+        joining: Default::default(),
         member_lifetime,
         stop,
     }
@@ -294,6 +295,7 @@ fn context(
 fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListener) {
     tokio::spawn(context.clone().keep_renewing(renewal_due));
     tokio::spawn(context.clone().keep_noting());
+    tokio::spawn(clock::keep_comparing(context.clone()));
     tokio::spawn(peer_link::supervise(context.clone()));
     tokio::spawn(strangers::supervise(context.clone()));
     tokio::spawn(watching::sweep_own(context.clone()));
@@ -320,7 +322,7 @@ async fn keep_lapsing(context: Arc<Context>) {
             _ = tick.tick() => {}
             () = stopped(&mut stop) => return,
         }
-        let ids = context.handle.state().view.revocations.lapsed(now());
+        let ids = context.handle.state().view.revocations.lapsed(context.time());
         if !context.handle.status().is_leader || ids.is_empty() {
             continue;
         }
@@ -346,7 +348,7 @@ async fn keep_registrations_lapsing(context: Arc<Context>) {
         if !context.handle.status().is_leader {
             continue;
         }
-        let keys = context.handle.state().lapsed_registrations(now());
+        let keys = context.handle.state().lapsed_registrations(context.time());
         if keys.is_empty() {
             continue;
         }

@@ -16,6 +16,7 @@ pub mod jwt;
 pub mod name;
 pub mod private_key;
 pub mod proof;
+pub mod rate;
 pub mod renewal;
 pub mod revocation;
 pub mod svid;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hanse_identity::{Authority, AuthorityCertificate, AuthorityState, Bundle, KeyId, NodeName};
 
-use super::context::{Context, now, stopped};
+use super::context::{Context, stopped};
 use super::key_store::{KeyPurpose, KeyStore};
 use super::keys::{self, AUTHORITY_LIFETIME, KeyFileError, NodeFile};
 use crate::command::Command;
@@ -187,7 +187,7 @@ async fn work(context: &Arc<Context>) -> Result<(), String> {
             let (maker, store) = (context.clone(), Arc::clone(&context.key_store));
             let made = tokio::task::spawn_blocking(move || {
                 let key = store.create(KeyPurpose::Authority).map_err(|e| e.to_string())?;
-                let (serial, at) = (keys::random_serial(), now());
+                let (serial, at) = (keys::random_serial(), maker.time());
                 Authority::create(&maker.trust_domain, &maker.name, key, serial, at, AUTHORITY_LIFETIME)
                     .map_err(|e| e.to_string())
             });

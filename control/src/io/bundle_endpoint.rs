@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
-use super::context::{Context, OwnIdentity, jitter, now, stopped};
+use super::context::{Context, OwnIdentity, jitter, stopped};
 use super::keys;
 
 /// Connections at the same time; more wait in the kernel's queue.
@@ -178,7 +178,7 @@ fn renew(context: &Context, own: &OwnIdentity) -> Result<Timestamp, String> {
     let revocations = &state.view.revocations;
     let authority =
         context.own_authority(&state).ok_or("none of this node's authorities is in the bundle")?;
-    let svid = keys::endpoint_svid(&authority, revocations, context.member_lifetime, now())
+    let svid = keys::endpoint_svid(&authority, revocations, context.member_lifetime, context.time())
         .map_err(|e| e.to_string())?;
     own.set(TlsIdentity::new(&svid).map_err(|e| e.to_string())?);
     context.metrics.svid_issued.inc();
@@ -189,13 +189,13 @@ async fn keep_renewing(context: Arc<Context>, own: Arc<OwnIdentity>, mut due: Ti
     let mut renewals = context.own.renewals();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(due.left(now()).min(LONGEST_USE)) => {}
+            () = tokio::time::sleep(due.left(context.time()).min(LONGEST_USE)) => {}
             // Another authority signs, perhaps.
             Ok(()) = renewals.changed() => {}
         }
         due = renew(&context, &own).unwrap_or_else(|why| {
             tracing::error!(why, "the bundle endpoint's SVID cannot be renewed");
-            now() + RENEWAL_RETRY
+            context.time() + RENEWAL_RETRY
         });
     }
 }

@@ -185,6 +185,9 @@ pub struct NodeReport {
     /// What time it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Timestamp>,
+    /// Why it signs nothing for others, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_signing: Option<String>,
 }
 
 /// What all nodes answered, and who did not.
@@ -457,7 +460,8 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
             status: context.handle.status(),
             certificate_not_after: context.own.identity().map(|own| own.facts.not_after),
             version: VERSION.to_owned(),
-            clock: Some(now()),
+            clock: Some(context.handle.clock().now()),
+            not_signing: context.handle.clock().contradiction().map(|why| why.to_string()),
         }),
     }
 }

@@ -19,6 +19,7 @@ use super::dial::ALPN_H2;
 use super::driver::Handle;
 use super::http::Metrics;
 use super::issuance::Recorder;
+use super::joining::JoinRates;
 use super::jwt::JwtKeys;
 use super::key_store::KeyStore;
 use super::keys;
@@ -59,6 +60,8 @@ pub struct Context {
     /// Who is connected to this node below an outgoing authority.
     pub callers: OutgoingCallers,
     pub metrics: Metrics,
+    /// How often it has been tried to join lately.
+    pub joining: JoinRates,
     /// Lifetime of members' SVIDs that this node signs: its own and agents'.
     pub member_lifetime: Duration,
     /// True once the node is to stop.
@@ -262,6 +265,12 @@ impl Context {
         SpiffeId::member(&self.trust_domain, MemberRole::Node, &self.name)
     }
 
+    /// What time it is by this node, or by the others if they contradict it: for what enters the log, and for what this node
+    /// signs for itself.
+    pub fn time(&self) -> Timestamp {
+        self.handle.clock().agreed()
+    }
+
     /// Whether this node itself is revoked: then nobody should listen to it, and those who do are to go elsewhere.
     pub fn is_revoked(&self) -> bool {
         self.handle.state().node_revocation(&self.name).is_some()
@@ -272,7 +281,7 @@ impl Context {
         let state = self.handle.state();
         let revocations = &state.view.revocations;
         let authority = self.own_authority(&state).ok_or("none of its authorities is in the bundle")?;
-        let svid = keys::node_svid(&authority, &self.name, revocations, self.member_lifetime, now())
+        let svid = keys::node_svid(&authority, &self.name, revocations, self.member_lifetime, self.time())
             .map_err(|e| e.to_string())?;
         let identity = TlsIdentity::new(&svid).map_err(|e| e.to_string())?;
         self.own.set(identity);
@@ -303,7 +312,7 @@ impl Context {
         let (mut stop, mut states) = (self.stop.clone(), self.handle.states());
         loop {
             tokio::select! {
-                () = tokio::time::sleep(due.left(now())) => {}
+                () = tokio::time::sleep(due.left(self.time())) => {}
                 changed = states.changed() => {
                     if changed.is_err() {
                         return;
@@ -318,7 +327,7 @@ impl Context {
                 Ok(due) => due,
                 Err(why) => {
                     tracing::error!(why, "the node's own SVID cannot be renewed");
-                    now() + RENEWAL_RETRY
+                    self.time() + RENEWAL_RETRY
                 }
             };
         }

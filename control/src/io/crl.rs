@@ -11,7 +11,7 @@ use hanse_identity::{Crl, Timestamp};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
-use super::context::{Context, now, stopped};
+use super::context::{Context, stopped};
 use crate::command::Command;
 use crate::state::State;
 
@@ -27,8 +27,8 @@ pub async fn keep_publishing(context: Arc<Context>) {
     let (mut stop, mut feed) = (context.stop.clone(), context.handle.feed());
     let mut published: Option<Instant> = None;
     loop {
-        let wait = match due(&context, &context.handle.state(), now()) {
-            Ok(Due::Later(at)) => at.left(now()).min(LOOK),
+        let wait = match due(&context, &context.handle.state(), context.time()) {
+            Ok(Due::Later(at)) => at.left(context.time()).min(LOOK),
             Ok(Due::Now(crl)) => {
                 if let Some(before) = published {
                     tokio::time::sleep_until(before + PACE).await;

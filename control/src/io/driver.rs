@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::command::{Actor, Command, Outcome, Proposal};
 use crate::consensus::{Disk, DiskError, MemoryDisk, Outgoing, ProposeRefusal, Timing};
+use crate::io::clock::NodeClock;
 use crate::io::keys::{self, NodeFile};
 use crate::io::store::Store;
 use crate::node::{self, Input, Node, OpenError};
@@ -63,6 +64,7 @@ pub struct Handle {
     ring: Arc<Mutex<Ring>>,
     inbox: Inbox,
     transport: Arc<dyn Transport>,
+    clock: Arc<NodeClock>,
 }
 
 /// Why a write has no outcome. It may or may not be applied later; retry with the same proposal id is safe and
@@ -334,6 +336,7 @@ impl Opened {
             ring: ring.clone(),
             inbox: self.inbox,
             transport: transport.clone(),
+            clock: Arc::default(),
         };
         let publisher = running::Publisher { state: self.state, status: status_in, feed, ring };
         let running = running::start(self.node, self.disk, self.queues, transport, publisher)
@@ -347,7 +350,8 @@ impl Handle {
     /// When it returns an outcome, this node's `state()` has it too (unless this node lags by more than a second).
     pub async fn propose(&self, actor: impl Into<Actor>, command: Command) -> Result<Outcome, ProposeError> {
         let Actor { id: actor, certificate } = actor.into();
-        let proposal = Proposal { id: keys::random_u64(), now: keys::now(), actor, certificate, command };
+        let (id, now) = (keys::random_u64(), self.clock.agreed());
+        let proposal = Proposal { id, now, actor, certificate, command };
         self.propose_until(Arc::new(proposal), PROPOSE_DEADLINE).await
     }
 
@@ -473,6 +477,11 @@ impl Handle {
     pub fn changes_since(&self, revision: u64) -> Option<Vec<Arc<Applied>>> {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         ring.since(revision, self.state.borrow().view.revision.0)
+    }
+
+    /// What time it is here.
+    pub fn clock(&self) -> &NodeClock {
+        &self.clock
     }
 
     /// This node's Raft id.

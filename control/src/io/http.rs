@@ -34,6 +34,7 @@ const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 pub struct Metrics {
     pub svid_issued: Counter,
     pub jwt_issued: Counter,
+    pub signings_refused: Counter,
     pub denied: Counter,
     pub handshakes_failed: Counter,
     pub connections_cut: Counter,
@@ -97,6 +98,9 @@ pub fn unready(context: &Context) -> Option<String> {
     if context.handle.status().leader.is_none() {
         return Some("the cluster has no leader that this node knows of".to_owned());
     }
+    if let Some(why) = context.handle.clock().contradiction() {
+        return Some(format!("{why}: this node signs nothing"));
+    }
     match context.own.identity() {
         Some(own) if own.facts.not_after > now() => None,
         _ => Some("the node has no valid SVID".to_owned()),
@@ -144,6 +148,12 @@ fn metrics(context: &Context) -> Response<Full<Bytes>> {
     let counters = &context.metrics;
     registry.register("svid_issued", "SVIDs signed by this node", counters.svid_issued.clone());
     registry.register("jwt_issued", "JWT-SVIDs signed by this node", counters.jwt_issued.clone());
+    registry.register(
+        "signings_refused",
+        "Certificates and tokens that were not signed because this node's clock is contradicted",
+        counters.signings_refused.clone(),
+    );
+    registry.register("joins_refused", "Joins that were tried too often", context.joining.refused.clone());
     registry.register("requests_denied", "Requests that the role table denied", counters.denied.clone());
     registry.register("handshakes_failed", "TLS handshakes that failed", counters.handshakes_failed.clone());
     registry.register(
@@ -226,6 +236,21 @@ fn registry_metrics(context: &Context, registry: &mut Registry) {
             context.peers.refused(),
         ),
         ("own_svid_seconds_left", "Seconds until this node's own SVID ends", left),
+        (
+            "clocks_known",
+            "Other nodes whose clocks are compared with this one",
+            context.handle.clock().known() as u64,
+        ),
+        (
+            "clock_skew_milliseconds",
+            "Difference from the other node's clock that differs most",
+            u64::try_from(context.handle.clock().skew().as_millis()).unwrap_or(u64::MAX),
+        ),
+        (
+            "clock_contradicted",
+            "Whether more than half of the nodes contradict this node's clock: it signs nothing then",
+            u64::from(context.handle.clock().contradiction().is_some()),
+        ),
     ] {
         gauge(registry, name, help, value);
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::context::{now, stopped};
+use super::context::stopped;
 use super::driver::Handle;
 use super::keys::random_u64;
 use crate::command::{Answer, Command, Proposal};
@@ -118,7 +118,8 @@ async fn propose(
     handle.status().leader?;
     let command = Command::Issued { records };
     let (actor, certificate) = (String::new(), None);
-    let proposal = Arc::new(Proposal { id: random_u64(), now: now(), actor, certificate, command });
+    let (id, now) = (random_u64(), handle.clock().agreed());
+    let proposal = Arc::new(Proposal { id, now, actor, certificate, command });
     match handle.propose_until(proposal, WITHIN).await.map(|outcome| outcome.result) {
         Ok(Ok(Answer::Issued { refused })) => Some(refused),
         Ok(other) => {

@@ -32,7 +32,7 @@ use super::census::{SdsReport, StreamKey};
 use super::context::{Context, now, stopped};
 use super::issuance::Recorded;
 use super::keys::random_serial;
-use super::quorum::{Leash, NO_QUORUM, NODE_REVOKED};
+use super::quorum::{CLOCK_CONTRADICTED, Leash, NO_QUORUM, NODE_REVOKED};
 use super::roles::{caller_of, connection_of};
 use super::status::{answered, no_outcome, refused};
 use super::watch::SIGN_OF_LIFE;
@@ -40,7 +40,7 @@ use crate::admin::SubscriberKind;
 use crate::command::Command;
 use crate::state::State;
 use crate::state::hosts::HostJoin;
-use crate::state::issuance::{IssuedRecord, IssuedSvid};
+use crate::state::issuance::{IssuedRecord, IssuedSvid, MAX_ISSUED_PER_AGENT};
 use crate::wire::issue::issue_server::Issue;
 
 /// How long an SVID waits for a read that has seen every acknowledged revocation, before the local State decides.
@@ -74,9 +74,15 @@ impl IssueService {
         csr_der: &[u8],
     ) -> Result<Vec<Vec<u8>>, Status> {
         let context = &self.context;
+        let now = self.time_to_sign()?;
+        if state.private.issued.of_agent(agent) >= MAX_ISSUED_PER_AGENT {
+            return Err(Status::resource_exhausted(format!(
+                "{MAX_ISSUED_PER_AGENT} certificates of agent {agent} and its workloads live: no more are issued before some end"
+            )));
+        }
         let none = || Status::unavailable("none of this node's authorities signs at the moment: ask again");
         let signer = context.signing_authority(state).ok_or_else(none)?;
-        let issued = issue(ticket, csr_der, &signer, random_serial(), now())
+        let issued = issue(ticket, csr_der, &signer, random_serial(), now)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let facts = &issued.facts;
         let authority = signing_key(&signer);
@@ -92,7 +98,7 @@ impl IssueService {
             authority,
             agent: agent.clone(),
             node: context.name.clone(),
-            issued: Some(now()),
+            issued: Some(now),
             not_after: facts.not_after,
         };
         let record = IssuedRecord { svid, granted: state.view.revision.0, handed_out: false };
@@ -109,6 +115,14 @@ impl IssueService {
         context.metrics.svid_issued.inc();
         tracing::info!(id = %facts.id, serial = %facts.serial, not_after = %facts.not_after, recorded, "SVID issued");
         Ok(issued.chain)
+    }
+
+    /// The time by which this node signs, if its clock is not contradicted.
+    fn time_to_sign(&self) -> Result<Timestamp, Status> {
+        let time = self.context.handle.clock().to_sign_by();
+        time.inspect_err(|_| {
+            self.context.metrics.signings_refused.inc();
+        })
     }
 
     fn member_ticket(&self, state: &State, id: &SpiffeId) -> Result<Ticket, Status> {
@@ -224,8 +238,11 @@ impl Issue for IssueService {
         &self,
         request: Request<JoinAgentRequest>,
     ) -> Result<Response<JoinAgentReply>, Status> {
-        let binding = connection_of(&request)?.binding;
-        let request = request.into_inner();
+        // First: what is refused for another reason is not asked again elsewhere.
+        self.time_to_sign()?;
+        let info = connection_of(&request)?;
+        self.context.joining.from(info.remote.ip())?;
+        let (binding, request) = (info.binding, request.into_inner());
         let agent: NodeName = request
             .agent
             .parse()
@@ -243,7 +260,11 @@ impl Issue for IssueService {
             hanse_identity::token::TokenError::Expired(_) => Status::permission_denied(e.to_string()),
             _ => unknown(),
         })?;
-        let command = Command::AgentJoin { invite: request.invite, request_hash: request_hash(&signed) };
+        let request_hash = request_hash(&signed);
+        // Who is refused again and again writes nothing into the log, and who is let in not much.
+        state.may_join(&request.invite, &request_hash, proof_time(invite)).map_err(|e| refused(&e))?;
+        self.context.joining.with(&request.invite)?;
+        let command = Command::AgentJoin { invite: request.invite, request_hash };
         self.admit(&agent, command, &request.csr_der).await
     }
 
@@ -251,8 +272,10 @@ impl Issue for IssueService {
         &self,
         request: Request<AttestAgentRequest>,
     ) -> Result<Response<JoinAgentReply>, Status> {
+        self.time_to_sign()?;
         // The challenge is the session, for one proof, and for as long as a connection without a client certificate lasts.
         let info = connection_of(&request)?;
+        self.context.joining.from(info.remote.ip())?;
         if info.caller.is_some() || info.attested.swap(true, Ordering::AcqRel) {
             let why = "a host shows its certificate once, over a connection of its own without a client certificate";
             return Err(Status::permission_denied(why));
@@ -283,6 +306,7 @@ impl Issue for IssueService {
             tracing::warn!(%agent, why = %refusal, "a host is not let in");
             return Err(refused(&refusal));
         }
+        self.context.joining.with(&join.certificate.fingerprint)?;
         let command = Command::AgentAttest { agent: agent.clone(), join, since: settings.since };
         self.admit(&agent, command, &request.csr_der).await
     }
@@ -310,14 +334,14 @@ impl Issue for IssueService {
 
     async fn issue_jwt(&self, request: Request<IssueJwtRequest>) -> Result<Response<JwtReply>, Status> {
         let (agent, _) = agent_of(&request)?;
-        let request = request.into_inner();
+        let (request, now) = (request.into_inner(), self.time_to_sign()?);
         let state = self.fresh_state().await;
         let ticket = self.workload_ticket(&state, agent, &request.spiffe_id, &request.selectors)?;
         let bundle = own_bundle(&state)?;
         let unpublished = || Status::unavailable(JwtIssueError::NotPublished.to_string());
-        let key = self.context.jwt.signing(bundle, now()).ok_or_else(unpublished)?;
+        let key = self.context.jwt.signing(bundle, now).ok_or_else(unpublished)?;
         let wanted = (request.ttl_seconds != 0).then(|| Duration::from_secs(request.ttl_seconds));
-        let issued = key.issue(ticket, bundle, &request.audience, wanted, now()).map_err(|e| match e {
+        let issued = key.issue(ticket, bundle, &request.audience, wanted, now).map_err(|e| match e {
             JwtIssueError::Audience(_) => Status::invalid_argument(e.to_string()),
             _ => Status::internal(e.to_string()),
         })?;
@@ -368,7 +392,12 @@ impl AgentStream<'_> {
         let (mut states, mut stop) = (self.context.handle.states(), self.context.stop.clone());
         let mut refresh = tokio::time::interval(AGENT_REFRESH);
         let mut look = tokio::time::interval(SIGN_OF_LIFE);
-        let mut leash = Leash::new(self.context.handle.status().leader.is_some(), Instant::now());
+        // A node that is cut off, or that signs nothing, is no node to stay with while there is a better one.
+        let is_fit = || {
+            let handle = &self.context.handle;
+            handle.status().leader.is_some() && handle.clock().contradiction().is_none()
+        };
+        let mut leash = Leash::new(is_fit(), Instant::now());
         let mut told: Option<AgentState> = None;
         let (mut acknowledged, mut out_since) = (0, None);
         loop {
@@ -430,9 +459,12 @@ impl AgentStream<'_> {
                     _ => return,
                 },
                 _ = look.tick() => {
-                    let led = self.context.handle.status().leader.is_some();
-                    if leash.is_over(led, Instant::now()) {
-                        let _ = self.down.try_send(Err(Status::unavailable(NO_QUORUM)));
+                    if leash.is_over(is_fit(), Instant::now()) {
+                        let why = match self.context.handle.status().leader {
+                            Some(_) => CLOCK_CONTRADICTED,
+                            None => NO_QUORUM,
+                        };
+                        let _ = self.down.try_send(Err(Status::unavailable(why)));
                         return;
                     }
                 }

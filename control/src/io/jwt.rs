@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hanse_identity::{AuthorityState, Bundle, JwtAuthority, JwtKey, KeyId, Timestamp, TrustDomain};
 
-use super::context::{Context, now, stopped};
+use super::context::{Context, stopped};
 use super::key_store::{KeyPurpose, KeyStore, KeyStoreError};
 use crate::command::Command;
 use crate::state::State;
@@ -132,7 +132,7 @@ pub async fn keep(context: Arc<Context>) {
 impl JwtKeys {
     fn next(&self, state: &State, context: &Context) -> Step {
         match state.view.bundles.get(&context.trust_domain) {
-            Some(bundle) => step(&self.held.load(), bundle, now()),
+            Some(bundle) => step(&self.held.load(), bundle, context.time()),
             None => Step::Rest,
         }
     }
@@ -155,7 +155,7 @@ async fn work(context: &Arc<Context>) -> Result<(), String> {
         Step::Publish(key_id) => {
             let held = keys.held.load();
             let held = held.iter().find(|h| h.key.key_id() == key_id).ok_or("the key has gone")?;
-            let authority = held.key.authority(now() + JWT_KEY_LIFETIME);
+            let authority = held.key.authority(context.time() + JWT_KEY_LIFETIME);
             let command = Command::JwtAuthorityPublish { node: context.name.clone(), authority };
             let outcome = context.handle.propose("", command).await.map_err(|e| e.to_string())?;
             outcome.result.map_err(|refusal| refusal.to_string())?;

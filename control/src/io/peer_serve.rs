@@ -92,10 +92,13 @@ fn peer_addresses(state: &State) -> Vec<String> {
 #[tonic::async_trait]
 impl Peer for PeerService {
     async fn join(&self, request: Request<Document>) -> Result<Response<Document>, Status> {
-        let binding = connection_of(&request)?.binding;
+        let info = connection_of(&request)?;
+        self.context.joining.from(info.remote.ip())?;
         let request: JoinRequest = read("join request", request.get_ref())?;
         let state = self.context.handle.read().await.map_err(|e| no_outcome(&e))?;
-        prove(&state, &request, &binding)?;
+        prove(&state, &request, &info.binding)?;
+        // Each phase may write into the log, or dial.
+        self.context.joining.with(&request.invite)?;
         let reply = match request.phase {
             Phase::Preflight => self.preflight(&state, &request).await,
             Phase::Commit => self.commit(&state, &request).await?,

@@ -1,4 +1,4 @@
-//! Quorum: when a subscriber's stream ends because this node has nobody to follow.
+//! Quorum: when a subscriber's stream ends because this node has nobody to follow, or an agent's because it signs nothing.
 //!
 //! A node that is cut off from its cluster hears of no revocation, and neither would those who go on listening to it:
 //! they are sent away, to find one that is not cut off. Who finds none comes back and is kept longer, so that with no
@@ -12,6 +12,9 @@ pub const LEADERLESS: Duration = Duration::from_secs(3);
 pub const LEADERLESS_FROM_THE_START: Duration = Duration::from_secs(20);
 /// What a stream ends with.
 pub const NO_QUORUM: &str = "this node has no quorum: what it knows may be old";
+/// What an agent's stream ends with at a node that signs nothing.
+pub const CLOCK_CONTRADICTED: &str =
+    "this node's clock is contradicted by the others: it signs nothing, use another one";
 
 /// What a stream ends with at a node that is revoked.
 pub const NODE_REVOKED: &str = "this node is revoked: use another one";
@@ -19,23 +22,23 @@ pub const NODE_REVOKED: &str = "this node is revoked: use another one";
 /// How much longer one stream may go on.
 #[derive(Clone, Copy, Debug)]
 pub struct Leash {
-    /// When there was a leader last, or the stream began.
-    led: Instant,
+    /// When the node was fit to be listened to last, or the stream began.
+    fit: Instant,
     within: Duration,
 }
 
 impl Leash {
-    pub fn new(led: bool, now: Instant) -> Self {
-        Self { led: now, within: if led { LEADERLESS } else { LEADERLESS_FROM_THE_START } }
+    pub fn new(is_fit: bool, now: Instant) -> Self {
+        Self { fit: now, within: if is_fit { LEADERLESS } else { LEADERLESS_FROM_THE_START } }
     }
 
-    /// Takes in whether there is a leader; says whether the stream has to end.
-    pub fn is_over(&mut self, led: bool, now: Instant) -> bool {
-        if led {
+    /// Takes in whether there is a leader, and nothing else against the node; says whether the stream has to end.
+    pub fn is_over(&mut self, is_fit: bool, now: Instant) -> bool {
+        if is_fit {
             *self = Self::new(true, now);
             return false;
         }
-        now.duration_since(self.led) >= self.within
+        now.duration_since(self.fit) >= self.within
     }
 }
 

@@ -147,7 +147,7 @@ async fn peer_parts(context: &Context, state: &State) -> Vec<BundlePart> {
 }
 
 async fn begin_if_due(context: &Context, state: &State) {
-    if !is_due(state, now()) {
+    if !is_due(state, context.time()) {
         return;
     }
     match context.handle.propose("", Command::RotateBegin { authority: None, reissue: false }).await {

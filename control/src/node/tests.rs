@@ -13,6 +13,7 @@ use crate::consensus::MemoryDisk;
 use crate::state::NodeRecord;
 
 mod alone;
+mod joins;
 mod storm;
 
 /// SplitMix64: the World's only source of chance.

@@ -32,12 +32,14 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::admin::*;
 use crate::client::{Client, ClientErrorKind, Credential};
+use crate::io::context::now;
 use crate::io::dial::{self, ALPN_H2, FixedIdentity, FixedTrust, Link as Dialled};
 use crate::io::key_store::{FileKeyStore, KeyStore};
 use crate::io::keys::{NewNode, new_key_pair};
 
 mod agents;
 mod bundles;
+mod clocks;
 mod duties;
 mod fixture;
 mod hosts;

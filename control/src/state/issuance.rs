@@ -22,6 +22,8 @@ use crate::command::{Answer, Refusal};
 pub const MAX_ISSUED_BATCH: usize = 256;
 /// Most records that are kept; beyond, those that end soonest go.
 pub const MAX_ISSUED: usize = 500_000;
+/// Most records of one agent, so that one revocation takes all that a host has been given.
+pub const MAX_ISSUED_PER_AGENT: usize = MAX_SERIALS - 4096;
 /// How long after its end a record is kept: the clock of whoever proposes may run ahead.
 pub const ISSUED_MARGIN: Duration = Duration::from_secs(300);
 
@@ -63,6 +65,7 @@ pub struct IssuedRecord {
 pub struct Issuance {
     by_serial: BTreeMap<Serial, IssuedSvid>,
     by_end: BTreeSet<(Timestamp, Serial)>,
+    of_agents: BTreeMap<NodeName, usize>,
 }
 
 impl Issuance {
@@ -78,6 +81,11 @@ impl Issuance {
         self.by_serial.get(serial)
     }
 
+    /// How many there are of that agent and its workloads.
+    pub fn of_agent(&self, agent: &NodeName) -> usize {
+        self.of_agents.get(agent).copied().unwrap_or(0)
+    }
+
     /// Those that still live at `now`, or may by a clock that is behind.
     pub fn live(&self, now: Timestamp) -> impl Iterator<Item = &IssuedSvid> {
         let lives = move |(end, _): &&(Timestamp, Serial)| *end + ISSUED_MARGIN > now;
@@ -85,9 +93,8 @@ impl Issuance {
     }
 
     fn insert(&mut self, svid: IssuedSvid) {
-        if let Some(known) = self.by_serial.get(&svid.serial) {
-            self.by_end.remove(&(known.not_after, known.serial.clone()));
-        }
+        self.remove(&svid.serial);
+        *self.of_agents.entry(svid.agent.clone()).or_default() += 1;
         self.by_end.insert((svid.not_after, svid.serial.clone()));
         self.by_serial.insert(svid.serial.clone(), svid);
         while self.len() > MAX_ISSUED {
@@ -102,8 +109,19 @@ impl Issuance {
     }
 
     fn drop_first(&mut self) {
-        if let Some((_, serial)) = self.by_end.pop_first() {
-            self.by_serial.remove(&serial);
+        if let Some((_, serial)) = self.by_end.first().cloned() {
+            self.remove(&serial);
+        }
+    }
+
+    fn remove(&mut self, serial: &Serial) {
+        let Some(svid) = self.by_serial.remove(serial) else { return };
+        self.by_end.remove(&(svid.not_after, svid.serial));
+        if let Some(left) = self.of_agents.get_mut(&svid.agent) {
+            *left -= 1;
+            if *left == 0 {
+                self.of_agents.remove(&svid.agent);
+            }
         }
     }
 }
@@ -123,7 +141,9 @@ impl State {
             let against = self.against(record);
             // Nobody waits any more for what such an authority signs.
             let too_late = self.private.rotation.as_ref().is_some_and(|r| r.is_left(&record.svid.authority));
-            if (too_late || !against.is_empty()) && !record.handed_out {
+            // Many nodes may have let the last few pass at the same time: what is beyond all measure is not handed out.
+            let too_many = self.private.issued.of_agent(&record.svid.agent) >= MAX_SERIALS;
+            if (too_late || too_many || !against.is_empty()) && !record.handed_out {
                 refused.insert(serial.clone());
                 continue;
             }
@@ -165,8 +185,12 @@ impl State {
         now: Timestamp,
     ) -> Result<(BTreeSet<Serial>, BTreeSet<KeyId>), Refusal> {
         let live = self.private.issued.live(now);
+        // What is revoked by its name, or its key, needs no number: those that end last are for published lists.
+        let by_name = matches!(target, RevocationTarget::Identity(_) | RevocationTarget::Key(_));
         let of = |hit: &dyn Fn(&IssuedSvid) -> bool| -> Result<BTreeSet<Serial>, Refusal> {
-            let serials: BTreeSet<Serial> = live.filter(|s| hit(s)).map(|s| s.serial.clone()).collect();
+            let most = if by_name { MAX_SERIALS } else { usize::MAX };
+            let serials: BTreeSet<Serial> =
+                live.filter(|s| hit(s)).take(most).map(|s| s.serial.clone()).collect();
             if serials.len() > MAX_SERIALS {
                 let why = format!(
                     "{} live certificates of {target}, one revocation takes {MAX_SERIALS}",

@@ -10,7 +10,7 @@ use hanse_federation::{Change, PeerFact};
 use hanse_identity::crl::MAX_CRL_BYTES;
 use hanse_identity::name::MemberRole;
 use hanse_identity::token::{Admits, Invite};
-use hanse_identity::{ClusterName, SpiffeId, Timestamp};
+use hanse_identity::{ClusterName, NodeName, Timestamp};
 
 use super::catalog::check_host_port;
 use super::{
@@ -72,30 +72,41 @@ impl State {
         }
     }
 
-    pub(super) fn agent_join(&mut self, id: &str, request_hash: &str, now: Timestamp) -> Decision {
+    /// Which agent that request makes by the invite, and whether (`true`) it has done so already. Asked before it is
+    /// proposed too.
+    pub fn may_join(
+        &self,
+        id: &str,
+        request_hash: &str,
+        now: Timestamp,
+    ) -> Result<(NodeName, bool), Refusal> {
         let (invite, used) = self.usable(id, request_hash, now)?;
         let Admits::Agent(name) = invite.admits.clone() else {
             return Err(Refusal::NotAllowed(format!("invite {id} admits a cluster, not an agent")));
         };
-        let agent = SpiffeId::member(&self.view.trust_domain, MemberRole::Agent, &name);
+        let agent = self.agent_id(&name);
         if let Some(revocation) = self.view.revocations.of_identity(&agent) {
             return Err(Refusal::NotAllowed(format!("{agent} is revoked by {}", revocation.id)));
         }
+        // It was evicted since, or has joined with another token: this one must not bring it back.
+        let still = |a: &AgentRecord| a.invite == id && a.evicted.is_none();
+        if used && !self.private.agents.get(&name).is_some_and(still) {
+            return Err(Refusal::Precondition(format!("invite {id} has been used; ask for a new token")));
+        }
+        Ok((name, used))
+    }
+
+    pub(super) fn agent_join(&mut self, id: &str, request_hash: &str, now: Timestamp) -> Decision {
+        let (name, used) = self.may_join(id, request_hash, now)?;
         if used {
-            // It was evicted since, or has joined with another token: this one must not bring it back.
-            let still = |a: &AgentRecord| a.invite == id && a.evicted.is_none();
-            return match self.private.agents.get(&name).is_some_and(still) {
-                true => already(),
-                false => {
-                    Err(Refusal::Precondition(format!("invite {id} has been used; ask for a new token")))
-                }
-            };
+            return already();
         }
         self.forget_evicted(now);
         if !self.private.agents.contains_key(&name) {
             bounded("agents", self.private.agents.len(), MAX_AGENTS)?;
         }
         self.consume(id, request_hash);
+        let agent = self.agent_id(&name);
         let record = AgentRecord { invite: id.to_owned(), ..AgentRecord::new(name.clone(), agent, now) };
         self.private.agents.insert(name, record);
         Ok((Answer::Done, Vec::new()))

@@ -12,8 +12,8 @@ use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
-use crate::wire::workload::X509svidRequest;
 use crate::wire::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use crate::wire::workload::{X509svid, X509svidRequest};
 
 /// What SPIFFE Workload Endpoint §4 has before the path.
 const SCHEME: &str = "unix://";
@@ -70,11 +70,16 @@ impl std::fmt::Display for WorkloadApi {
 impl WorkloadApi {
     /// The default identity of this process: the first SVID that is given.
     pub async fn fetch(&self, timeout: Duration) -> Result<Fetched, FetchError> {
-        let fetched = tokio::time::timeout(timeout, self.first()).await;
+        Ok(self.fetch_all(timeout).await?.swap_remove(0))
+    }
+
+    /// Every SVID that this process is given, the default one first; there is one at least.
+    pub async fn fetch_all(&self, timeout: Duration) -> Result<Vec<Fetched>, FetchError> {
+        let fetched = tokio::time::timeout(timeout, self.given()).await;
         fetched.map_err(|_| FetchError::Timeout(timeout))?
     }
 
-    async fn first(&self) -> Result<Fetched, FetchError> {
+    async fn given(&self) -> Result<Vec<Fetched>, FetchError> {
         let path = self.0.clone();
         let connector = tower::service_fn(move |_: http::Uri| {
             let path = path.clone();
@@ -89,13 +94,19 @@ impl WorkloadApi {
             .insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
         let mut answers = client.fetch_x509svid(request).await?.into_inner();
         let answer = answers.next().await.ok_or(FetchError::None)??;
-        let given = answer.svids.into_iter().next().ok_or(FetchError::None)?;
+        let given: Vec<Fetched> = answer.svids.into_iter().map(Fetched::read).collect::<Result<_, _>>()?;
+        if given.is_empty() { Err(FetchError::None) } else { Ok(given) }
+    }
+}
+
+impl Fetched {
+    fn read(given: X509svid) -> Result<Self, FetchError> {
         let malformed = FetchError::Malformed;
         let chain = certificates(&given.x509_svid).ok_or(malformed("its chain is not DER after DER"))?;
         let authorities = certificates(&given.bundle).ok_or(malformed("its bundle is not DER after DER"))?;
         let svid = Svid::new(chain, Zeroizing::new(given.x509_svid_key))?;
         let trust_domain = svid.facts.id.trust_domain().clone();
-        Ok(Fetched { svid, trust_domain, authorities })
+        Ok(Self { svid, trust_domain, authorities })
     }
 }
 

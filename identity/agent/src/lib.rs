@@ -11,7 +11,6 @@ pub mod client;
 #[cfg(test)]
 mod fixture;
 pub mod io;
-pub mod rate;
 pub mod secrets;
 pub mod subscription;
 pub mod wire;

@@ -19,6 +19,19 @@ fn rule(result: Result<SvidFacts, SvidError>) -> &'static str {
     }
 }
 
+/// By their types: nothing can be read back from memory that was freed.
+#[test]
+fn private_keys_are_wiped_when_they_are_dropped() {
+    fn wiped(_: &impl zeroize::ZeroizeOnDrop) {}
+    let svid = svid(&authority(&east()), REVIEWS, 9);
+    wiped(&svid.key);
+    wiped(&svid.key_pem());
+    let local = crate::PrivateKey::local(key()).unwrap();
+    let written = local.to_pkcs8().unwrap();
+    wiped(&written);
+    assert!(!written.is_empty());
+}
+
 #[test]
 fn facts_are_what_the_certificate_says() {
     let authority = authority(&east());

@@ -96,6 +96,20 @@ fn hop_by_hop_headers_and_nominees_end_here() {
     assert!(!headers.contains_key(header::TE), "a second value ends here too");
 }
 
+/// JWT-SVID §5.2, §5.3: a token is between the caller and the app.
+#[test]
+fn j_8_a_bearer_token_goes_through_as_it_came() {
+    let token = HeaderValue::from_static("Bearer eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJzcGlmZmU6Ly9lL2EifQ.c2ln");
+    let mut headers = HeaderMap::new();
+    headers.append(header::AUTHORIZATION, token.clone());
+    headers.append(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+    strip_reserved(&mut headers);
+    strip_hop_by_hop(&mut headers);
+    join_cookies(&mut headers);
+    assert_eq!(headers.get_all(header::AUTHORIZATION).iter().collect::<Vec<_>>(), [&token]);
+    assert_eq!(headers.len(), 1);
+}
+
 #[test]
 fn a_body_that_two_readers_would_end_at_different_places_is_refused() {
     let framing = |fields: &[(&'static str, &'static str)]| {

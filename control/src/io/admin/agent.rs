@@ -112,7 +112,7 @@ pub async fn unban(call: Call, request: AgentUnbanRequest) -> Result<Written, St
 }
 
 pub async fn allow(call: Call, request: AgentAllowRequest) -> Result<Written, Status> {
-    let until = now() + Duration::from_secs(request.ttl_seconds);
+    let until = call.context.time() + Duration::from_secs(request.ttl_seconds);
     call.written(Command::AgentAllow { agent: request.agent, until }).await
 }
 

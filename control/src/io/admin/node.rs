@@ -36,19 +36,27 @@ pub async fn list(call: Call, _: NodeListRequest) -> Result<NodeList, Status> {
     let items: Vec<_> = nodes.values().map(row).collect();
     let answering = items.iter().filter(|i| !matches!(i.state, NodeState::Silent | NodeState::Revoked));
     let quorum = Quorum::new(nodes.len(), answering.count());
-    let clocks = reports.iter().filter_map(|(name, report)| Some((name, report.clock?)));
+    let clocks =
+        reports.iter().filter_map(|(name, report)| Some((name, report.clock?, report.not_signing.is_none())));
+    let signs_nothing = |i: &NodeItem| {
+        Some(Warning {
+            code: "E3104".to_owned(),
+            message: format!("{} signs nothing: {}", i.node, i.not_signing.as_ref()?),
+        })
+    };
+    reading.warnings.extend(items.iter().filter_map(signs_nothing));
     reading.warnings.extend(off(clocks.collect()));
     Ok(NodeList { meta: reading.meta, items, quorum, warnings: reading.warnings })
 }
 
-/// Whose clock is not that of the others: nodes sign by their own. They answer within a second.
-fn off(mut clocks: Vec<(&NodeName, Timestamp)>) -> Vec<Warning> {
-    clocks.sort_by_key(|(_, clock)| *clock);
-    let Some(&(_, middle)) = clocks.get(clocks.len() / 2) else { return Vec::new() };
-    let warning = |(node, clock): (&NodeName, Timestamp)| {
+/// Whose clock is not that of the others, and signs by it. They answer within a second.
+fn off(mut clocks: Vec<(&NodeName, Timestamp, bool)>) -> Vec<Warning> {
+    clocks.sort_by_key(|(_, clock, _)| *clock);
+    let Some(&(_, middle, _)) = clocks.get(clocks.len() / 2) else { return Vec::new() };
+    let warning = |(node, clock, signs): (&NodeName, Timestamp, bool)| {
         let (ahead, behind) = (clock.since(middle), middle.since(clock));
         let (by, how) = if ahead > behind { (ahead, "ahead of") } else { (behind, "behind") };
-        (by > MAX_CLOCK_SKEW).then(|| Warning {
+        (signs && by > MAX_CLOCK_SKEW).then(|| Warning {
             code: "E3103".to_owned(),
             message: format!(
                 "the clock of {node} is {} s {how} the others' (limit {} s): what it signs begins and ends by it",
@@ -86,6 +94,7 @@ fn item(
         applied: status.map_or(0, |s| s.applied),
         lag,
         certificate_not_after: report.and_then(|r| r.certificate_not_after),
+        not_signing: report.and_then(|r| r.not_signing.clone()),
         version: report.map(|r| r.version.clone()).unwrap_or_default(),
         address: node.address.clone(),
         peer_address: node.peer_address.clone(),
@@ -123,7 +132,8 @@ mod tests {
     fn a_clock_that_the_others_contradict_is_told() {
         let names: Vec<NodeName> = ["east-1", "east-2", "east-3"].map(|name| name.parse().unwrap()).into();
         let told = |seconds: &[u64]| {
-            let clocks = names.iter().zip(seconds).map(|(name, at)| (name, Timestamp::from_seconds(*at)));
+            let clocks =
+                names.iter().zip(seconds).map(|(name, at)| (name, Timestamp::from_seconds(*at), true));
             off(clocks.collect()).into_iter().map(|warning| warning.message).collect::<Vec<_>>()
         };
         assert!(told(&[]).is_empty() && told(&[1_000]).is_empty());

@@ -147,7 +147,7 @@ pub async fn revoke(call: Call, request: RevokeRequest) -> Result<Revoked, Statu
     let RevokeRequest { target, reason, note, reissue, closing } = request;
     let expires = match &target {
         // Of a number that the index does not know: no certificate can outlive the longest lifetime.
-        RevocationTarget::Serial(_) => Some(now() + MAX_LIFETIME + CLOCK_MARGIN),
+        RevocationTarget::Serial(_) => Some(call.context.time() + MAX_LIFETIME + CLOCK_MARGIN),
         _ => None,
     };
     let command = Command::Revoke { target, reason, note, expires, reissue, closing };

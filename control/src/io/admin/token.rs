@@ -8,7 +8,6 @@ use tonic::Status;
 use super::Call;
 use crate::admin::{AgentTokenCreateRequest, ClusterTokenCreateRequest, TokenReply};
 use crate::command::Command;
-use crate::io::context::now;
 use crate::io::keys::{new_key_pair, random_bytes};
 use crate::io::status::no_outcome;
 
@@ -45,7 +44,7 @@ async fn create(call: Call, admits: Admits, ttl_seconds: u64) -> Result<TokenRep
     };
     let pins = state.view.bundles.get(&context.trust_domain).map(|b| b.pins()).unwrap_or_default();
     let key = new_key_pair().map_err(|e| Status::internal(format!("no key for the token: {e}")))?;
-    let now = now();
+    let now = context.time();
     let id = random_bytes::<8>().iter().map(|b| format!("{b:02x}")).collect();
     let (token, invite) = JoinToken::create(
         id,

@@ -12,7 +12,6 @@ use crate::admin::{
     TrustRotateRequest, TrustStatus, TrustStatusRequest, Written,
 };
 use crate::command::Command;
-use crate::io::context::now;
 use crate::io::keys::{CREDENTIAL_LIFETIME, random_serial};
 use crate::io::rotation::measure;
 
@@ -59,9 +58,12 @@ pub async fn renew(call: Call, request: CredentialRenewRequest) -> Result<Creden
     let bundle = bundle.ok_or_else(|| Status::internal("the cluster has no bundle of its own"))?;
     let ticket = grant_member(&context.trust_domain, &state.view.revocations, &id, CREDENTIAL_LIFETIME)
         .map_err(|e| Status::permission_denied(e.to_string()))?;
+    let now = context.handle.clock().to_sign_by().inspect_err(|_| {
+        context.metrics.signings_refused.inc();
+    })?;
     let none = || Status::unavailable("none of this node's authorities signs at the moment: ask again");
     let signer = context.signing_authority(&state).ok_or_else(none)?;
-    let issued = issue(ticket, &request.csr_der, &signer, random_serial(), now())
+    let issued = issue(ticket, &request.csr_der, &signer, random_serial(), now)
         .map_err(|e| Status::invalid_argument(e.to_string()))?;
     // In the trail before it is handed out.
     call.write(Command::CredentialRenew { id, serial: issued.facts.serial.clone() }).await?;

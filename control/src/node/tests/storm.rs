@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Storms per `cargo test`, unless HANSE_SEED names one.
+const STORMS: u64 = 120;
+
 /// Which of a handful of policies a write touches; two writers often touch the same one.
 fn policy(number: u64) -> ServiceName {
     format!("shop/policy-{}", number % 7).parse().unwrap()
@@ -78,7 +81,7 @@ impl World {
     }
 
     /// After faults stop, all converges, and every acknowledged write is there.
-    fn calm(&mut self) {
+    pub(super) fn calm(&mut self) {
         self.faults = false;
         self.cut.clear();
         let until = self.now + Duration::from_secs(30);
@@ -116,17 +119,17 @@ impl World {
     }
 }
 
-fn seeds() -> std::ops::Range<u64> {
+pub(super) fn seeds(many: u64) -> std::ops::Range<u64> {
     match std::env::var("HANSE_SEED").ok().and_then(|s| s.parse().ok()) {
         Some(seed) => seed..seed + 1,
-        None => 0..120,
+        None => 0..many,
     }
 }
 
 #[test]
 fn storms_break_no_promise() {
     let (mut reads, mut snapshots, mut crashes, mut writes) = (0, 0, 0, 0);
-    for seed in seeds() {
+    for seed in seeds(STORMS) {
         let end = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);
             world.storm(15_000);
@@ -143,7 +146,7 @@ fn storms_break_no_promise() {
     println!("{writes} writes, {reads} reads, {crashes} crashes, {snapshots} snapshots installed");
     // The storms are storms: what they are there to try has happened.
     assert!(reads > 0 && crashes > 0 && writes > 0);
-    assert!(seeds().count() == 1 || snapshots > 0);
+    assert!(seeds(STORMS).count() == 1 || snapshots > 0);
 }
 
 #[test]

@@ -187,8 +187,11 @@ async fn t5_of_two_hundred_joins_with_one_token_exactly_one_wins() {
         match joined.unwrap() {
             Ok(svid) => won.push(svid),
             Err(status) => {
-                assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
-                assert!(status.message().contains("has been used; ask for a new token"), "{status:?}");
+                let used = status.code() == Code::FailedPrecondition
+                    && status.message().contains("has been used; ask for a new token");
+                let often =
+                    status.code() == Code::ResourceExhausted && status.message().contains("come again in");
+                assert!(used || often, "{status:?}");
                 refused += 1;
             }
         }

@@ -188,6 +188,37 @@ fn records_are_forgotten_when_their_svids_have_ended() {
 }
 
 #[test]
+fn a_host_that_has_svids_issued_without_end_can_still_be_banned_with_all_of_them() {
+    let mut cluster = Cluster::new();
+    let one = cluster.record(1, REVIEWS, "host-1");
+    for number in 0..MAX_SERIALS as u32 {
+        let serial = Serial::new(&(number + 1).to_be_bytes()).unwrap();
+        cluster.state.private.issued.insert(IssuedSvid { serial, ..one.svid.clone() });
+    }
+    let name: NodeName = "host-1".parse().unwrap();
+    assert_eq!(cluster.state.private.issued.of_agent(&name), MAX_SERIALS);
+    let numbered = |number: u8, record: IssuedRecord| {
+        let serial = Serial::new(&[number; 8]).unwrap();
+        IssuedRecord { svid: IssuedSvid { serial, ..record.svid }, ..record }
+    };
+    let elsewhere = numbered(9, cluster.record(1, REVIEWS, "host-2"));
+    let refused = cluster.issue(vec![numbered(7, one), elsewhere]);
+    assert_eq!(refused, [7], "the other host has nothing to do with it");
+    let ban = cluster.revoke(agent("host-1"), Reason::KeyCompromise, false);
+    assert_eq!(ban.serials.len(), MAX_SERIALS);
+    // An identity is refused by its name, however many certificates it has.
+    let of_name = cluster.revoke(identity(REVIEWS), Reason::KeyCompromise, false);
+    assert_eq!(of_name.serials.len(), MAX_SERIALS);
+    cluster.now = NOW + HOUR + ISSUED_MARGIN;
+    cluster.issue(vec![]);
+    assert_eq!(
+        cluster.state.private.issued.of_agent(&name),
+        0,
+        "they are counted for as long as they are kept"
+    );
+}
+
+#[test]
 fn batches_of_records_do_not_push_out_remembered_answers() {
     let mut cluster = Cluster::new();
     cluster.revoke(identity(REVIEWS), Reason::Hold, false);

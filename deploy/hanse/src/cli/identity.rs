@@ -26,13 +26,13 @@ pub enum IdentityCommand {
     },
     /// Show what is in a certificate file, or what is known of the SVIDs of an identity, a proxy or an agent
     #[command(
-        after_help = "What a control node knows of an SVID is its row in the issuance index; the chain itself is with the agent of its\nhost, and in no log. --pem prints the certificates of a file, and leaves out a key that may be in it too.\n\nExamples:\n  hanse identity show ratings\n  hanse identity show spiffe://east.example/ns/shop/sa/ratings\n  hanse identity show svid.pem\n  openssl s_client … | hanse identity show -"
+        after_help = "What a control node knows of an SVID is its row in the issuance index; the chain itself is with the agent of its\nhost, and in no log. A workload that asks its own Workload API is shown the SVIDs that it is given. --pem prints\nthe certificates of a file or of those, and never a key.\n\nExamples:\n  hanse identity show ratings\n  hanse identity show spiffe://east.example/ns/shop/sa/ratings\n  hanse identity show svid.pem\n  hanse identity show unix:///run/hanse/agent.sock --pem\n  openssl s_client … | hanse identity show -"
     )]
     Show {
-        /// A file of certificates in PEM, - for standard input, a SPIFFE ID or its last part, a serial number, or the
-        /// name of a proxy, gateway or agent
+        /// A file of certificates in PEM, - for standard input, unix:///PATH of a SPIFFE Workload API, a SPIFFE ID or its
+        /// last part, a serial number, or the name of a proxy, gateway or agent
         what: String,
-        /// Print the chain of a file as PEM, leaf first, and nothing else
+        /// Print the chain of a file, or those that the Workload API gives, as PEM, leaf first, and nothing else
         #[arg(long)]
         pem: bool,
     },

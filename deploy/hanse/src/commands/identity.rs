@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hanse_agent::client::{FetchError, Fetched, WorkloadApi};
 use hanse_control::admin::{IdentityItem, IdentityList, IdentityListRequest, IdentityVerifyRequest, Renewal};
 use hanse_identity::wire::to_pem;
 use hanse_identity::{SvidFacts, Timestamp};
@@ -35,6 +36,7 @@ pub async fn run(global: &Global, command: &IdentityCommand) -> Outcome {
             print(global, &list);
             Ok(if list.meta.partial { Exit::Partial } else { Exit::Done })
         }
+        IdentityCommand::Show { what, pem } if what.starts_with("unix:") => show_own(global, what, *pem).await,
         IdentityCommand::Show { what, pem } if what == "-" || Path::new(what).is_file() => match pem {
             true => show_pem(Path::new(what)),
             false => show_file(global, Path::new(what)).await,
@@ -44,7 +46,7 @@ pub async fn run(global: &Global, command: &IdentityCommand) -> Outcome {
             "E5102",
             format!("control nodes keep no certificates, only what the index says of {what:?}"),
         )
-        .fix("a chain is with the agent of its host, which gives it to the workload itself; a file of it is shown by its path")),
+        .fix("a chain is with the agent of its host, which gives it to the workload itself: there, hanse identity show unix:///run/hanse/agent.sock --pem; a file of it is shown by its path")),
         IdentityCommand::Show { what, pem: false } => {
             let request = IdentityListRequest { of: Some(what.clone()), ..IdentityListRequest::default() };
             let list = Connection::open(global)?.call(&request).await?;
@@ -137,13 +139,7 @@ fn chain(path: &Path) -> Result<(String, Vec<Vec<u8>>), Failure> {
 /// What is in the file; of an SVID of this cluster also what the index knows, if the cluster can be asked.
 async fn show_file(global: &Global, path: &Path) -> Outcome {
     let (_, ders) = chain(path)?;
-    let mut text = String::new();
-    let mut certificates = Vec::new();
-    for der in &ders {
-        let (line, document) = describe(der).map_err(|why| Failure::unreadable(path, why))?;
-        text.push_str(&line);
-        certificates.push(document);
-    }
+    let (mut text, certificates) = describe_all(&ders).map_err(|why| Failure::unreadable(path, why))?;
     let facts = SvidFacts::parse(&ders[0]);
     let mut issued = None;
     match &facts {
@@ -167,11 +163,46 @@ async fn show_file(global: &Global, path: &Path) -> Outcome {
     Ok(Exit::Done)
 }
 
+/// The SVIDs that this process itself is given by the Workload API there, without their keys.
+async fn show_own(global: &Global, api: &str, pem: bool) -> Outcome {
+    let api: WorkloadApi = api.parse().map_err(Failure::usage)?;
+    let failed = |e: FetchError| {
+        Failure::new(Exit::Unreachable, "E1012", format!("{api}: {e}"))
+            .fix("hanse workload register gives this process an identity")
+    };
+    let given = api.fetch_all(global.timeout).await.map_err(failed)?;
+    if pem {
+        // What is between the blocks is for people (RFC 7468 §2): whose the next chain is, if there are several.
+        let several = given.len() > 1;
+        let chain = |g: &Fetched| match several {
+            true => format!("{}\n{}", g.svid.facts.id, g.svid.chain_pem()),
+            false => g.svid.chain_pem(),
+        };
+        output::data(&given.iter().map(chain).collect::<String>());
+        return Ok(Exit::Done);
+    }
+    let (mut text, mut svids) = (String::new(), Vec::new());
+    for Fetched { svid, .. } in &given {
+        let described = describe_all(&svid.chain);
+        let (lines, certificates) =
+            described.map_err(|why| Failure::new(Exit::Unreadable, "E1003", format!("{api}: {why}")))?;
+        text.push_str(&lines);
+        svids.push(json!({ "spiffeId": svid.facts.id, "certificates": certificates }));
+    }
+    output::print(global.output, "OwnIdentities", &json!({ "items": svids }), &text);
+    Ok(Exit::Done)
+}
+
 async fn known(global: &Global, facts: &SvidFacts) -> Result<Option<IdentityItem>, Failure> {
     let request =
         IdentityListRequest { of: Some(facts.serial.to_string()), ..IdentityListRequest::default() };
     let list = Connection::open(global)?.call(&request).await?;
     Ok(list.items.into_iter().find(|item| item.key == facts.key_id))
+}
+
+fn describe_all(ders: &[Vec<u8>]) -> Result<(String, Vec<Value>), String> {
+    let described: Vec<(String, Value)> = ders.iter().map(|der| describe(der)).collect::<Result<_, _>>()?;
+    Ok(described.into_iter().unzip())
 }
 
 /// One certificate, for people and as a document.

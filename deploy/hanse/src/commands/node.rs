@@ -145,7 +145,10 @@ async fn list(global: &Global) -> Outcome {
             node.node.to_string(),
             node.cluster.to_string(),
             node.role.clone(),
-            state.to_owned(),
+            match &node.not_signing {
+                Some(_) => format!("{state}, signs nothing"),
+                None => state.to_owned(),
+            },
             node.term.to_string(),
             node.applied.to_string(),
             node.lag.map(|l| l.to_string()).unwrap_or_default(),

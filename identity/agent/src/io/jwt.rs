@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use hanse_identity::jwt::{JwtError, ValidJwt};
+use hanse_identity::rate::{Rate, Rates};
 use hanse_identity::{Evidence, SpiffeId};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -14,11 +15,12 @@ use zeroize::Zeroizing;
 use super::now;
 use super::session::{STATE_WAIT, Session};
 use super::svids::{ISSUE_TIMEOUT, IssueSvid, IssuerError, MAX_ISSUING};
-use crate::rate::Rates;
 
 /// Identities that one call may get tokens for; a caller with more names the one that it wants.
 pub const MAX_TOKENS: usize = 64;
-/// What a token and a validation cost of a user's credit (`rate`): 50 tokens or 2000 validations per second.
+/// What each user of the host may ask for.
+const PER_USER: Rate = Rate { capacity: 4000, per_second: 2000.0, remembered: 4096 };
+/// What a token and a validation cost of that: 50 tokens or 2000 validations per second.
 const TOKEN_COST: u32 = 40;
 const VALIDATION_COST: u32 = 1;
 
@@ -26,12 +28,12 @@ const VALIDATION_COST: u32 = 1;
 pub struct JwtDesk {
     issuer: Arc<dyn IssueSvid>,
     issuing: Semaphore,
-    rates: Mutex<Rates>,
+    rates: Mutex<Rates<u32>>,
 }
 
 impl JwtDesk {
     pub fn new(issuer: Arc<dyn IssueSvid>) -> Self {
-        Self { issuer, issuing: Semaphore::new(MAX_ISSUING), rates: Mutex::default() }
+        Self { issuer, issuing: Semaphore::new(MAX_ISSUING), rates: Mutex::new(Rates::new(PER_USER)) }
     }
 
     /// A token for each of these identities, in their order. Whoever asks has checked that the caller may have them.

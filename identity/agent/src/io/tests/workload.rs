@@ -272,6 +272,10 @@ async fn w_11_svids_come_with_their_keys_chains_and_bundles() {
         assert_eq!(read.facts.id.to_string(), svid.spiffe_id);
         assert_eq!(svid.bundle, bench.east_1.certificate().der);
     }
+    let api: WorkloadApi = format!("unix://{}", bench.socket.display()).parse().unwrap();
+    let fetched = api.fetch_all(Duration::from_secs(10)).await.unwrap();
+    let fetched: Vec<String> = fetched.iter().map(|fetched| fetched.svid.facts.id.to_string()).collect();
+    assert_eq!(fetched, [REVIEWS, RATINGS]);
     let hints: Vec<&str> = first.svids.iter().map(|s| s.hint.as_str()).filter(|h| !h.is_empty()).collect();
     assert_eq!(hints.iter().collect::<BTreeSet<_>>().len(), hints.len(), "no hint is there twice");
 
