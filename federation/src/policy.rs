@@ -1,9 +1,11 @@
-//! Policy documents: HTTPRoute and GRPCRoute (Gateway API v1), and BackendPolicy, read, checked and put to use.
+//! Policy documents: HTTPRoute and GRPCRoute (Gateway API v1), BackendPolicy and AccessPolicy, read, checked and put to
+//! use.
 //!
 //! `document` has the types and `parse` reads them from YAML with file, line and suggestion for what is wrong;
-//! `validate` holds documents against a View; `route` is what the request path asks. The same functions run in the
+//! `validate` holds documents against a View; `route` and `access` are what the request path asks. The same functions run in the
 //! CLI, the control node and the proxy. `workload` reads registrations written in the same form.
 
+pub mod access;
 pub mod document;
 pub mod parse;
 pub mod route;
@@ -17,8 +19,8 @@ use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
 pub use document::{
-    BackendPolicy, Diagnostic, GrpcRoute, HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec,
-    RefKind, Severity, TargetRef,
+    AccessPolicy, BackendPolicy, Diagnostic, GrpcRoute, HttpRoute, PolicyDocument, PolicyKey, PolicyKind,
+    PolicySpec, RefKind, Severity, TargetRef,
 };
 pub use parse::{locate, parse};
 pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};

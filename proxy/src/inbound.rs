@@ -2,33 +2,85 @@
 
 use std::collections::BTreeSet;
 
+use hanse_federation::View;
+use hanse_federation::policy::access::{AccessTable, Asked, Caller, Denied, Granted};
 use hanse_identity::{RevocationId, ServiceName, VerifiedCaller};
+use http::Request;
 
 use crate::answer::Reason;
-use hanse_federation::View;
 
 /// Leave to hand one request to the app. Only `admit` makes one.
 #[derive(Debug)]
 pub struct Admitted {
-    _only_admit_makes_one: (),
+    granted: Granted,
+}
+
+/// Why a request is not served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    Reason(Reason),
+    /// An AccessPolicy, or its absence.
+    Policy(Denied),
 }
 
 /// Decides for one request. The caller's certificate was verified and its connection is in the table, so a revocation
 /// closes it; what can change under a living connection beside that is asked here: our exports, and our own standing.
 ///
 /// Default deny between clusters: a caller from abroad needs one of our services to be exported to its cluster. A
-/// route may have sent the request to any of them under another's Host, so the Host does not narrow it.
-pub fn admit(
+/// route may have sent the request to any of them under another's Host, so the Host does not narrow it, here and in the
+/// policies: what is said of any service of this workload counts.
+pub fn admit<B>(
     view: Option<&View>,
     own_revoked: Option<&RevocationId>,
     services: &BTreeSet<ServiceName>,
+    access: &AccessTable,
     caller: &VerifiedCaller,
-) -> Result<Admitted, Reason> {
+    request: &Request<B>,
+) -> Result<Admitted, Refused> {
     if own_revoked.is_some() {
-        return Err(Reason::Revoked);
+        return Err(Refused::Reason(Reason::Revoked));
     }
-    let view = view.ok_or(Reason::NotReady)?;
+    let view = view.ok_or(Refused::Reason(Reason::NotReady))?;
     let allowed = *caller.id().trust_domain() == view.trust_domain
         || services.iter().any(|service| view.may_call(caller.id(), service));
-    if allowed { Ok(Admitted { _only_admit_makes_one: () }) } else { Err(Reason::NotAllowed) }
+    if !allowed {
+        return Err(Refused::Reason(Reason::NotAllowed));
+    }
+    let granted = if access.is_empty() { Granted::default() } else { decide(view, access, caller, request)? };
+    Ok(Admitted { granted })
+}
+
+fn decide<B>(
+    view: &View,
+    access: &AccessTable,
+    caller: &VerifiedCaller,
+    request: &Request<B>,
+) -> Result<Granted, Refused> {
+    let from = caller.id().trust_domain();
+    let cluster = match view.peer_of(from) {
+        _ if *from == view.trust_domain => Some(&view.cluster),
+        peer => peer.map(|peer| &peer.record.cluster),
+    };
+    let header = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+        request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
+    };
+    let asked = Asked { method: request.method().as_str(), path: request.uri().path(), header: &header };
+    access.decide(&Caller { id: caller.id(), cluster }, &view.cluster, &asked).map_err(Refused::Policy)
+}
+
+impl Admitted {
+    /// What the policies had to say.
+    pub fn granted(&self) -> &Granted {
+        &self.granted
+    }
+}
+
+impl Refused {
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Reason(reason) => *reason,
+            Self::Policy(Denied::Path(_)) => Reason::BadRequest,
+            Self::Policy(Denied::By(_) | Denied::NotAllowed) => Reason::NotAllowed,
+        }
+    }
 }

@@ -22,7 +22,6 @@ use crate::command::Told;
 
 mod bundles;
 mod catalog;
-mod downstream;
 mod duties;
 mod keys;
 mod peers;

@@ -1,8 +1,8 @@
 //! hanse-kubernetes: objects of Kubernetes turned into Commands. Pure: an object in, Commands out.
 //!
-//! Knows `ServiceExport` (MCS API), `HTTPRoute` and `GRPCRoute` (Gateway API v1) and `BackendPolicy`; the documents mean exactly
-//! what they mean to `hanse policy apply`, because the same parser reads them. Watching an API server is not
-//! part of this crate yet.
+//! Knows `ServiceExport` (MCS API), `HTTPRoute` and `GRPCRoute` (Gateway API v1), `BackendPolicy` and `AccessPolicy`;
+//! the documents mean exactly what they mean to `hanse policy apply`, because the same parser reads them. Watching an
+//! API server is not part of this crate yet.
 
 use hanse_control::command::Command;
 use hanse_federation::Export;
@@ -41,7 +41,7 @@ pub fn commands(object: &Value, event: Event) -> Result<Vec<Command>, Untranslat
             }])
         }
         ("gateway.networking.k8s.io/v1", "HTTPRoute" | "GRPCRoute")
-        | ("hanse.dev/v1alpha1", "BackendPolicy") => policy(object, event),
+        | ("hanse.dev/v1alpha1", "BackendPolicy" | "AccessPolicy") => policy(object, event),
         (api_version, kind) => {
             Err(Untranslated::UnknownKind { api_version: api_version.to_owned(), kind: kind.to_owned() })
         }

@@ -1,4 +1,4 @@
-//! The documents themselves: HTTPRoute, GRPCRoute and BackendPolicy as Rust types, their stored form and the user's form.
+//! The documents themselves: HTTPRoute, GRPCRoute, BackendPolicy and AccessPolicy as Rust types, their stored form and the user's form.
 //!
 //! Every type here is camelCase and refuses unknown fields; `parse` (in `parse.rs`) reads the user's form from YAML
 //! or JSON with a line for everything that is wrong. The stored form is plain serde of `PolicyDocument`.
@@ -9,9 +9,11 @@ use std::str::FromStr;
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
 
+pub mod access;
 pub mod filter;
 pub mod grpc;
 
+pub use access::AccessPolicy;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
 pub use grpc::GrpcRoute;
 
@@ -35,6 +37,7 @@ pub enum PolicyKind {
     #[serde(rename = "GRPCRoute")]
     GrpcRoute,
     BackendPolicy,
+    AccessPolicy,
 }
 
 /// `<kind>/<namespace>/<name>`.
@@ -62,6 +65,7 @@ pub enum PolicySpec {
     #[serde(rename = "GRPCRoute")]
     GrpcRoute(GrpcRoute),
     BackendPolicy(BackendPolicy),
+    AccessPolicy(AccessPolicy),
 }
 
 /// HTTPRoute.spec of Gateway API v1, in the parts that this version carries out.
@@ -349,6 +353,7 @@ impl PolicyDocument {
             PolicySpec::HttpRoute(_) => PolicyKind::HttpRoute,
             PolicySpec::GrpcRoute(_) => PolicyKind::GrpcRoute,
             PolicySpec::BackendPolicy(_) => PolicyKind::BackendPolicy,
+            PolicySpec::AccessPolicy(_) => PolicyKind::AccessPolicy,
         }
     }
 
@@ -362,6 +367,7 @@ impl PolicyDocument {
             PolicySpec::HttpRoute(route) => serde_json::to_value(route),
             PolicySpec::GrpcRoute(route) => serde_json::to_value(route),
             PolicySpec::BackendPolicy(policy) => serde_json::to_value(policy),
+            PolicySpec::AccessPolicy(policy) => serde_json::to_value(policy),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),
@@ -373,20 +379,22 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 3] = [Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy];
+    pub const ALL: [PolicyKind; 4] =
+        [Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy, Self::AccessPolicy];
 
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::BackendPolicy => "BackendPolicy",
+            Self::AccessPolicy => "AccessPolicy",
         }
     }
 
     pub const fn api_version(self) -> &'static str {
         match self {
             Self::HttpRoute | Self::GrpcRoute => GATEWAY_API_VERSION,
-            Self::BackendPolicy => HANSE_API_VERSION,
+            Self::BackendPolicy | Self::AccessPolicy => HANSE_API_VERSION,
         }
     }
 }
@@ -465,7 +473,10 @@ impl FromStr for PolicyKind {
             "httproute" | "httproutes" => Ok(Self::HttpRoute),
             "grpcroute" | "grpcroutes" => Ok(Self::GrpcRoute),
             "backendpolicy" | "backendpolicies" => Ok(Self::BackendPolicy),
-            _ => Err(format!("{text:?} is no kind of policy; known: HTTPRoute, GRPCRoute, BackendPolicy")),
+            "accesspolicy" | "accesspolicies" => Ok(Self::AccessPolicy),
+            _ => Err(format!(
+                "{text:?} is no kind of policy; known: HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy"
+            )),
         }
     }
 }

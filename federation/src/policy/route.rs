@@ -437,7 +437,7 @@ fn route_of<'v>(
     let route = match &document.spec {
         PolicySpec::HttpRoute(route) => Cow::Borrowed(route),
         PolicySpec::GrpcRoute(route) => Cow::Owned(route.to_http()),
-        PolicySpec::BackendPolicy(_) => return None,
+        PolicySpec::BackendPolicy(_) | PolicySpec::AccessPolicy(_) => return None,
     };
     let applies = route.parent_refs.iter().any(|parent| refers_to(parent, document.name.namespace(), host));
     applies.then_some((document, route))

@@ -273,6 +273,49 @@ pub static BACKEND_POLICY: Shape = Shape::Object(&[
     not_yet("sessionPersistence", "use one backend per rule and match on a header"),
 ]);
 
+pub static ACCESS_POLICY: Shape = Shape::Object(&[
+    required("targetRefs", &Shape::List { of: &ACCESS_TARGET, at_least: 1, at_most: 16 }),
+    required("action", &Shape::OneOf(&["Allow", "Deny", "Audit"])),
+    optional("rules", &Shape::List { of: &ACCESS_RULE, at_least: 0, at_most: 64 }),
+    not_yet("scope", "apply the document in each cluster: the destination's decides"),
+]);
+
+/// The cluster of the service decides who may call it, so an import is none of its targets.
+static ACCESS_TARGET: Shape = Shape::Object(&[
+    optional("group", &GROUP),
+    required("kind", &Shape::OneOf(&["Service"])),
+    required("name", &LABEL),
+    optional("namespace", &LABEL),
+]);
+
+static ACCESS_RULE: Shape = Shape::Object(&[
+    optional("name", &ANY_TEXT),
+    optional("from", &ACCESS_FROM),
+    optional("to", &ACCESS_TO),
+    not_yet("when", "match on a header"),
+]);
+
+static ACCESS_FROM: Shape = Shape::Object(&[
+    optional("identities", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 256 }),
+    optional("clusters", &Shape::List { of: &CLUSTER, at_least: 1, at_most: 64 }),
+    optional("namespaces", &Shape::List { of: &LABEL, at_least: 1, at_most: 64 }),
+    not_yet("jwt", "let the app look at the end user's token"),
+]);
+
+static ACCESS_TO: Shape = Shape::Object(&[
+    optional(
+        "methods",
+        &Shape::List {
+            of: &Shape::OneOf(&["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"]),
+            at_least: 1,
+            at_most: 16,
+        },
+    ),
+    optional("paths", &Shape::List { of: &PATH, at_least: 1, at_most: 64 }),
+    optional("headers", &Shape::List { of: &HEADER, at_least: 1, at_most: 16 }),
+    not_yet("ports", "a service of the mesh has one port; leave it out"),
+]);
+
 static TARGET: Shape = Shape::Object(&[
     optional("group", &GROUP),
     required("kind", &REF_KIND),

@@ -13,6 +13,7 @@ use super::document::{
 use super::value::near;
 use crate::view::View;
 
+mod access;
 mod alone;
 mod filters;
 
@@ -42,6 +43,7 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 }
                 check_other_kind(view, documents, document, &route, &mut findings);
             }
+            PolicySpec::AccessPolicy(policy) => access::check(view, policy, namespace, &mut findings),
             PolicySpec::BackendPolicy(policy) => {
                 alone::check_policy(policy, namespace, &mut findings);
                 check_policy(view, policy, namespace, &mut findings);
@@ -242,7 +244,7 @@ fn check_other_kind(
 fn as_http(document: &PolicyDocument) -> Option<&HttpRoute> {
     match &document.spec {
         PolicySpec::HttpRoute(route) => Some(route),
-        PolicySpec::GrpcRoute(_) | PolicySpec::BackendPolicy(_) => None,
+        PolicySpec::GrpcRoute(_) | PolicySpec::BackendPolicy(_) | PolicySpec::AccessPolicy(_) => None,
     }
 }
 

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hanse_federation::policy::access::AccessTable;
+use hanse_federation::{Revision, View};
 use hanse_identity::{ServiceName, SpiffeId, VerifiedCaller};
 use http::{HeaderValue, Request, Response, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
@@ -27,7 +29,7 @@ use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
 use crate::answer::Reason;
 use crate::headers;
-use crate::inbound::{Admitted, admit};
+use crate::inbound::{Admitted, Refused, admit};
 use crate::runtime::Plane;
 use crate::runtime::drain::Stop;
 use crate::runtime::worker::LocalExecutor;
@@ -39,6 +41,8 @@ pub struct Inbound {
     services: Arc<BTreeSet<ServiceName>>,
     app: Option<Rc<App>>,
     in_flight: InFlight,
+    /// The AccessPolicies for what we serve, at that revision.
+    access: RefCell<(Revision, Rc<AccessTable>)>,
 }
 
 /// One connection's caller, as its requests are told of it.
@@ -89,7 +93,8 @@ impl Inbound {
     ) -> Self {
         let app =
             app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
-        Self { plane, reporter, services, app, in_flight: InFlight::default() }
+        let access = RefCell::default();
+        Self { plane, reporter, services, app, in_flight: InFlight::default(), access }
     }
 
     /// What the requests of one verified connection have in common.
@@ -144,7 +149,34 @@ impl Inbound {
         }
         record.entry.upstream_cluster =
             self.named_service(request).map(ToString::to_string).unwrap_or_default();
-        admit(known.view.as_deref(), known.own_revoked.as_ref(), &self.services, &caller.verified)
+        let view = known.view.as_deref();
+        let access = view.map(|view| self.access(view)).unwrap_or_default();
+        let revoked = known.own_revoked.as_ref();
+        let admitted = admit(view, revoked, &self.services, &access, &caller.verified, request);
+        match &admitted {
+            Ok(admitted) => {
+                admitted.granted().by.as_ref().clone_into(&mut record.entry.policy);
+                for rule in &admitted.granted().audited {
+                    record.audited(rule);
+                }
+            }
+            Err(refused) => {
+                if let Refused::Policy(denied) = refused {
+                    record.entry.response_code_details = denied.to_string();
+                    record.denied(denied);
+                }
+            }
+        }
+        admitted.map_err(|refused| refused.reason())
+    }
+
+    /// The policies at this View; compiled on first use after it changed.
+    fn access(&self, view: &View) -> Rc<AccessTable> {
+        let mut access = self.access.borrow_mut();
+        if access.0 != view.revision {
+            *access = (view.revision, Rc::new(AccessTable::build(view, &self.services)));
+        }
+        Rc::clone(&access.1)
     }
 
     /// The one of our services that the request names, else our only one; for records.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use hanse_federation::policy::access::Denied;
 use http::{Request, StatusCode, Version};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -13,7 +14,7 @@ use super::body::{ByteCount, OnEnd};
 use crate::answer::Reason;
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::telemetry::{
-    DurationLabels, MirrorLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels,
+    AccessLabels, DurationLabels, MirrorLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels,
 };
 use crate::runtime::{Plane, now};
 
@@ -26,6 +27,7 @@ pub struct Reporter {
     tiers: RefCell<SeriesCache<TierLabels, Counter>>,
     retries: RefCell<SeriesCache<RetryLabels, Counter>>,
     mirrored: RefCell<SeriesCache<MirrorLabels, Counter>>,
+    access: RefCell<SeriesCache<AccessLabels, Counter>>,
 }
 
 /// Which way a request went, seen from the app.
@@ -77,6 +79,7 @@ impl Reporter {
             tiers: RefCell::default(),
             retries: RefCell::default(),
             mirrored: RefCell::default(),
+            access: RefCell::default(),
         }
     }
 
@@ -92,6 +95,12 @@ impl Reporter {
         let labels = MirrorLabels { service: service.to_owned(), outcome };
         let overflow = |labels| MirrorLabels { service: OVERFLOW.to_owned(), ..labels };
         self.mirrored.borrow_mut().handle(&self.plane.telemetry.mirrored, labels, overflow).inc();
+    }
+
+    fn access(&self, rule: &str, decision: &'static str) {
+        let labels = AccessLabels { rule: rule.to_owned(), decision };
+        let overflow = |labels| AccessLabels { rule: OVERFLOW.to_owned(), ..labels };
+        self.access.borrow_mut().handle(&self.plane.telemetry.access, labels, overflow).inc();
     }
 
     fn count(&self, direction: Direction, entry: &Entry, millis: f64) {
@@ -168,6 +177,27 @@ impl Record {
             received: ByteCount::default(),
             entry,
         }
+    }
+
+    /// An Audit rule wants to be told.
+    pub fn audited(&mut self, rule: &str) {
+        self.reporter.access(rule, "audited");
+        let policy = &mut self.entry.policy;
+        if !policy.is_empty() {
+            policy.push(' ');
+        }
+        policy.push_str("audit:");
+        policy.push_str(rule);
+    }
+
+    /// The policies let nobody through.
+    pub fn denied(&mut self, denied: &Denied) {
+        let rule = match denied {
+            Denied::By(rule) => rule.as_ref(),
+            Denied::NotAllowed | Denied::Path(_) => "",
+        };
+        rule.clone_into(&mut self.entry.policy);
+        self.reporter.access(rule, "denied");
     }
 
     /// The mesh answers in the app's place.

@@ -80,6 +80,15 @@ pub struct MirrorLabels {
     pub outcome: &'static str,
 }
 
+/// `hanse_access_total`: requests that an AccessPolicy denied, or asked to be told of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AccessLabels {
+    /// `namespace/name#rule`; empty where no policy allows the request.
+    pub rule: String,
+    /// `denied` or `audited`.
+    pub decision: &'static str,
+}
+
 /// Makes the histogram of request durations.
 #[derive(Clone, Debug)]
 pub struct DurationBuckets;
@@ -94,6 +103,7 @@ pub struct Telemetry {
     pub tiers: Family<TierLabels, Counter>,
     pub retries: Family<RetryLabels, Counter>,
     pub mirrored: Family<MirrorLabels, Counter>,
+    pub access: Family<AccessLabels, Counter>,
     pub access_log_dropped: Counter,
     pub revision: Gauge,
     pub svid_not_after: Gauge,
@@ -126,6 +136,7 @@ impl Default for Telemetry {
             tiers: Family::default(),
             retries: Family::default(),
             mirrored: Family::default(),
+            access: Family::default(),
             access_log_dropped: Counter::default(),
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
@@ -147,6 +158,7 @@ impl Default for Telemetry {
         );
         new.register("hanse_requests_by_tier", "Outbound requests by tier of the ladder", new.tiers.clone());
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
+        new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
         new.register(
             "hanse_access_log_dropped",

@@ -1,5 +1,6 @@
 //! Tests of whole workers over loopback sockets: real TLS, real HTTP, Views given by hand.
 
+mod access;
 mod closing;
 mod grpc;
 mod hostile;

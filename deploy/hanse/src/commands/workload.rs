@@ -60,7 +60,6 @@ fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure
         address,
         parents,
         admin,
-        downstream,
     } = command
     else {
         return Ok(Vec::new());
@@ -86,7 +85,6 @@ fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure
         hint: hint.clone(),
         expires: expires_in.map(|time| now + time),
         admin: *admin,
-        downstream: *downstream,
         ..Registration::new(id.clone(), agent.clone(), selectors.iter().cloned())
     };
     let registrations: Vec<Registration> = agents.iter().map(registration).collect();
@@ -164,7 +162,6 @@ fn registration_of(item: &WorkloadItem) -> Registration {
         hint: item.hint.clone(),
         expires: item.expires,
         admin: item.admin,
-        downstream: item.downstream,
         ..Registration::new(item.id.clone(), item.agent.clone(), item.selectors.iter().cloned())
     }
 }
@@ -184,7 +181,6 @@ async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
         "+HINT",
         "+EXPIRES",
         "+ADMIN",
-        "+DOWNSTREAM",
     ];
     let items: Vec<Listed> = workloads.items.into_iter().map(Listed::from).collect();
     Listing::of(LIST_KIND, &workloads.meta, &items, &titles, |Listed { item, .. }| {
@@ -199,8 +195,7 @@ async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
             joined(&item.federates_with),
             item.hint.clone(),
             item.expires.map(|at| format!("in {}", output::left(at))).unwrap_or_default(),
-            yes(item.admin),
-            yes(item.downstream),
+            if item.admin { "yes" } else { "" }.to_owned(),
         ]
     })
     .warnings(&workloads.warnings)
@@ -260,10 +255,6 @@ fn described(entry: &WorkloadItem) -> String {
         ("federates", joined(&entry.federates_with)),
         ("hint", entry.hint.clone()),
         ("admin", if entry.admin { "yes, with the roles that hanse role list shows" } else { "" }.to_owned()),
-        (
-            "nested",
-            if entry.downstream { "it may be an issuer: hanse trust downstream" } else { "" }.to_owned(),
-        ),
         ("expires", entry.expires.map(|at| format!("{at} (in {})", output::left(at))).unwrap_or_default()),
     ];
     for (title, value) in more.into_iter().filter(|(_, value)| !value.is_empty()) {
@@ -274,10 +265,6 @@ fn described(entry: &WorkloadItem) -> String {
 
 fn state(item: &WorkloadItem) -> String {
     item.revoked.as_ref().map_or("ok".to_owned(), |r| format!("revoked by {r}"))
-}
-
-fn yes(said: bool) -> String {
-    if said { "yes" } else { "" }.to_owned()
 }
 
 fn joined<T: ToString>(texts: impl IntoIterator<Item = T>) -> String {
@@ -308,7 +295,6 @@ mod tests {
             hint: "internal".to_owned(),
             expires: Some(now + std::time::Duration::from_secs(3600)),
             admin: true,
-            downstream: true,
             ..Registration::new(
                 "spiffe://east.example/ns/shop/sa/a".parse().unwrap(),
                 agent.parse::<hanse_identity::AgentScope>().unwrap(),

@@ -253,6 +253,7 @@ fn shape_and_types_agree() {
         serde_json::from_value::<HttpRoute>(least(&schema::HTTP_ROUTE, all)).unwrap();
         serde_json::from_value::<BackendPolicy>(least(&schema::BACKEND_POLICY, all)).unwrap();
         serde_json::from_value::<GrpcRoute>(least(&schema::GRPC_ROUTE, all)).unwrap();
+        serde_json::from_value::<AccessPolicy>(least(&schema::ACCESS_POLICY, all)).unwrap();
     }
     // And the other way: all that serde writes, the shape knows.
     let json = least(&schema::BACKEND_POLICY, true);
@@ -261,6 +262,10 @@ fn shape_and_types_agree() {
     assert_eq!(written, json);
     let json = least(&schema::HTTP_ROUTE, true);
     let written = serde_json::to_value(serde_json::from_value::<HttpRoute>(json.clone()).unwrap()).unwrap();
+    assert_eq!(written, json);
+    let json = least(&schema::ACCESS_POLICY, true);
+    let written =
+        serde_json::to_value(serde_json::from_value::<AccessPolicy>(json.clone()).unwrap()).unwrap();
     assert_eq!(written, json);
     let json = least(&schema::GRPC_ROUTE, true);
     let written = serde_json::to_value(serde_json::from_value::<GrpcRoute>(json.clone()).unwrap()).unwrap();

@@ -54,7 +54,12 @@ pub(super) fn check_policy(policy: &BackendPolicy, namespace: &str, findings: &m
     }
 }
 
-fn check_targets(field: &str, targets: &[TargetRef], namespace: &str, findings: &mut Findings<'_>) {
+pub(super) fn check_targets(
+    field: &str,
+    targets: &[TargetRef],
+    namespace: &str,
+    findings: &mut Findings<'_>,
+) {
     for (index, target) in targets.iter().enumerate() {
         let path = format!("spec.{field}[{index}]");
         check_group(&target.group, target.kind, &path, findings);
@@ -130,7 +135,7 @@ fn check_rule(rule: &RouteRule, path: &str, namespace: &str, findings: &mut Find
 }
 
 /// The rules of Gateway API's HTTPPathMatch.
-fn check_path(wanted: &PathMatch, path: &str, findings: &mut Findings<'_>) {
+pub(super) fn check_path(wanted: &PathMatch, path: &str, findings: &mut Findings<'_>) {
     let value = wanted.value.as_str();
     if wanted.kind == PathMatchKind::RegularExpression {
         check_pattern(value, path.to_owned(), findings);
@@ -150,7 +155,7 @@ fn check_path(wanted: &PathMatch, path: &str, findings: &mut Findings<'_>) {
     }
 }
 
-fn check_pattern(pattern: &str, path: String, findings: &mut Findings<'_>) {
+pub(super) fn check_pattern(pattern: &str, path: String, findings: &mut Findings<'_>) {
     match compile_pattern(pattern) {
         Ok(_) => {}
         Err(PatternError::Syntax(why)) => {

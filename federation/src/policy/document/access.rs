@@ -1,0 +1,76 @@
+//! AccessPolicy as documents write it: who may call a service. Plain data.
+
+use hanse_identity::ClusterName;
+use serde::{Deserialize, Serialize};
+
+use super::{HeaderMatch, HttpMethod, Label, PathMatch, TargetRef};
+
+/// AccessPolicy.spec: rules for the services of its own namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessPolicy {
+    /// Services, by the workloads that serve them: all that such a workload serves is covered.
+    pub target_refs: Vec<TargetRef>,
+    pub action: AccessAction,
+    /// Any of them. With Allow, none means that nobody may call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<AccessRule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum AccessAction {
+    /// Who matches may call; with one such policy, everybody else may not.
+    Allow,
+    /// Who matches may not, whatever allows it.
+    Deny,
+    /// Told in log and metrics, and nothing else.
+    Audit,
+}
+
+/// Caller and request have to match; what is left out matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessRule {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<AccessFrom>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<AccessTo>,
+}
+
+/// All of the fields that are there, any value of each. Without clusters and identities: callers of this cluster only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessFrom {
+    /// SPIFFE IDs; `*` stands for one part between slashes, `**` at the end for the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<ClusterName>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<Label>,
+}
+
+/// Likewise, of the request. Headers all have to match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessTo {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<HttpMethod>,
+    /// Not with Deny: a path that two readers read in different ways would pass.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathMatch>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+}
+
+impl AccessAction {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "Allow",
+            Self::Deny => "Deny",
+            Self::Audit => "Audit",
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! AccessPolicies: what they say wrongly by themselves, and what names nobody that is known here.
+
+use std::collections::BTreeSet;
+
+use super::alone::{check_path, check_pattern, check_targets};
+use super::{Findings, exporters, is_here, known_names};
+use crate::policy::access::IdPattern;
+use crate::policy::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessTo};
+use crate::policy::document::{HeaderMatchKind, PathMatch};
+use crate::policy::value::near;
+use crate::view::View;
+
+pub(super) fn check(view: &View, policy: &AccessPolicy, namespace: &str, findings: &mut Findings<'_>) {
+    check_targets("targetRefs", &policy.target_refs, namespace, findings);
+    for (index, target) in policy.target_refs.iter().enumerate() {
+        let service = target.service(namespace);
+        // No error: a service is best protected before it is there.
+        if !is_here(view, &service) {
+            let abroad = match exporters(view, &service).as_slice() {
+                [] => String::new(),
+                there => format!("; it is in {}, whose own policies decide", there.join(", ")),
+            };
+            let message =
+                format!("{service} is not in {}{abroad} ({})", view.cluster, known_names(view, namespace));
+            let fix = "apply it where the service is; here it waits for a service of that name".to_owned();
+            findings.warning("E4131", format!("spec.targetRefs[{index}].name"), message, fix);
+        }
+    }
+    if policy.rules.is_empty() && policy.action != AccessAction::Allow {
+        let message = format!("a policy with action {} and no rule does nothing", policy.action.as_str());
+        findings.error("E4004", "spec.rules".to_owned(), message, "add a rule".to_owned());
+    }
+    let mut names = BTreeSet::new();
+    for (index, rule) in policy.rules.iter().enumerate() {
+        let path = format!("spec.rules[{index}]");
+        if let Some(name) = rule.name.as_ref().filter(|name| !names.insert(*name)) {
+            let message = format!("two rules are named {name}: who reads the log could not tell them apart");
+            findings.error("E4005", format!("{path}.name"), message, "give one another name".to_owned());
+        }
+        if let Some(from) = &rule.from {
+            check_from(view, from, &format!("{path}.from"), findings);
+        }
+        if let Some(to) = &rule.to {
+            check_to(policy.action, to, &format!("{path}.to"), findings);
+        }
+    }
+}
+
+fn check_from(view: &View, from: &AccessFrom, path: &str, findings: &mut Findings<'_>) {
+    for (index, identity) in from.identities.iter().enumerate() {
+        if let Err(message) = IdPattern::parse(identity) {
+            let fix = "write it like spiffe://east.example/ns/shop/sa/web, or with * for a part".to_owned();
+            findings.error("E4005", format!("{path}.identities[{index}]"), message, fix);
+        }
+    }
+    for (index, cluster) in from.clusters.iter().enumerate() {
+        if *cluster != view.cluster && !view.peers.contains_key(cluster) {
+            let known: Vec<&str> =
+                std::iter::once(&view.cluster).chain(view.peers.keys()).map(|name| name.as_str()).collect();
+            let message =
+                format!("{cluster} is no cluster that {} knows (known: {})", view.cluster, known.join(", "));
+            let fix = match near(cluster.as_str(), known.iter().copied()) {
+                Some(near) => format!("did you mean {near}?"),
+                None => format!(
+                    "nobody of it can call until it is joined: hanse cluster token create --for {cluster}"
+                ),
+            };
+            findings.warning("E4111", format!("{path}.clusters[{index}]"), message, fix);
+        }
+    }
+}
+
+fn check_to(action: AccessAction, to: &AccessTo, path: &str, findings: &mut Findings<'_>) {
+    if action == AccessAction::Deny && !to.paths.is_empty() {
+        let message = "a path cannot be denied: whoever writes it in another way would pass".to_owned();
+        let fix = "write an Allow with the paths that may be called".to_owned();
+        findings.error("E4130", format!("{path}.paths"), message, fix);
+    }
+    for (index, wanted) in to.paths.iter().enumerate() {
+        let path = format!("{path}.paths[{index}].value");
+        check_path(wanted, &path, findings);
+        check_readable(wanted, path, findings);
+    }
+    for (index, header) in to.headers.iter().enumerate() {
+        if header.kind == HeaderMatchKind::RegularExpression {
+            check_pattern(&header.value, format!("{path}.headers[{index}].value"), findings);
+        }
+    }
+}
+
+/// A path with a percent sign is compared as it is written: one that is encoded otherwise would not match.
+fn check_readable(wanted: &PathMatch, path: String, findings: &mut Findings<'_>) {
+    if wanted.value.contains('%') {
+        let message =
+            "the path is compared as it is sent, so another encoding of it does not match".to_owned();
+        findings.warning("E4132", path, message, "match on a prefix above it, if that will do".to_owned());
+    }
+}
