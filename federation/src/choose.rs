@@ -21,9 +21,11 @@ use crate::host::ServiceHost;
 use crate::view::View;
 
 mod build;
+mod retry;
 mod settings;
 mod shares;
 
+pub use retry::RetrySettings;
 pub use settings::settings_of;
 
 use shares::Division;
@@ -116,6 +118,7 @@ pub struct LadderSettings {
     /// is out all the same.
     pub max_ejected: f64,
     pub outlier: OutlierSettings,
+    pub retry: Arc<RetrySettings>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -369,6 +372,7 @@ impl Default for LadderSettings {
             return_after: Self::DEFAULT_RETURN_AFTER,
             max_ejected: 1.0,
             outlier: OutlierSettings::default(),
+            retry: Arc::default(),
         }
     }
 }

@@ -6,14 +6,13 @@
 
 use std::time::Duration;
 
+use hanse_federation::choose::RetrySettings;
 use hanse_federation::health::Observation;
 use hanse_identity::Timestamp;
 use http::Method;
 
 /// Attempts that one request may make in all.
 pub const MAX_ATTEMPTS: u32 = 8;
-/// Retries allowed per request, over the window.
-pub const BUDGET_SHARE: f64 = 0.2;
 /// Retries allowed each second beside the share, so that rare requests can be retried too.
 pub const BUDGET_PER_SECOND: f64 = 10.0;
 /// How far back the budget looks.
@@ -36,6 +35,8 @@ pub enum Failure {
     /// The connection broke before there was a response.
     Broken,
     TimedOut,
+    /// The app answered with a status that policy has tried again.
+    Status,
 }
 
 /// What to do next.
@@ -53,6 +54,8 @@ pub enum Verdict {
 #[derive(Clone, Debug)]
 pub struct Attempts {
     made: u32,
+    /// Those that the budget paid for.
+    retried: u32,
     /// The method allows repetition and there is no body.
     repeatable: bool,
     bodiless: bool,
@@ -73,6 +76,7 @@ impl Failure {
             Self::NobodyThere { .. } => Observation::NobodyThere,
             Self::Broken => Observation::Reset,
             Self::TimedOut => Observation::Timeout,
+            Self::Status => Observation::ServerError,
         }
     }
 
@@ -83,6 +87,7 @@ impl Failure {
             Self::NobodyThere { .. } => "nobody-there",
             Self::Broken => "connection-lost",
             Self::TimedOut => "timeout",
+            Self::Status => "status",
         }
     }
 }
@@ -94,7 +99,7 @@ impl Attempts {
             *method,
             Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
         );
-        Self { made: 0, repeatable: idempotent && !has_body, bodiless: !has_body }
+        Self { made: 0, retried: 0, repeatable: idempotent && !has_body, bodiless: !has_body }
     }
 
     /// Whether the request may be sent twice.
@@ -122,18 +127,30 @@ impl Attempts {
     }
 
     /// What to do after a failure.
-    pub fn after(&self, failure: Failure, budget: &mut Budget, now: Timestamp) -> Verdict {
+    pub fn after(
+        &mut self,
+        failure: Failure,
+        settings: &RetrySettings,
+        budget: &mut Budget,
+        now: Timestamp,
+    ) -> Verdict {
         if self.made >= MAX_ATTEMPTS {
             return Verdict::GiveUp;
         }
         let repeat = match failure {
             Failure::Unsent => return Verdict::PickAgain,
             Failure::NobodyThere { undelivered: true } => self.bodiless,
-            Failure::NobodyThere { undelivered: false } | Failure::Broken | Failure::TimedOut => {
-                self.repeatable
-            }
+            Failure::NobodyThere { undelivered: false } => settings.on_unavailable && self.repeatable,
+            Failure::Broken => settings.on_reset && self.repeatable,
+            Failure::TimedOut => settings.on_timeout && self.repeatable,
+            Failure::Status => self.repeatable,
         };
-        if repeat && budget.withdraw(now) { Verdict::Retry } else { Verdict::GiveUp }
+        let left = settings.attempts.is_none_or(|most| self.retried < most);
+        if !(repeat && left && budget.withdraw(settings.budget_share, now)) {
+            return Verdict::GiveUp;
+        }
+        self.retried += 1;
+        Verdict::Retry
     }
 }
 
@@ -144,14 +161,14 @@ impl Budget {
     }
 
     /// Takes one retry, if there is one.
-    pub fn withdraw(&mut self, now: Timestamp) -> bool {
+    pub fn withdraw(&mut self, share: f64, now: Timestamp) -> bool {
         let oldest = now.seconds().saturating_sub(WINDOW_SECONDS as u64 - 1);
         let in_window =
             self.seconds.iter().filter(|(second, ..)| *second >= oldest && *second <= now.seconds());
         let (requests, retries) = in_window.fold((0u64, 0u64), |(requests, retries), (_, q, r)| {
             (requests + u64::from(*q), retries + u64::from(*r))
         });
-        let allowed = requests as f64 * BUDGET_SHARE + BUDGET_PER_SECOND * WINDOW_SECONDS as f64;
+        let allowed = requests as f64 * share + BUDGET_PER_SECOND * WINDOW_SECONDS as f64;
         let granted = (retries as f64) < allowed;
         if granted {
             self.second(now).2 += 1;
@@ -177,7 +194,7 @@ mod tests {
     fn verdict(method: Method, has_body: bool, failure: Failure) -> Verdict {
         let mut attempts = Attempts::new(&method, has_body);
         attempts.begin();
-        attempts.after(failure, &mut Budget::default(), NOW)
+        attempts.after(failure, &RetrySettings::default(), &mut Budget::default(), NOW)
     }
 
     #[test]
@@ -207,7 +224,35 @@ mod tests {
     fn attempts_end() {
         let mut attempts = Attempts::new(&Method::GET, false);
         (0..MAX_ATTEMPTS).for_each(|_| attempts.begin());
-        assert_eq!(attempts.after(Failure::Unsent, &mut Budget::default(), NOW), Verdict::GiveUp);
+        let settings = RetrySettings::default();
+        assert_eq!(attempts.after(Failure::Unsent, &settings, &mut Budget::default(), NOW), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn policy_says_what_is_tried_again_and_how_often() {
+        let mut attempts = Attempts::new(&Method::GET, false);
+        let settings = RetrySettings {
+            attempts: Some(2),
+            on_reset: false,
+            on_timeout: false,
+            ..RetrySettings::default()
+        };
+        let mut budget = Budget::default();
+        let mut after = |failure| {
+            attempts.begin();
+            attempts.after(failure, &settings, &mut budget, NOW)
+        };
+        assert_eq!(after(Failure::Broken), Verdict::GiveUp);
+        assert_eq!(after(Failure::TimedOut), Verdict::GiveUp);
+        assert_eq!(after(Failure::Status), Verdict::Retry);
+        assert_eq!(after(Failure::Unsent), Verdict::PickAgain, "costs nothing and counts for nothing");
+        assert_eq!(after(Failure::NobodyThere { undelivered: true }), Verdict::Retry);
+        assert_eq!(after(Failure::Status), Verdict::GiveUp, "that was two");
+        let mut post = Attempts::new(&Method::POST, false);
+        assert_eq!(post.after(Failure::Status, &settings, &mut budget, NOW), Verdict::GiveUp);
+        let none = RetrySettings { attempts: Some(0), ..RetrySettings::default() };
+        let mut once = Attempts::new(&Method::GET, false);
+        assert_eq!(once.after(Failure::Broken, &none, &mut budget, NOW), Verdict::GiveUp);
     }
 
     #[test]
@@ -228,13 +273,13 @@ mod tests {
     fn the_budget_is_a_share_of_requests_and_some_per_second() {
         let mut budget = Budget::default();
         let base = BUDGET_PER_SECOND as usize * WINDOW_SECONDS;
-        let taken = (0..10_000).filter(|_| budget.withdraw(NOW)).count();
+        let taken = (0..10_000).filter(|_| budget.withdraw(0.2, NOW)).count();
         assert_eq!(taken, base, "without requests: the floor");
         (0..1000).for_each(|_| budget.deposit(NOW));
-        let taken = (0..10_000).filter(|_| budget.withdraw(NOW)).count();
+        let taken = (0..10_000).filter(|_| budget.withdraw(0.2, NOW)).count();
         assert_eq!(taken, 200, "20 % of 1000 on top");
         let later = NOW + Duration::from_secs(WINDOW_SECONDS as u64);
-        let taken = (0..10_000).filter(|_| budget.withdraw(later)).count();
+        let taken = (0..10_000).filter(|_| budget.withdraw(0.2, later)).count();
         assert_eq!(taken, base, "the window has passed");
     }
 }

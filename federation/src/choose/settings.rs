@@ -1,8 +1,10 @@
 //! From the BackendPolicy in force for a service to the settings of its ladder.
 
+use std::sync::Arc;
+
 use hanse_identity::ClusterName;
 
-use super::{LadderSettings, LocalityMode, TierKind};
+use super::{LadderSettings, LocalityMode, RetrySettings, TierKind};
 use crate::health::OutlierSettings;
 use crate::host::ServiceHost;
 use crate::policy::backend_policy;
@@ -19,6 +21,9 @@ pub fn settings_of(view: &View, host: &ServiceHost) -> LadderSettings {
     if let Some(outlier) = policy.health.as_ref().and_then(|health| health.outlier.as_ref()) {
         apply_outlier(&mut settings.outlier, outlier);
         settings.max_ejected = outlier.max_ejected.map_or(settings.max_ejected, |percent| percent.fraction());
+    }
+    if let Some(retry) = &policy.retry {
+        settings.retry = Arc::new(RetrySettings::of(retry));
     }
     settings
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub mod access;
 pub mod filter;
 pub mod grpc;
+pub mod retry;
 
 pub use access::AccessPolicy;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
@@ -220,7 +221,7 @@ pub struct BackendRef {
 /// Largest weight that Gateway API allows.
 pub const MAX_WEIGHT: u32 = 1_000_000;
 
-/// BackendPolicy.spec: locality and passive health.
+/// BackendPolicy.spec: locality, passive health, retries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendPolicy {
@@ -231,6 +232,8 @@ pub struct BackendPolicy {
     pub locality: Option<LocalityPolicy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<retry::RetryPolicy>,
 }
 
 /// Whom a policy is for.

@@ -29,6 +29,11 @@ pub enum Shape {
         from: i128,
         to: i128,
     },
+    /// One or the other, told apart by how it is written.
+    TextOrInteger {
+        text: &'static Shape,
+        integer: &'static Shape,
+    },
     /// Whatever is written here is of no concern to us.
     Any,
 }
@@ -267,8 +272,8 @@ pub static BACKEND_POLICY: Shape = Shape::Object(&[
     required("targetRefs", &Shape::List { of: &TARGET, at_least: 1, at_most: 16 }),
     optional("locality", &LOCALITY),
     optional("health", &HEALTH),
+    optional("retry", &RETRY),
     not_yet("loadBalancing", "requests go to ready endpoints by weight"),
-    not_yet("retry", "idempotent requests are retried within a budget of 20 % without it"),
     not_yet("limits", "limits are flags of the proxy and the gateway"),
     not_yet("sessionPersistence", "use one backend per rule and match on a header"),
 ]);
@@ -348,6 +353,23 @@ static DISTRIBUTE: Shape = Shape::Object(&[
 static HEALTH: Shape = Shape::Object(&[
     optional("outlier", &OUTLIER),
     not_yet("active", "endpoints are watched by their own proxies; outlier detection sees the rest"),
+]);
+
+static RETRY: Shape = Shape::Object(&[
+    optional("attempts", &Shape::Integer { from: 0, to: 7 }),
+    optional("on", &Shape::List { of: &RETRY_CONDITION, at_least: 1, at_most: 16 }),
+    optional("perTryTimeout", &DURATION),
+    optional("budget", &RETRY_BUDGET),
+]);
+
+static RETRY_CONDITION: Shape = Shape::TextOrInteger {
+    text: &Shape::OneOf(&["connect-failure", "reset", "timeout", "gateway-error", "5xx"]),
+    integer: &Shape::Integer { from: 500, to: 599 },
+};
+
+static RETRY_BUDGET: Shape = Shape::Object(&[
+    required("percent", &Shape::Integer { from: 0, to: 100 }),
+    not_yet("interval", "the budget looks back ten seconds"),
 ]);
 
 static OUTLIER: Shape = Shape::Object(&[
@@ -521,6 +543,8 @@ pub fn check(shape: &Shape, node: &Node, path: &str, problems: &mut Vec<Problem>
                 report("E4005", format!("{}: {message}", last(path)), String::new());
             }
         }
+        (Shape::TextOrInteger { integer, .. }, Content::Integer(_)) => check(integer, node, path, problems),
+        (Shape::TextOrInteger { text, .. }, _) => check(text, node, path, problems),
         (Shape::OneOf(known), Content::Text(text)) if known.contains(&text.as_str()) => {}
         (Shape::OneOf(known), Content::Text(text)) => {
             let fix = match near(text, known.iter().copied()) {
@@ -616,7 +640,7 @@ impl Shape {
             Self::Text(test) if test(&probe(node, "s")).is_ok() && test(&probe(node, "")).is_err() => {
                 ("a duration", format!("write {}, or with another unit: ms, m, h", probe(node, "s")))
             }
-            Self::Text(_) | Self::OneOf(_) => ("a text", quoted),
+            Self::Text(_) | Self::OneOf(_) | Self::TextOrInteger { .. } => ("a text", quoted),
             Self::Integer { .. } => ("a whole number", String::new()),
             Self::Truth => ("true or false", String::new()),
             Self::Any => ("anything", String::new()),

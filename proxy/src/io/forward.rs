@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use hanse_federation::choose::{Candidate, Choice, Ladder, TierKind, Way};
+use hanse_federation::choose::{Candidate, Choice, Ladder, RetrySettings, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::ServiceHost;
 use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable};
@@ -28,7 +28,7 @@ use super::dial::{DialError, Key, MeshConnection, Pool, dial_endpoint};
 use super::record::{Direction, Record, Reporter};
 use super::tunnel::{TUNNELS_PER_CLUSTER, Tunnels};
 use crate::answer::{Reason, grpc_status};
-use crate::attempt::{Attempts, Budget, Verdict};
+use crate::attempt::{Attempts, Budget, Failure, Verdict};
 use crate::headers;
 use crate::outbound::{self, Plan};
 use crate::runtime::worker::Random;
@@ -68,6 +68,7 @@ struct Outgoing<'r> {
     tables: &'r Tables,
     deadline: Instant,
     attempts: Attempts,
+    retry: Arc<RetrySettings>,
     tried: Vec<Target>,
 }
 
@@ -169,6 +170,7 @@ impl Outbound {
             tables: &tables,
             deadline: Instant::now() + plan.request_timeout,
             attempts: Attempts::new(request.method(), !request.body().is_end_stream()),
+            retry: Arc::clone(&tables.ladder.borrow().settings.retry),
             tried: Vec::new(),
         };
         self.try_until_answered(outgoing, request, record).await
@@ -246,13 +248,16 @@ impl Outbound {
             let spare = request.as_ref().filter(|_| outgoing.attempts.keeps_request()).map(bodiless_copy);
             let Some(sent) = request.take() else { return Err(Reason::ConnectionLost) };
             let mut failed = match self.attempt(&outgoing, &choice.candidate, sent, record).await {
+                Ok(response) if outgoing.retry.statuses.contains(&response.status().as_u16()) => {
+                    Failed::status(response)
+                }
                 Ok(response) => return Ok(finish(response, outgoing.plan, tier, &cluster, record)),
                 Err(failed) => failed,
             };
             request = failed.request.take().or(spare);
             let service = &outgoing.plan.backend.service;
-            let verdict =
-                self.budget(service, |budget| outgoing.attempts.after(failed.failure, budget, now()));
+            let (attempts, retry) = (&mut outgoing.attempts, &outgoing.retry);
+            let verdict = self.budget(service, |budget| attempts.after(failed.failure, retry, budget, now()));
             match verdict {
                 Verdict::GiveUp => return give_up(failed, outgoing.plan, tier, &cluster, record),
                 Verdict::PickAgain => {}
@@ -322,7 +327,8 @@ impl Outbound {
             Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request, record)),
         };
         record.entry.destination_spiffe = connection.peer.to_string();
-        let own_limit = outgoing.attempts.timeout(outgoing.plan.attempt_timeout);
+        let configured = outgoing.plan.attempt_timeout.or(outgoing.retry.per_try);
+        let own_limit = outgoing.attempts.timeout(configured);
         let limit = own_limit.map_or(outgoing.deadline, |own| outgoing.deadline.min(Instant::now() + own));
         let mut sender = connection.sender();
         match tokio::time::timeout_at(limit, sender.try_send_request(request)).await {
@@ -500,6 +506,9 @@ fn give_up(
     record: &mut Record,
 ) -> Result<Response<AnswerBody>, Reason> {
     match failed.response {
+        Some(response) if failed.failure == Failure::Status => {
+            Ok(finish(response, plan, tier, cluster, record))
+        }
         Some(response) => {
             record.entry.response_flags = failed.reason.flags();
             Ok(finish(response, plan, tier, cluster, record))

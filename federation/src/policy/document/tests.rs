@@ -4,9 +4,9 @@ use super::*;
 
 #[test]
 fn stored_documents_refuse_fields_that_nobody_knows() {
-    let stored = r#"{"name":"shop/a","spec":{"BackendPolicy":{"targetRefs":[],"retry":{}}}}"#;
+    let stored = r#"{"name":"shop/a","spec":{"BackendPolicy":{"targetRefs":[],"retires":{}}}}"#;
     let error = serde_json::from_str::<PolicyDocument>(stored).unwrap_err().to_string();
-    assert!(error.contains("unknown field `retry`"), "{error}");
+    assert!(error.contains("unknown field `retires`"), "{error}");
 }
 
 #[test]

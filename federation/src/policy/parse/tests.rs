@@ -119,7 +119,7 @@ kind: BackendPolicy
 metadata: { name: a }
 spec:
   targetRefs: { kind: Service, name: a }
-  retry: { attempts: 2 }
+  limits: { maxPending: 2 }
   locality: { openNextTierBelow: 70, mode: Failovr, distribute: [{ from: west, to: { East: 50, north: 101 } }] }
   health: { active: {} }
 "#;
@@ -136,7 +136,7 @@ spec:
 20:7 E4003 kind | unknown kind \"HttpRoute\" | did you mean HTTPRoute?
 22:11 E4004 metadata.name | metadata has no name | add name
 29:15 E4002 spec.targetRefs | targetRefs has to be a list, found an object | put a - before it
-30:3 E4125 spec.retry | retry is not supported by this version | idempotent requests are retried within a budget of 20 % without it
+30:3 E4125 spec.limits | limits is not supported by this version | limits are flags of the proxy and the gateway
 31:34 E4002 spec.locality.openNextTierBelow | openNextTierBelow has to be a percentage, found the number 70 | write 70%
 31:44 E4005 spec.locality.mode | mode cannot be \"Failovr\" | did you mean Failover?
 31:86 E4005 spec.locality.distribute[0].to.East | cluster name \"East\" has a character outside a-z 0-9 - | 
@@ -245,6 +245,7 @@ fn shape_and_types_agree() {
                 .into(),
             Shape::OneOf(known) => known[0].into(),
             Shape::Integer { from, .. } => i64::try_from(*from).unwrap().into(),
+            Shape::TextOrInteger { integer, .. } => least(integer, all),
             Shape::Any => serde_json::Value::Null,
             Shape::Truth => serde_json::Value::Bool(true),
         }

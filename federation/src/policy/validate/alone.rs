@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Findings;
 use super::filters::check_filters;
+use crate::policy::document::retry::RetryPolicy;
 use crate::policy::document::{
     BackendPolicy, GrpcRoute, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, IMPORT_GROUP,
     LocalityPolicy, LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch, RefKind, RouteMatch, RouteRule,
@@ -42,6 +43,9 @@ pub(super) fn check_policy(policy: &BackendPolicy, namespace: &str, findings: &m
         let message = "interval has no effect: failures are counted as they come".to_owned();
         findings.warning("E4125", "spec.health.outlier.interval".to_owned(), message, "remove it".to_owned());
     }
+    if let Some(retry) = &policy.retry {
+        check_retry(retry, findings);
+    }
     if let Some(locality) = &policy.locality {
         check_mode(locality, findings);
         check_failover(locality, findings);
@@ -51,6 +55,18 @@ pub(super) fn check_policy(policy: &BackendPolicy, namespace: &str, findings: &m
             let fix = "write openNextTierBelow: 70%, or mode: LocalOnly if that is meant".to_owned();
             findings.warning("E4115", "spec.locality.openNextTierBelow".to_owned(), message, fix);
         }
+    }
+}
+
+/// Words that say nothing, or that something else takes back.
+fn check_retry(retry: &RetryPolicy, findings: &mut Findings<'_>) {
+    if retry.attempts == Some(0) && (retry.on.is_some() || retry.budget.is_some()) {
+        let message = "with attempts: 0 nothing is tried again, so on and budget have no effect".to_owned();
+        findings.warning("E4133", "spec.retry.attempts".to_owned(), message, "remove them".to_owned());
+    }
+    if retry.per_try_timeout.is_some_and(|limit| limit.is_zero()) {
+        let message = "a timeout of 0s is none, as without it".to_owned();
+        findings.warning("E4133", "spec.retry.perTryTimeout".to_owned(), message, "remove it".to_owned());
     }
 }
 

@@ -63,6 +63,18 @@ impl Failed {
         Self { failure, observation, reason: Reason::Timeout, request: None, response: None }
     }
 
+    /// The app's own answer, which is passed on if there is no other attempt.
+    pub fn status(response: Response<AnswerBody>) -> Self {
+        Self {
+            failure: Failure::Status,
+            // Health has been told of the answer.
+            observation: None,
+            reason: Reason::Unreachable,
+            request: None,
+            response: Some(response),
+        }
+    }
+
     pub fn nobody_there(undelivered: bool, response: Response<AnswerBody>) -> Self {
         let failure = Failure::NobodyThere { undelivered };
         let observation = Some(failure.observation());

@@ -73,6 +73,7 @@ impl Outbound {
             deadline: Instant::now() + plan.request_timeout,
             // Sent once: whoever wants no gap in what is mirrored has to want answers too.
             attempts: Attempts::new(request.method(), HAS_BODY),
+            retry: Arc::default(),
             tried: Vec::new(),
         };
         outgoing.attempts.begin();

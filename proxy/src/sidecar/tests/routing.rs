@@ -519,9 +519,83 @@ fn the_examples_do_what_they_say() {
         versions
             .each(&[("POST /shop.Reviews/Rate", "reviews-v2"), ("POST /shop.Reviews/List", "reviews-v1")])
             .await;
-        // These, and access-policy in tests of access.
-        let tested = 8 + 1;
+        // These, access-policy in tests of access, and backend-policy-retry below.
+        let tested = 8 + 2;
         let there = std::fs::read_dir(format!("{}/../deploy/examples", env!("CARGO_MANIFEST_DIR"))).unwrap();
         assert_eq!(there.count(), tested, "an example that nobody applies is not known to work");
+    });
+}
+
+/// An app that answers 503 to everything.
+async fn ailing_app() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let service = hyper::service::service_fn(|_: Request<hyper::body::Incoming>| async {
+                let answer = http::Response::builder().status(503).header("x-app", "ailing");
+                Ok::<_, std::convert::Infallible>(answer.body(Full::<Bytes>::default()).unwrap())
+            });
+            let http = hyper::server::conn::http1::Builder::new();
+            let served = http.serve_connection(hyper_util::rt::TokioIo::new(stream), service);
+            tokio::task::spawn_local(async move { drop(served.await) });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_policy_has_a_status_tried_again_and_only_what_may_be_repeated() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let _ailing = shop.second(ailing_app().await);
+        // That it is not simply left alone after some failures.
+        let text = std::fs::read_to_string(format!(
+            "{}/../deploy/examples/backend-policy-retry.yaml",
+            env!("CARGO_MANIFEST_DIR")
+        ))
+        .unwrap();
+        let stay = "  health: { outlier: { consecutive5xx: 100000, consecutiveGatewayErrors: 100000 } }\n";
+        let (mut without, with) = (0, format!("{text}{stay}"));
+        let put = |shop: &mut Shop, text: &str| {
+            let documents = parse("test", text).unwrap();
+            assert!(validate(&shop.view, "test", &documents).is_empty());
+            for (document, _) in documents {
+                shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
+            }
+        };
+        let retry = text.find("  retry:").unwrap();
+        put(&mut shop, &format!("{}{stay}", &text[..retry]));
+        for _ in 0..40 {
+            without += usize::from(shop.product.get(REVIEWS).await.status == 503);
+        }
+        assert!(
+            without > 5,
+            "what the app says is passed on where no policy says otherwise: {without} of 40"
+        );
+
+        put(&mut shop, &with);
+        let mut passed_on = 0;
+        for _ in 0..40 {
+            passed_on += usize::from(shop.product.get(REVIEWS).await.status == 503);
+        }
+        assert!(passed_on < without / 2, "{passed_on} of 40 with two retries, {without} without");
+        let mut refused = 0;
+        for _ in 0..40 {
+            let request = Request::post("/x").header("host", "reviews.shop");
+            let answer = shop.product.request(request.body(Full::default()).unwrap()).await;
+            refused += usize::from(answer.status == 503);
+            assert!(
+                answer.status != 503 || answer.header("x-app") == "ailing",
+                "the app's own words: {answer:?}"
+            );
+        }
+        assert!(refused > 5, "a POST is sent once: {refused} of 40");
+        let metrics = shop.product.plane.telemetry.to_text();
+        assert!(
+            metrics.contains("hanse_retries_total{service=\"shop/reviews\",reason=\"status\"}"),
+            "{metrics}"
+        );
     });
 }
