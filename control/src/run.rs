@@ -285,6 +285,7 @@ fn context(
         revisions: Default::default(),
         bundle_revisions: Default::default(),
         callers: Default::default(),
+        bundle_endpoint: Default::default(),
         metrics: Metrics::default(),
         joining: Default::default(),
         member_lifetime,

@@ -18,6 +18,9 @@ pub const SHORTEST_INTERVAL: Duration = Duration::from_secs(5);
 pub const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
 /// How often our own bundle should be fetched, as its document suggests.
 pub const OWN_REFRESH_HINT: Duration = Duration::from_secs(60);
+/// How long a new authority of ours is in the bundle before it signs, where strangers fetch that: three times the hint
+/// (Federation §4.1). Nobody can ask them whether they have it.
+pub const OWN_OVERLAP: Duration = Duration::from_secs(3 * OWN_REFRESH_HINT.as_secs());
 /// Longest URL, in bytes.
 pub const MAX_URL_BYTES: usize = 2048;
 /// Largest PEM of roots that a relationship may bring, in bytes.
@@ -119,11 +122,20 @@ pub fn compare(kept: Option<&Bundle>, fetched: &Bundle) -> Result<Freshness, Sta
     if fetched.sequence < kept.sequence {
         return Err(Stale::LowerSequence { kept: kept.sequence, fetched: fetched.sequence });
     }
-    match (fetched == kept, fetched.sequence == kept.sequence) {
-        (true, _) => Ok(Freshness::Same),
+    match (same_keys(kept, fetched), fetched.sequence == kept.sequence) {
+        (true, true) => Ok(Freshness::Same),
         (false, true) if kept.sequence != 0 => Err(Stale::SameSequence(kept.sequence)),
-        (false, _) => Ok(Freshness::Newer),
+        _ => Ok(Freshness::Newer),
     }
+}
+
+/// Whether two bundles of one trust domain have the same keys, in whatever order: a JWK set has none, and SPIRE writes its
+/// JWT authorities in another one each time.
+fn same_keys(one: &Bundle, other: &Bundle) -> bool {
+    fn same<T: PartialEq>(one: &[T], other: &[T]) -> bool {
+        one.len() == other.len() && one.iter().all(|key| other.contains(key))
+    }
+    same(&one.authorities, &other.authorities) && same(&one.jwt_authorities, &other.jwt_authorities)
 }
 
 impl Stranger {

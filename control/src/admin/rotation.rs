@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hanse_federation::Peer;
+use hanse_federation::stranger::{OWN_OVERLAP, OWN_REFRESH_HINT};
 use hanse_identity::{Bundle, ClusterName, KeyId, NodeName, SpiffeId, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +129,9 @@ pub struct NodeItem {
     pub applied: u64,
     pub own_svid: bool,
     pub callers: u64,
+    /// Foreign trust domains may fetch the bundle that is asked about from it.
+    #[serde(default)]
+    pub bundle_endpoint: bool,
 }
 
 impl BundlePart {
@@ -165,6 +169,7 @@ impl BundlePart {
                 applied: trust.applied,
                 own_svid: own && trust.own_svid,
                 callers: trust.callers.get(trust_domain).copied().unwrap_or_default(),
+                bundle_endpoint: own && trust.bundle_endpoint,
             })
             .collect();
         for subscriber in merged(subscribers) {
@@ -292,6 +297,11 @@ pub fn waits_for(
         here(format!("agent {agent}"), format!("is not connected, and SVIDs of it live until {until}"))
     }));
     if rotation.gate == Gate::Spread {
+        waits.extend(overlap(rotation, parts, now).map(|until| {
+            let hint = OWN_REFRESH_HINT.as_secs();
+            let why = format!("fetch the bundle, about every {hint} s: nothing new signs before {until}");
+            here("foreign trust domains".to_owned(), why)
+        }));
         return waits;
     }
     for part in parts {
@@ -324,6 +334,14 @@ pub fn waits_for(
         }));
     }
     waits
+}
+
+/// Until when what is new only stands in the bundle, because strangers fetch it: they would believe nothing that it signs,
+/// the bundle endpoint itself included, and so never hear of it. Whoever revokes an authority does not wait for that.
+fn overlap(rotation: &Rotation, parts: &[BundlePart], now: Timestamp) -> Option<Timestamp> {
+    let served = parts.iter().flat_map(|part| &part.nodes).any(|node| node.bundle_endpoint);
+    let until = *rotation.reached.get(&Gate::Spread)? + OWN_OVERLAP;
+    (served && rotation.revocation.is_none() && now < until).then_some(until)
 }
 
 /// Agents whose SVIDs live and that cannot say what they hold, with the end of the last of these.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -85,6 +86,7 @@ pub async fn serve(context: Arc<Context>, listener: TcpListener, shown: Shown) -
             Box::pin(keep_reading(certificate.clone(), chain.clone(), key.clone(), times))
         }
     };
+    context.bundle_endpoint.store(true, Ordering::Relaxed);
     let mut stop = context.stop.clone();
     tokio::select! {
         () = keeping => {}

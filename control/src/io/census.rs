@@ -149,6 +149,9 @@ pub struct NodeTrust {
     pub own_svid: bool,
     /// Who is connected to it and was authenticated by such an authority, by its trust domain; no administrators.
     pub callers: BTreeMap<TrustDomain, u64>,
+    /// Foreign trust domains may fetch the cluster's bundle from it.
+    #[serde(default)]
+    pub bundle_endpoint: bool,
 }
 
 /// Live connections that subscribers counted.
@@ -454,7 +457,8 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
             let (applied, callers) = context.callers.get();
             let own = context.own.identity();
             let own_svid = own.is_some_and(|own| context.trust.current().is_outgoing(&own.facts));
-            Part::Trust(NodeTrust { applied, own_svid, callers })
+            let bundle_endpoint = context.bundle_endpoint.load(Ordering::Relaxed);
+            Part::Trust(NodeTrust { applied, own_svid, callers, bundle_endpoint })
         }
         Query::Node => Part::Node(NodeReport {
             status: context.handle.status(),

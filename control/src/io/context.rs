@@ -1,6 +1,7 @@
 //! What every service of a control node shares: who the node is, its State, its own SVID, whom it believes.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Context {
     pub bundle_revisions: BundleRevisions,
     /// Who is connected to this node below an outgoing authority.
     pub callers: OutgoingCallers,
+    /// Whether its bundle endpoint is open.
+    pub bundle_endpoint: AtomicBool,
     pub metrics: Metrics,
     /// How often it has been tried to join lately.
     pub joining: JoinRates,

@@ -58,6 +58,28 @@ fn f_3_bundles_are_ordered_by_sequence() {
 }
 
 #[test]
+fn f_3_the_order_of_keys_says_nothing() {
+    let jwt_authority = |key_id: &str| hanse_identity::JwtAuthority {
+        key_id: key_id.to_owned(),
+        spki_der: key_id.as_bytes().to_vec(),
+        not_after: None,
+        state: hanse_identity::AuthorityState::Active,
+    };
+    for sequence in [0, 7] {
+        let mut kept = bundle(sequence, 2);
+        kept.jwt_authorities = vec![jwt_authority("a"), jwt_authority("b")];
+        let mut fetched = kept.clone();
+        fetched.authorities.reverse();
+        fetched.jwt_authorities.reverse();
+        assert_ne!(fetched, kept);
+        assert_eq!(compare(Some(&kept), &fetched), Ok(Freshness::Same));
+        fetched.jwt_authorities[1] = jwt_authority("c");
+        let other = if sequence == 0 { Ok(Freshness::Newer) } else { Err(Stale::SameSequence(7)) };
+        assert_eq!(compare(Some(&kept), &fetched), other);
+    }
+}
+
+#[test]
 fn f_5_neither_trust_domain_nor_profile_is_guessed_from_the_url() {
     let without = |name: &str| {
         let mut whole = serde_json::json!({

@@ -187,3 +187,33 @@ fn the_drain_of_a_revoked_authority_waits_for_connections_as_long_as_was_said_an
     proxy.outgoing.insert(east(), Outgoing { connections: 0, own_svid: true });
     assert_eq!(waits(Closing::Now, 0, &proxy), 1);
 }
+
+/// F-1: strangers cannot be asked, so what is new stands in the bundle for a while before it signs.
+#[test]
+fn f_1_where_strangers_fetch_the_bundle_nothing_new_signs_before_they_had_time_to() {
+    let spread = |revocation| {
+        let reached = BTreeMap::from([(Gate::Prepare, NOW), (Gate::Spread, NOW)]);
+        Rotation { reached, revocation, ..rotation(Gate::Spread) }
+    };
+    let waits = |rotation: &Rotation, trust: NodeTrust, later: Duration| {
+        waits_for(&state(), rotation, &[part(Vec::new(), trust)], &BTreeSet::new(), NOW + later)
+    };
+    let served = || NodeTrust { bundle_endpoint: true, ..in_force() };
+    let just_before = OWN_OVERLAP - Duration::from_secs(1);
+    assert!(waits(&spread(None), in_force(), Duration::ZERO).is_empty(), "nobody fetches it");
+    let waiting = waits(&spread(None), served(), just_before);
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(waiting[0].who, "foreign trust domains");
+    assert!(waiting[0].why.contains(&(NOW + OWN_OVERLAP).to_string()), "{:?}", waiting[0]);
+    assert!(waits(&spread(None), served(), OWN_OVERLAP).is_empty());
+    assert!(OWN_OVERLAP >= 3 * OWN_REFRESH_HINT, "Federation §4.1");
+    // Where somebody else has the key, every minute counts.
+    let revocation = hanse_identity::RevocationId { origin: east(), number: 4 };
+    assert!(waits(&spread(Some(revocation)), served(), Duration::ZERO).is_empty());
+    // What a joined cluster serves is its own bundle.
+    let nodes = vec![("west-1".parse().unwrap(), served())];
+    let (west, all) = ("west".parse().unwrap(), BTreeSet::new());
+    let west = BundlePart::new(west, (&east(), false), Some(10), Vec::new(), nodes, all);
+    let parts = [part(Vec::new(), in_force()), west];
+    assert!(waits_for(&state(), &spread(None), &parts, &BTreeSet::new(), NOW).is_empty());
+}
