@@ -1,13 +1,14 @@
 //! Envoy: a stock one that a test starts and ends. What it is told is the demo's (`hanse::demo::envoy`).
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-pub use hanse::demo::envoy::{Config, SEEN, find};
+pub use hanse::demo::envoy::{Config, SEEN, find, is_elf};
+use hanse::demo::ports::Ports;
 use serde_json::Value;
 
 /// How long Envoy may take to come back to its agent after a refusal: its longest backoff, and some.
@@ -23,9 +24,9 @@ pub struct Envoy {
     pub admin: SocketAddr,
 }
 
-/// A loopback address that nobody listens on now.
+/// A loopback address that nobody listens on now, and that no outgoing connection is given.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    Ports::new().reserve()
 }
 
 impl Envoy {

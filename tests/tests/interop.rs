@@ -22,9 +22,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use hanse_tests::envoy::{self, Envoy};
 use hanse_tests::house::Demo;
 use hanse_tests::http::{self, Answer};
+use hanse_tests::wait::until;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use serde_json::Value;
-use tokio::time::Instant;
 
 const EAST: [&str; 2] = ["--context", "demo-east"];
 const ENVOY_ID: &str = "spiffe://east.example/ns/shop/sa/envoy";
@@ -331,22 +331,4 @@ fn saw(answer: &Answer, caller: &str) -> Result<()> {
     let seen = answer.headers.get(envoy::SEEN).and_then(|v| v.to_str().ok()).unwrap_or_default();
     ensure!(seen == caller, "Envoy saw {seen:?}, not {caller}");
     Ok(())
-}
-
-/// Tries until it holds; after `limit`, the last reason why it did not.
-async fn until(what: &str, limit: Duration, holds: impl AsyncFn() -> Result<()>) -> Result<()> {
-    let started = Instant::now();
-    let end = started + limit;
-    loop {
-        match tokio::time::timeout(SOON, holds()).await.context("no answer").flatten() {
-            Ok(()) => {
-                println!("{what}: {} ms", started.elapsed().as_millis());
-                return Ok(());
-            }
-            Err(error) if Instant::now() >= end => {
-                return Err(error.context(format!("not within {limit:?}: {what}")));
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
 }
