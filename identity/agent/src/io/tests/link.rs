@@ -121,6 +121,8 @@ struct Node {
     connections: Arc<AtomicU64>,
     /// Handshakes that came to nothing.
     failed: Arc<AtomicU64>,
+    /// Whether it signs: one whose clock the others contradict does not.
+    signs: Arc<AtomicBool>,
     /// Its own, so that all of it can die at once.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -189,13 +191,15 @@ impl Node {
                 }
             }
         });
-        let service = IssueServer::new(IssueNode { cluster: Arc::clone(cluster) });
+        let signs = Arc::new(AtomicBool::new(true));
+        let node = IssueNode { cluster: Arc::clone(cluster), signs: Arc::clone(&signs) };
+        let service = IssueServer::new(node);
         runtime.spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
             server.serve_with_incoming(ReceiverStream::new(incoming)).await.unwrap();
         });
         drop(inside);
-        Self { address, connections, failed, runtime: Some(runtime) }
+        Self { address, connections, failed, signs, runtime: Some(runtime) }
     }
 
     /// Dies as a process does: every connection is gone.
@@ -261,6 +265,7 @@ impl AsyncWrite for TlsConnection {
 
 struct IssueNode {
     cluster: Arc<Cluster>,
+    signs: Arc<AtomicBool>,
 }
 
 impl IssueNode {
@@ -268,6 +273,13 @@ impl IssueNode {
         match request.extensions().get::<Peer>().unwrap().named {
             true => Ok(()),
             false => Err(Status::unauthenticated("no certificate")),
+        }
+    }
+
+    fn signing(&self) -> Result<(), Status> {
+        match self.signs.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err(Status::unavailable("this node signs nothing, ask another one")),
         }
     }
 }
@@ -280,6 +292,7 @@ impl Issue for IssueNode {
         &self,
         request: Request<JoinAgentRequest>,
     ) -> Result<Response<JoinAgentReply>, Status> {
+        self.signing()?;
         let binding = request.extensions().get::<Peer>().unwrap().binding;
         let request = request.into_inner();
         let name: NodeName = request.agent.parse().unwrap();
@@ -322,6 +335,7 @@ impl Issue for IssueNode {
 
     async fn issue_svid(&self, request: Request<IssueSvidRequest>) -> Result<Response<SvidReply>, Status> {
         Self::named(&request)?;
+        self.signing()?;
         let request = request.into_inner();
         let selectors = request.selectors.iter().map(|s| s.parse().unwrap()).collect();
         let state = self.cluster.state.borrow().clone();

@@ -44,6 +44,37 @@ async fn follows_the_state_gets_svids_and_moves_to_another_node() {
 }
 
 #[tokio::test]
+async fn t29_who_is_refused_by_a_node_that_signs_nothing_asks_another_one() {
+    let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
+    let nodes = [Node::start(&cluster, "east-1"), Node::start(&cluster, "east-2")];
+    let directory = tempfile::tempdir().unwrap();
+    let endpoints: Vec<String> = nodes.iter().map(|node| node.address.clone()).collect();
+    cluster.state.send_modify(|s| s.endpoints = endpoints.clone());
+    nodes[0].signs.store(false, Ordering::SeqCst);
+    let token = cluster.token(endpoints);
+    soon(join(&Proof::Token(token), &agent(), &[], &store(&directory))).await.unwrap();
+    let agent = Member::start(&directory);
+    let (_lease, mut serial) = agent.workload().await;
+    let key = agent.shared.svids.list()[0].key.clone();
+    // Wherever it is, one of these turns is its node's.
+    for which in [1, 0] {
+        nodes[1 - which].signs.store(true, Ordering::SeqCst);
+        nodes[which].signs.store(false, Ordering::SeqCst);
+        let before = cluster.issued.load(Ordering::SeqCst);
+        agent.shared.svids.renew_now(&key);
+        until(|| cluster.issued.load(Ordering::SeqCst) > before).await;
+        let held = || match &agent.shared.svids.list()[0].holding {
+            Holding::Ready(svid) => svid.facts.serial.clone(),
+            other => panic!("what it has stays until it is replaced: {other:?}"),
+        };
+        until(|| held() != serial).await;
+        serial = held();
+    }
+    assert!(agent.shared.metrics.control_connections.get() >= 2, "it has moved");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn what_the_agent_knows_never_goes_back() {
     let cluster = Cluster::new(vec![mine(REVIEWS)], DAY);
     let node = Node::start(&cluster, "east-1");
