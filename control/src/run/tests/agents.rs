@@ -4,6 +4,7 @@ use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{AgentDown, AgentUp, RenewAgentRequest};
 
 use super::*;
+use crate::io::joining::PER_PROOF;
 
 /// An agent's stream, as a control node sees it.
 struct Stream {
@@ -200,6 +201,48 @@ async fn t5_of_two_hundred_joins_with_one_token_exactly_one_wins() {
     let state = east.any().context.handle.read().await.unwrap();
     let given = state.private.issued.live(now()).filter(|s| s.agent.as_str() == "host-1").count();
     assert_eq!(given, 1, "nobody else was given a certificate");
+    east.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t5_a_spent_token_writes_nothing_and_its_own_request_not_without_end() {
+    let east = found("east", 1).await;
+    let client = east.client().await;
+    let token = agent_token(&client, "host-1").await;
+    let agent: NodeName = "host-1".parse().unwrap();
+    let request = || certificate_request(&new_key_pair().unwrap()).unwrap();
+    let ask = async |csr_der: &[u8]| -> Result<JoinAgentReply, Status> {
+        let tls = pinned_client_config(&token.trust_domain, &token.pins, ALPN_H2);
+        let link = dial::connect(&token.endpoints[0], tls).await.unwrap();
+        let proof = token.prove(&link.binding, &agent_join_request(&agent, csr_der)).unwrap();
+        let (invite, agent, csr_der) = (token.invite.clone(), agent.to_string(), csr_der.to_vec());
+        let request = JoinAgentRequest { invite, agent, csr_der, proof };
+        unary(link.channel, "/hanse.issue.v1.Issue/JoinAgent", request).await
+    };
+    let own = request();
+    ask(&own).await.unwrap();
+    let tries = AuditListRequest { actor: Some("agent/host-1".to_owned()), ..Default::default() };
+    let before = client.call(&tries).await.unwrap().items;
+    assert!(!before.is_empty(), "what it joined by is in the trail");
+    for _ in 0..10 {
+        assert_eq!(ask(&request()).await.unwrap_err().code(), Code::FailedPrecondition);
+    }
+    assert_eq!(client.call(&tries).await.unwrap().items, before, "who may not join writes nothing");
+    // Whose answer was lost is answered again, but not without end.
+    let joining = &east.any().context.joining;
+    let mut answered = 1;
+    let refused = loop {
+        match ask(&own).await {
+            Ok(_) => answered += 1,
+            Err(status) => break status,
+        }
+        assert!(answered < 2 * PER_PROOF.capacity, "it is answered without end");
+    };
+    assert!(answered >= PER_PROOF.capacity, "{answered}");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert!(refused.message().contains("come again in"), "{refused:?}");
+    assert_eq!(joining.refused.get(), 1);
+    join_agent(&east, "host-2", &agent_token(&client, "host-2").await).await.expect("another host's token");
     east.stop().await;
 }
 
