@@ -445,6 +445,9 @@ pub struct WorkloadItem {
     /// It may act as an administrator, with the roles that it was given.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
+    /// It may have an intermediate authority, and issue SVIDs by it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub downstream: bool,
     /// The revocation because of which no SVID is issued, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<RevocationId>,
@@ -465,6 +468,7 @@ impl WorkloadItem {
             hint: r.hint,
             expires: r.expires,
             admin: r.admin,
+            downstream: r.downstream,
             revoked,
         }
     }

@@ -10,6 +10,7 @@ use hanse_federation::wire::{decode, encode};
 use hanse_identity::issue::certificate_request;
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{Expect, client_config};
+use hanse_identity::wire::issue::{DownstreamReply, DownstreamRequest};
 use hanse_identity::{
     AuthorityCertificate, Bundle, ClusterName, Revocations, Svid, Trust, TrustDomain, Usage, verify,
 };
@@ -116,11 +117,34 @@ impl Client {
     /// Asks one question. A node that cannot be dialled, or that goes away before it has answered a read, is
     /// replaced by the next; a write that may have arrived is not sent twice.
     pub async fn call<C: AdminCall>(&self, question: &C) -> Result<C::Reply, ClientError> {
-        let asked = tokio::time::timeout(self.deadline, self.try_all(question));
+        let question = Document { json: encode(question) };
+        let reply: Document = self.ask(("hanse.control.v1.Admin", C::RPC), &question).await?;
+        decode(C::RPC, &reply.json).map_err(|e| ClientError::mismatch(C::RPC, &e))
+    }
+
+    /// Asks, as a workload that may be a nested issuer, for an intermediate authority over the CSR's key.
+    pub async fn downstream(&self, csr_der: Vec<u8>) -> Result<DownstreamReply, ClientError> {
+        let service = ("hanse.issue.v1.Issue", "IssueDownstream");
+        self.ask(service, &DownstreamRequest { csr_der }).await.map_err(|error| match error.kind {
+            ClientErrorKind::NotAllowed => ClientError {
+                fix: "a ca-admin lets a workload have one, where its SVID comes from: hanse workload register ID --agent AGENT --selector … --downstream"
+                    .to_owned(),
+                ..error
+            },
+            _ => error,
+        })
+    }
+
+    async fn ask<Q, A>(&self, rpc: (&str, &'static str), question: &Q) -> Result<A, ClientError>
+    where
+        Q: prost::Message + Clone + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let asked = tokio::time::timeout(self.deadline, self.try_all(rpc, question));
         asked.await.unwrap_or_else(|_| {
             Err(ClientError {
                 kind: ClientErrorKind::Timeout,
-                what: format!("{} was not answered", C::RPC),
+                what: format!("{} was not answered", rpc.1),
                 why: format!("{} did not answer within {:?}", self.cluster, self.deadline),
                 fix: "try again, or give it longer with --timeout".to_owned(),
                 refusal: None,
@@ -128,28 +152,34 @@ impl Client {
         })
     }
 
-    async fn try_all<C: AdminCall>(&self, question: &C) -> Result<C::Reply, ClientError> {
+    async fn try_all<Q, A>(
+        &self,
+        (service, rpc): (&str, &'static str),
+        question: &Q,
+    ) -> Result<A, ClientError>
+    where
+        Q: prost::Message + Clone + 'static,
+        A: prost::Message + Default + 'static,
+    {
         let mut failed = None;
         for _ in 0..self.endpoints.len().max(1) {
             let (place, channel) = self.channel(failed).await?;
-            match unary(channel, C::RPC, Document { json: encode(question) }).await {
-                Ok(reply) => {
-                    return decode(C::RPC, &reply.json).map_err(|e| ClientError::mismatch(C::RPC, &e));
-                }
-                Err(status) if dial::never_sent(&status) || (is_gone(&status) && is_read(C::RPC)) => {
+            match unary(channel, &format!("/{service}/{rpc}"), question.clone()).await {
+                Ok(reply) => return Ok(reply),
+                Err(status) if dial::never_sent(&status) || (is_gone(&status) && is_read(rpc)) => {
                     failed = Some(place);
                 }
                 Err(status) => {
                     if is_gone(&status) {
                         *self.current.lock().await = None;
                     }
-                    return Err(ClientError::from_status(C::RPC, &status));
+                    return Err(ClientError::from_status(rpc, &status));
                 }
             }
         }
         Err(ClientError {
             kind: ClientErrorKind::Unreachable,
-            what: format!("{} was not answered", C::RPC),
+            what: format!("{rpc} was not answered"),
             why: "every control node went away while it was asked".to_owned(),
             fix: "look at the nodes: hanse node list".to_owned(),
             refusal: None,
@@ -240,14 +270,17 @@ impl fmt::Debug for Client {
     }
 }
 
-/// One unary rpc by its name.
-async fn unary(channel: Channel, rpc: &'static str, document: Document) -> Result<Document, Status> {
+/// One unary rpc by its path.
+async fn unary<Q, A>(channel: Channel, path: &str, question: Q) -> Result<A, Status>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
     let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_REPLY_BYTES);
     grpc.ready().await.map_err(|e| Status::unavailable(dial::with_sources(&e)))?;
-    let path = http::uri::PathAndQuery::try_from(format!("/hanse.control.v1.Admin/{rpc}"))
-        .map_err(|e| Status::internal(e.to_string()))?;
-    let codec = tonic_prost::ProstCodec::<Document, Document>::default();
-    grpc.unary(Request::new(document), path, codec).await.map(tonic::Response::into_inner)
+    let path = http::uri::PathAndQuery::try_from(path).map_err(|e| Status::internal(e.to_string()))?;
+    let codec = tonic_prost::ProstCodec::<Q, A>::default();
+    grpc.unary(Request::new(question), path, codec).await.map(tonic::Response::into_inner)
 }
 
 /// Whether the connection broke (and not: the node answered that it cannot).

@@ -99,6 +99,10 @@ pub enum Command {
     Issued {
         records: Vec<IssuedRecord>,
     },
+    /// A workload is about to be given an intermediate authority.
+    DownstreamIssued {
+        record: Box<IssuedRecord>,
+    },
     /// Entries that no valid certificate can match any more.
     Lapse {
         ids: Vec<RevocationId>,

@@ -10,6 +10,7 @@ pub mod crl;
 pub mod cut;
 pub mod dial;
 mod doors;
+mod downstream;
 pub mod driver;
 pub mod http;
 pub mod issuance;

@@ -2,7 +2,7 @@
 //! control nodes hold. `apply` is deterministic: no clock, no randomness, no I/O.
 //!
 //! One file per subject below does the work: `catalog` (announcements, exports), `registrations`, `peers` (invites,
-//! joins, joined clusters), `agents` (evicted, banned), `hosts` (attested by certificates of their own), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `rotation`
+//! joins, joined clusters), `agents` (evicted, banned), `hosts` (attested by certificates of their own), `rules` (policies, authorities), `revocations`, `issuance` (which SVIDs live), `downstream` (nested issuers), `rotation`
 //! (of authorities), `jwt` (keys of JWT-SVIDs), `roles` (who may do what), `audit` (who did what), `strangers` (foreign trust domains), `snapshot`
 //! (how a State is written).
 
@@ -22,6 +22,7 @@ mod addressed;
 pub mod agents;
 pub mod audit;
 mod catalog;
+pub mod downstream;
 pub mod hosts;
 pub mod issuance;
 mod jwt;
@@ -273,6 +274,7 @@ impl State {
             Command::Lift { id } => self.lift(id),
             Command::RevocationsClear { ids, compromised } => self.revocations_clear(ids, *compromised),
             Command::Issued { records } => self.issued(records, now),
+            Command::DownstreamIssued { record } => self.downstream_issued(record, now),
             Command::Lapse { ids } => self.lapse(ids, now),
             Command::InviteCreate { invite } => {
                 self.may_admit(&proposal.actor, &invite.admits)?;

@@ -20,6 +20,7 @@ use crate::svid::Serial;
 use crate::time::Timestamp;
 use crate::upstream::Intermediate;
 use crate::x509;
+use crate::x509::authority::NESTED_UNIT;
 
 /// How long before `now` an authority's certificate starts: clocks of verifiers may be behind.
 pub(crate) const BACKDATED: Duration = Duration::from_secs(300);
@@ -27,6 +28,8 @@ pub(crate) const BACKDATED: Duration = Duration::from_secs(300);
 const MAX_SUBJECT_ATTRIBUTE: usize = 64;
 /// Hex digits of the key id in the subject: 64 bits keep subjects apart.
 const SUBJECT_KEY_DIGITS: usize = 16;
+/// How many authorities may stand below one that is made from now on: a nested issuer (`downstream`).
+pub(crate) const PATH_LENGTH: u8 = 1;
 
 /// Where an authority is in its life. Only `Active` signs; all but `Retired` are trusted by verifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,13 +58,17 @@ pub(crate) struct Signer {
     pub(crate) subject: Vec<u8>,
     /// Its SubjectPublicKeyInfo, DER.
     pub(crate) public_key: Vec<u8>,
+    /// How many authorities it lets stand below itself; `None` = any number.
+    path_length: Option<u32>,
 }
 
 impl Signer {
     fn read(der: &[u8]) -> Result<Self, AuthorityError> {
         let certificate = x509::parse(der).map_err(AuthorityError::Certificate)?;
         let subject = certificate.subject().as_raw().to_vec();
-        Ok(Self { subject, public_key: certificate.public_key().raw.to_vec() })
+        let path_length = x509::authority_path_length(&certificate);
+        let path_length = path_length.ok_or_else(|| AuthorityError::Certificate("it is no CA".to_owned()))?;
+        Ok(Self { subject, public_key: certificate.public_key().raw.to_vec(), path_length })
     }
 }
 
@@ -101,7 +108,7 @@ impl Authority {
         params.distinguished_name = subject(trust_domain, node, &key.id());
         let uri = trust_domain.id().to_string();
         params.subject_alt_names = vec![SanType::URI(uri.try_into().map_err(bad)?)];
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(PATH_LENGTH));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
         params.not_before = time(now - BACKDATED)?;
@@ -144,11 +151,15 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(checked.der.as_slice()), key)
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
+        let mut signer = Signer::read(&checked.der)?;
+        // It is one of those that the root lets stand below itself.
+        let left = Signer::read(&root.der)?.path_length.map(|most| most.saturating_sub(1));
+        signer.path_length = signer.path_length.into_iter().chain(left).min();
         Ok(Self {
             trust_domain: trust_domain.clone(),
             issuer,
             certificate: root,
-            signer: Signer::read(&checked.der)?,
+            signer,
             intermediate: Some(checked),
         })
     }
@@ -156,6 +167,11 @@ impl Authority {
     /// Its own certificate, if a root above it is in the bundle instead.
     pub fn intermediate(&self) -> Option<&Intermediate> {
         self.intermediate.as_ref()
+    }
+
+    /// Whether its certificate, and the root's above it, let a nested issuer stand below.
+    pub fn allows_nested(&self) -> bool {
+        self.signer.path_length.is_none_or(|most| most > 0)
     }
 
     /// When the first certificate above what it signs expires.
@@ -199,13 +215,25 @@ impl std::fmt::Debug for Authority {
 
 /// Unique per key: some verifiers take the first authority with a fitting subject, and no other.
 pub(crate) fn subject(trust_domain: &TrustDomain, node: &NodeName, key: &KeyId) -> DistinguishedName {
-    let bounded = |text: &str, room: usize| text[..text.len().min(room)].to_owned();
-    let digits = bounded(&key.to_string(), SUBJECT_KEY_DIGITS);
     let node = bounded(node.as_str(), MAX_SUBJECT_ATTRIBUTE - SUBJECT_KEY_DIGITS - 1);
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, bounded(trust_domain.as_str(), MAX_SUBJECT_ATTRIBUTE));
-    subject.push(DnType::CommonName, format!("{node} {digits}"));
+    subject.push(DnType::CommonName, format!("{node} {}", bounded(&key.to_string(), SUBJECT_KEY_DIGITS)));
     subject
+}
+
+/// The same of a nested issuer: it says so, and names no node.
+pub(crate) fn nested_subject(trust_domain: &TrustDomain, key: &KeyId) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, bounded(trust_domain.as_str(), MAX_SUBJECT_ATTRIBUTE));
+    subject.push(DnType::OrganizationalUnitName, NESTED_UNIT);
+    subject.push(DnType::CommonName, bounded(&key.to_string(), SUBJECT_KEY_DIGITS));
+    subject
+}
+
+/// The beginning of an ASCII text.
+fn bounded(text: &str, room: usize) -> String {
+    text[..text.len().min(room)].to_owned()
 }
 
 #[cfg(test)]

@@ -32,6 +32,10 @@ pub struct Ticket {
     pub(crate) watermark: Option<Timestamp>,
 }
 
+/// Leave to issue one intermediate authority to a workload, for a key of its own. Only `grant_downstream` makes one.
+#[derive(Debug)]
+pub struct DownstreamTicket(pub(crate) Ticket);
+
 /// Why no SVID is given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -43,6 +47,8 @@ pub enum Refusal {
     ForeignTrustDomain { id: SpiffeId, trust_domain: TrustDomain },
     #[error("{id} is an identity of the mesh itself: of those, only a gateway's comes from a registration")]
     MemberIdentity { id: SpiffeId },
+    #[error("no registration of {id} on agent {agent} says downstream")]
+    NotDownstream { id: SpiffeId, agent: NodeName },
     #[error("{id} is not of the form /hanse/<role>/<name>")]
     NotAMember { id: SpiffeId },
 }
@@ -100,6 +106,24 @@ pub fn grant_member(
         return Err(Refusal::NotAMember { id: id.clone() });
     }
     Ok(Ticket::new(id, lifetime, None, revocations))
+}
+
+/// Decides whether a workload may have an intermediate authority of the trust domain. The caller has authenticated it by
+/// its SVID, and knows through which agent it was given that.
+pub fn grant_downstream<'r>(
+    trust_domain: &TrustDomain,
+    registrations: impl IntoIterator<Item = &'r Registration>,
+    revocations: &Revocations,
+    agent: &NodeName,
+    id: &SpiffeId,
+) -> Result<DownstreamTicket, Refusal> {
+    own_and_not_revoked(trust_domain, revocations, id)?;
+    let by = SpiffeId::member(trust_domain, MemberRole::Agent, agent);
+    own_and_not_revoked(trust_domain, revocations, &by)?;
+    let mut entries = registrations.into_iter().filter(|r| r.downstream && r.id == *id);
+    let entry = entries.find(|r| r.agent.covers(agent));
+    let entry = entry.ok_or_else(|| Refusal::NotDownstream { id: id.clone(), agent: agent.clone() })?;
+    Ok(DownstreamTicket(Ticket::new(id, entry.lifetime(), entry.expires, revocations)))
 }
 
 fn own_and_not_revoked(

@@ -6,6 +6,7 @@ use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
     SerialNumber, SubjectPublicKeyInfo,
 };
+use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
@@ -30,13 +31,15 @@ pub const MAX_CSR_BYTES: usize = 8 * 1024;
 /// How long before `now` an SVID starts: clocks of verifiers may be behind.
 pub(crate) const BACKDATED: Duration = Duration::from_secs(30);
 
-/// Everything that an SVID will say. Made from the ticket and the authority; of the request, only the key.
-struct Template {
-    id: SpiffeId,
-    serial: Serial,
-    key_id: KeyId,
-    not_before: Timestamp,
-    not_after: Timestamp,
+/// Everything that a certificate will say. Made from the ticket and the authority; of the request, only the key.
+pub(crate) struct Template {
+    pub(crate) id: SpiffeId,
+    pub(crate) serial: Serial,
+    /// SubjectPublicKeyInfo, DER.
+    pub(crate) spki: Vec<u8>,
+    pub(crate) key_id: KeyId,
+    pub(crate) not_before: Timestamp,
+    pub(crate) not_after: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +56,14 @@ pub enum IssueError {
     ForeignTrustDomain(crate::name::TrustDomain),
     #[error("the registration expired at {0}")]
     RegistrationExpired(Timestamp),
+    #[error(
+        "the authority lets no other stand below it (path length 0): hanse trust rotate gives the cluster one that does"
+    )]
+    NoNestedIssuer,
+    #[error(
+        "the node's authority, or the root of your own above it, lets no other stand below it: the root needs a path length of 2 or none, and the node an authority that was made below it since"
+    )]
+    NoNestedIssuerBelowRoot,
     #[error("signing failed: {0}")]
     Signing(String),
     #[error("what was signed does not fit the template: {0}")]
@@ -72,34 +83,81 @@ pub fn issue(
     serial: Serial,
     now: Timestamp,
 ) -> Result<Issued, IssueError> {
-    let certificate = authority.certificate();
-    if certificate.state != AuthorityState::Active {
-        return Err(IssueError::AuthorityNotActive(certificate.state));
-    }
-    if authority.not_after() <= now {
-        return Err(IssueError::AuthorityExpired(authority.not_after()));
-    }
-    if ticket.id.trust_domain() != authority.trust_domain() {
-        return Err(IssueError::ForeignTrustDomain(authority.trust_domain().clone()));
-    }
-    let end = ticket.not_after.unwrap_or(Timestamp(u64::MAX));
-    if end <= now {
-        return Err(IssueError::RegistrationExpired(end));
-    }
-    let spki = requested_key(csr_der)?;
-    let backdated = now - BACKDATED;
-    let template = Template {
-        key_id: x509::key_id(&spki),
-        serial,
-        // Our clock may be behind that of the node where the watermark was set.
-        not_before: ticket.watermark.map_or(backdated, |mark| backdated.max(mark + SECOND)),
-        not_after: (now + ticket.lifetime).min(authority.not_after()).min(end),
-        id: ticket.id,
-    };
-    let der = sign(&template, &spki, authority)?;
+    let template = Template::new(ticket, csr_der, authority, serial, now)?;
+    let der = sign(&template, authority)?;
     let facts = recheck(&template, &der, authority)?;
+    Ok(Issued { chain: with_what_is_above(der, authority), facts })
+}
+
+/// A chain without the authority that the bundle has.
+pub(crate) fn with_what_is_above(der: Vec<u8>, authority: &Authority) -> Vec<Vec<u8>> {
     let above = authority.intermediate().map(|i| i.der.clone());
-    Ok(Issued { chain: std::iter::once(der).chain(above).collect(), facts })
+    std::iter::once(der).chain(above).collect()
+}
+
+impl Template {
+    /// What a ticket comes to under this authority, at `now`.
+    pub(crate) fn new(
+        ticket: Ticket,
+        csr_der: &[u8],
+        authority: &Authority,
+        serial: Serial,
+        now: Timestamp,
+    ) -> Result<Self, IssueError> {
+        let certificate = authority.certificate();
+        if certificate.state != AuthorityState::Active {
+            return Err(IssueError::AuthorityNotActive(certificate.state));
+        }
+        if authority.not_after() <= now {
+            return Err(IssueError::AuthorityExpired(authority.not_after()));
+        }
+        if ticket.id.trust_domain() != authority.trust_domain() {
+            return Err(IssueError::ForeignTrustDomain(authority.trust_domain().clone()));
+        }
+        let end = ticket.not_after.unwrap_or(Timestamp(u64::MAX));
+        if end <= now {
+            return Err(IssueError::RegistrationExpired(end));
+        }
+        let spki = requested_key(csr_der)?;
+        let backdated = now - BACKDATED;
+        Ok(Self {
+            key_id: x509::key_id(&spki),
+            spki,
+            serial,
+            // Our clock may be behind that of the node where the watermark was set.
+            not_before: ticket.watermark.map_or(backdated, |mark| backdated.max(mark + SECOND)),
+            not_after: (now + ticket.lifetime).min(authority.not_after()).min(end),
+            id: ticket.id,
+        })
+    }
+
+    /// The parameters of a certificate, but for what kind of one it is.
+    pub(crate) fn params(&self) -> Result<CertificateParams, IssueError> {
+        let time = |at| {
+            let late = || IssueError::Signing("the validity ends too late".to_owned());
+            x509::date_time(at).ok_or_else(late)
+        };
+        let mut params = CertificateParams::default();
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(SerialNumber::from_slice(self.serial.as_bytes()));
+        params.not_before = time(self.not_before)?;
+        params.not_after = time(self.not_after)?;
+        Ok(params)
+    }
+
+    /// Has it signed, over the key that was asked for.
+    pub(crate) fn signed(
+        &self,
+        params: &CertificateParams,
+        authority: &Authority,
+    ) -> Result<Vec<u8>, IssueError> {
+        let key = SubjectPublicKeyInfo::from_der(&self.spki).map_err(not_signed)?;
+        Ok(params.signed_by(&key, &authority.issuer).map_err(not_signed)?.der().to_vec())
+    }
+}
+
+pub(crate) fn not_signed(error: rcgen::Error) -> IssueError {
+    IssueError::Signing(error.to_string())
 }
 
 /// The request's public key as SubjectPublicKeyInfo, once the request's signature has shown that the
@@ -124,40 +182,23 @@ fn requested_key(csr_der: &[u8]) -> Result<Vec<u8>, IssueError> {
     Ok(key.raw.to_vec())
 }
 
-fn sign(template: &Template, spki: &[u8], authority: &Authority) -> Result<Vec<u8>, IssueError> {
-    let bad = |e: rcgen::Error| IssueError::Signing(e.to_string());
-    let time = |at| {
-        let late = || IssueError::Signing("the validity ends too late".to_owned());
-        x509::date_time(at).ok_or_else(late)
-    };
-    let mut params = CertificateParams::default();
+fn sign(template: &Template, authority: &Authority) -> Result<Vec<u8>, IssueError> {
+    let mut params = template.params()?;
     // Without a subject the alternative names are critical: rcgen sees to that, `recheck` makes sure.
     params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(template.id.to_string().try_into().map_err(bad)?)];
+    params.subject_alt_names = vec![SanType::URI(template.id.to_string().try_into().map_err(not_signed)?)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    params.serial_number = Some(SerialNumber::from_slice(template.serial.as_bytes()));
-    params.not_before = time(template.not_before)?;
-    params.not_after = time(template.not_after)?;
-    let key = SubjectPublicKeyInfo::from_der(spki).map_err(bad)?;
-    Ok(params.signed_by(&key, &authority.issuer).map_err(bad)?.der().to_vec())
+    template.signed(&params, authority)
 }
 
 /// Reads what was signed as a stranger would, and compares.
 fn recheck(template: &Template, der: &[u8], authority: &Authority) -> Result<SvidFacts, IssueError> {
-    let refuse = |rule: &str| Err(IssueError::Recheck(rule.to_owned()));
     let leaf = x509::parse(der).map_err(IssueError::Recheck)?;
     let facts = SvidFacts::of(&leaf).map_err(|e| IssueError::Recheck(e.to_string()))?;
-    if leaf.issuer().as_raw() != authority.signer.subject {
-        return refuse("the issuer's name is not the authority's");
-    }
-    let key = x509::public_key(&authority.signer.public_key).map_err(IssueError::Recheck)?;
-    if leaf.verify_signature(Some(&key)).is_err() {
-        return refuse("the signature is not the authority's");
-    }
+    signed_by(&leaf, authority)?;
     let as_planned = facts.id == template.id
         && facts.serial == template.serial
         && facts.key_id == template.key_id
@@ -165,9 +206,22 @@ fn recheck(template: &Template, der: &[u8], authority: &Authority) -> Result<Svi
         && facts.not_before.seconds() == template.not_before.seconds()
         && facts.not_after.seconds() == template.not_after.seconds();
     if !as_planned {
-        return refuse("it says something else");
+        return Err(IssueError::Recheck("it says something else".to_owned()));
     }
     Ok(facts)
+}
+
+/// Whether the certificate names the authority as its issuer, and has its signature.
+pub(crate) fn signed_by(certificate: &X509Certificate<'_>, authority: &Authority) -> Result<(), IssueError> {
+    let refuse = |rule: &str| Err(IssueError::Recheck(rule.to_owned()));
+    if certificate.issuer().as_raw() != authority.signer.subject {
+        return refuse("the issuer's name is not the authority's");
+    }
+    let key = x509::public_key(&authority.signer.public_key).map_err(IssueError::Recheck)?;
+    if certificate.verify_signature(Some(&key)).is_err() {
+        return refuse("the signature is not the authority's");
+    }
+    Ok(())
 }
 
 /// Makes a CSR (DER, PKCS#10) for `key`, with an empty subject and no names: the issuer would ignore them.

@@ -4,11 +4,12 @@
 //! SVID (`grant` → `Ticket` → `issue`), the one place where a certificate is believed (`verify`), and
 //! revocations. Nothing here opens a socket, reads a clock or draws randomness of its own: time, keys and
 //! serials come in as arguments. (An ECDSA signature needs a nonce: the library draws it, inside `issue`,
-//! `JwtKey::issue`, `Authority::create`, `certificate_request`, `JoinToken::prove`, `HostKey::prove` and the TLS handshakes.) Every other crate depends on this one; it depends on none of them.
+//! `issue_downstream`, `JwtKey::issue`, `Authority::create`, `certificate_request`, `JoinToken::prove`, `HostKey::prove` and the TLS handshakes.) Every other crate depends on this one; it depends on none of them.
 
 pub mod authority;
 pub mod bundle;
 pub mod crl;
+pub mod downstream;
 pub mod grant;
 pub mod host;
 pub mod issue;
@@ -34,6 +35,7 @@ mod fixture;
 pub use authority::{Authority, AuthorityState};
 pub use bundle::{AuthorityCertificate, Bundle, BundleDocument, KeyId};
 pub use crl::{Crl, CrlError};
+pub use downstream::{NestedIssuer, issue_downstream};
 pub use grant::{AgentScope, Evidence, Refusal, Registration, Selector, Ticket, grant};
 pub use host::{HostCertificate, HostKey, HostTrust};
 pub use issue::{IssueError, issue};

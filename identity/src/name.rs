@@ -121,6 +121,11 @@ impl SpiffeId {
         &self.path
     }
 
+    /// Whether it is below `/hanse`, which is the mesh's own.
+    pub fn is_of_the_mesh(&self) -> bool {
+        self.path.split('/').nth(1) == Some("hanse")
+    }
+
     /// The member role and name, if this is an ID under `/hanse/`.
     pub fn as_member(&self) -> Option<(MemberRole, &str)> {
         let (role, name) = self.path.strip_prefix("/hanse/")?.split_once('/')?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::KeyId;
+use crate::downstream::NestedIssuer;
 use crate::issue::BACKDATED;
 use crate::name::{MemberRole, NodeName, SpiffeId, TrustDomain};
 use crate::svid::{Serial, SvidFacts};
@@ -217,6 +218,16 @@ impl Revocation {
                 RevocationTarget::Authority(_) => signed(),
                 RevocationTarget::Cluster(trust_domain) => facts.id.trust_domain() == trust_domain,
             }
+    }
+
+    /// Whether it hits what a nested issuer of that trust domain has signed: its certificate, or the key in it.
+    pub fn hits_issuer(&self, trust_domain: &TrustDomain, issuer: &NestedIssuer) -> bool {
+        let named = match &self.target {
+            RevocationTarget::Serial(serial) => *serial == issuer.serial,
+            RevocationTarget::Key(key) => *key == issuer.key_id,
+            _ => false,
+        };
+        self.id.origin == *trust_domain && (named || self.serials.contains(&issuer.serial))
     }
 
     /// Whether `trust_domain` may tell it to others: ordered by itself, about nothing but its own names, and of a size

@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize as _;
 
-use crate::authority::{AuthorityError, BACKDATED, subject};
+use crate::authority::{AuthorityError, BACKDATED, PATH_LENGTH, subject};
 use crate::bundle::{AuthorityCertificate, KeyId};
 use crate::name::{NodeName, TrustDomain};
 use crate::private_key::PrivateKey;
@@ -29,13 +29,15 @@ pub struct Upstream {
     trust_domain: TrustDomain,
     certificate: AuthorityCertificate,
     issuer: Issuer<'static, RootKey>,
+    /// How many authorities may stand below those that it signs, as far as it allows what they need.
+    path_length: u8,
 }
 
 /// Wiped when dropped.
 struct RootKey(KeyPair);
 
-/// An authority's certificate that stands between a root and leaves: signed by the root, of the bare trust domain, with
-/// path length 0.
+/// A node's authority's certificate that stands below a root: signed by the root, of the bare trust domain, and letting no
+/// more stand below it than a nested issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Intermediate {
@@ -59,9 +61,13 @@ impl Upstream {
         let certificate = AuthorityCertificate::parse(&der, trust_domain).map_err(|e| bad(e.to_string()))?;
         let parsed = x509::parse(&der).map_err(bad)?;
         let facts = AuthorityFacts::root(&parsed).map_err(|e| bad(e.to_owned()))?;
-        if facts.path_length == Some(0) {
-            return Err(bad("the root allows no authority below it (path length 0)".to_owned()));
-        }
+        let below = match facts.path_length {
+            Some(0) => {
+                return Err(bad("the root allows no authority below it (path length 0)".to_owned()));
+            }
+            Some(1) => 0,
+            _ => PATH_LENGTH,
+        };
         let mut key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|e| {
             bad(format!(
                 "the private key cannot be read as PEM (an encrypted one is to be decrypted first): {e:?}"
@@ -74,7 +80,7 @@ impl Upstream {
             return Err(bad("the private key does not belong to the certificate".to_owned()));
         }
         let issuer = Issuer::from_ca_cert_der(&der, pair).map_err(|e| bad(e.to_string()))?;
-        Ok(Self { trust_domain: trust_domain.clone(), certificate, issuer })
+        Ok(Self { trust_domain: trust_domain.clone(), certificate, issuer, path_length: below })
     }
 
     /// The root, as it goes into the bundle.
@@ -104,7 +110,7 @@ impl Upstream {
         params.distinguished_name = subject(&self.trust_domain, node, &key.id());
         let uri = self.trust_domain.id().to_string();
         params.subject_alt_names = vec![SanType::URI(uri.try_into().map_err(bad)?)];
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(self.path_length));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
@@ -131,8 +137,8 @@ impl Intermediate {
                 "it has no URI name: it is to be that of the bare trust domain (X509-SVID §3.2)",
             ));
         }
-        if facts.path_length != Some(0) {
-            return Err(bad("its path length is not 0"));
+        if facts.path_length.is_none_or(|most| most > u32::from(PATH_LENGTH)) {
+            return Err(bad("its path length is neither 0 nor 1"));
         }
         let root = x509::parse(&root.der).map_err(AuthorityError::Certificate)?;
         if certificate.issuer().as_raw() != root.subject().as_raw() {

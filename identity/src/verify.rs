@@ -11,6 +11,7 @@ use webpki::EndEntityCert;
 
 use crate::authority::AuthorityState;
 use crate::bundle::{AuthorityCertificate, Bundle, KeyId};
+use crate::downstream::NestedIssuer;
 use crate::name::{SpiffeId, TrustDomain};
 use crate::revocation::{Revocation, RevocationId, Revocations};
 use crate::svid::{MAX_CERTIFICATE_BYTES, MAX_CHAIN, SvidError, SvidFacts};
@@ -54,6 +55,8 @@ pub struct VerifiedCaller {
     facts: SvidFacts,
     /// The keys of the authorities on its path: its signer first, the anchor last.
     authorities: Vec<KeyId>,
+    /// Who signed it, if that is a workload with an intermediate authority.
+    nested: Option<NestedIssuer>,
     /// When it or the first of these authorities expires.
     until: Timestamp,
 }
@@ -154,13 +157,14 @@ pub fn verify(
         PathError::Expired => VerifyError::Expired,
         PathError::Refused(rule) => VerifyError::Path(rule),
     })?;
-    match trust.revocations.check_from(&facts, &path.authorities) {
-        Some(r) => Err(VerifyError::Revoked { id: facts.id.clone(), revocation: r.id.clone() }),
-        None => {
-            let until = path.until.min(facts.not_after);
-            Ok(VerifiedCaller { facts, authorities: path.authorities, until })
-        }
+    if path.nested.is_some() && facts.id.is_of_the_mesh() {
+        let rule = "a nested issuer signs for workloads, not for members of the mesh";
+        return Err(VerifyError::Path(rule.to_owned()));
     }
+    let until = path.until.min(facts.not_after);
+    let caller = VerifiedCaller { facts, authorities: path.authorities, nested: path.nested, until };
+    caller.not_revoked(&trust.revocations)?;
+    Ok(caller)
 }
 
 /// Everything that `verify` asks of a chain but what SPIFFE asks beyond RFC 5280 (names, key usage critical, both
@@ -228,15 +232,32 @@ impl VerifiedCaller {
     /// Asks again: for connections that live on while the world changes. Not believed any more is who has
     /// expired, is revoked, or whose authority has gone from the bundle.
     pub fn still_believed(&self, trust: &Trust, now: Timestamp) -> Result<(), VerifyError> {
-        if let Some(r) = self.revocations(&trust.revocations).next() {
-            return Err(VerifyError::Revoked { id: self.facts.id.clone(), revocation: r.id.clone() });
-        }
+        self.not_revoked(&trust.revocations)?;
         self.still_vouched(trust, now)
     }
 
-    /// The revocations that hit it.
+    fn not_revoked(&self, all: &Revocations) -> Result<(), VerifyError> {
+        match self.revocations(all).next() {
+            Some(r) => Err(VerifyError::Revoked { id: self.facts.id.clone(), revocation: r.id.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The revocations that hit it, or the nested issuer that signed it.
     pub fn revocations<'r>(&self, all: &'r Revocations) -> impl Iterator<Item = &'r Revocation> + use<'r> {
-        all.hitting(&self.facts, &self.authorities)
+        let issuer = self.nested.as_ref().map(|n| all.hitting_issuer(self.facts.id.trust_domain(), n));
+        all.hitting(&self.facts, &self.authorities).chain(issuer.into_iter().flatten())
+    }
+
+    /// Whether this revocation would hit it, were it in force.
+    pub fn is_hit_by(&self, revocation: &Revocation) -> bool {
+        let issuer = |n: &NestedIssuer| revocation.hits_issuer(self.facts.id.trust_domain(), n);
+        revocation.hits_from(&self.facts, &self.authorities) || self.nested.as_ref().is_some_and(issuer)
+    }
+
+    /// Who signed it, if that is a workload with an intermediate authority: who it is, the log knows.
+    pub fn nested_issuer(&self) -> Option<&NestedIssuer> {
+        self.nested.as_ref()
     }
 
     /// Whether the authority at the end of its path is on its way out: it is believed for as long as that is in the

@@ -215,8 +215,7 @@ impl Connections {
         let mut reach = Reach::default();
         for entry in self.lock().values() {
             let (peer, own) = (&entry.entrant.peer, &entry.entrant.own.facts);
-            let (theirs, ours) =
-                (revocation.hits_from(peer.facts(), peer.authorities()), revocation.hits(own));
+            let (theirs, ours) = (peer.is_hit_by(revocation), revocation.hits(own));
             if !theirs && !ours {
                 continue;
             }

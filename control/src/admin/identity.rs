@@ -65,6 +65,9 @@ pub struct IdentityItem {
     /// As the index knows it; of a single one that was looked up it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renewal: Option<Renewal>,
+    /// It is an intermediate authority, by which whoever is called so issues SVIDs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub downstream: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<RevocationId>,
 }

@@ -6,7 +6,7 @@ use hanse_identity::{ClusterName, NodeName, RevocationId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::proof::Proof;
-use super::{SubscriberKind, WaitsFor};
+use super::{IntermediateItem, SubscriberKind, WaitsFor};
 use crate::io::census::{SdsReport, Subscriber};
 use crate::state::rotation::Gate;
 
@@ -25,6 +25,9 @@ pub struct Receipt {
     /// Of an authority: how far its replacement is, without which the receipt is not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gates: Option<Gates>,
+    /// Nested issuers whose intermediate it hits, and so all that they have signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intermediates: Vec<IntermediateItem>,
 }
 
 /// The rotation by which an authority is revoked.
@@ -113,12 +116,16 @@ impl SdsReport {
 impl Receipt {
     pub fn new(id: RevocationId, parts: Vec<ReceiptPart>) -> Self {
         let complete = !parts.is_empty() && parts.iter().all(ReceiptPart::complete);
-        Self { id, complete, parts, proof: Proof::default(), gates: None }
+        Self { id, complete, parts, proof: Proof::default(), gates: None, intermediates: Vec::new() }
     }
 
     pub fn with_gates(self, gates: Option<Gates>) -> Self {
         let passed = gates.as_ref().is_none_or(|gates| gates.gate == Gate::Done);
         Self { complete: self.complete && passed, gates, ..self }
+    }
+
+    pub fn with_intermediates(self, intermediates: Vec<IntermediateItem>) -> Self {
+        Self { intermediates, ..self }
     }
 
     pub fn with_proof(self, proof: Proof) -> Self {

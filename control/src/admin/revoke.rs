@@ -1,12 +1,14 @@
 //! Documents about revocation, but for the receipt.
 
 use hanse_identity::{
-    Closing, ClusterName, Reason, Revocation, RevocationId, RevocationTarget, ServiceName, SpiffeId,
-    Timestamp,
+    Closing, ClusterName, NodeName, Reason, Revocation, RevocationId, RevocationTarget, Serial, ServiceName,
+    SpiffeId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{Meta, Warning};
+use crate::state::State;
+use crate::state::issuance::IssuedSvid;
 
 /// What revoking would hit, before anything is done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +44,35 @@ pub struct RevokePreview {
     /// Services of this cluster that only this identity may answer for.
     pub sole_server_of: Vec<ServiceName>,
     pub reach: Vec<PreviewReach>,
+    /// Nested issuers whose intermediate it hits, and so all that they have signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intermediates: Vec<IntermediateItem>,
     #[serde(default)]
     pub warnings: Vec<Warning>,
+}
+
+/// The intermediate authority of a nested issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IntermediateItem {
+    pub serial: Serial,
+    /// Whose it is, and through which agent that has the SVID that it asked with.
+    pub spiffe_id: SpiffeId,
+    pub agent: NodeName,
+    pub not_after: Timestamp,
+}
+
+impl IntermediateItem {
+    /// Those that a revocation hits, or will.
+    pub fn hit(state: &State, revocation: &Revocation, now: Timestamp) -> Vec<Self> {
+        let item = |svid: &IssuedSvid| Self {
+            serial: svid.serial.clone(),
+            spiffe_id: svid.id.clone(),
+            agent: svid.agent.clone(),
+            not_after: svid.not_after,
+        };
+        state.downstream_hit(revocation, now).map(item).collect()
+    }
 }
 
 /// Live connections in one cluster that have the target at either end.

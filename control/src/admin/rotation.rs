@@ -313,6 +313,13 @@ pub fn waits_for(
             why: "shows an SVID of its old authority".to_owned(),
         }));
     }
+    waits.extend(state.nested(rotation, now).map(|intermediate| {
+        let (serial, until) = (&intermediate.serial, intermediate.not_after);
+        let why = format!(
+            "holds an intermediate of an old authority until {until}; once it has another, hanse revoke --serial {serial} ends this one"
+        );
+        here(format!("nested issuer {}", intermediate.id), why)
+    }));
     if rotation.gate == Gate::Activate {
         if !rotation.reissue {
             waits.extend(unmoved(state, rotation, now).into_iter().map(|(agent, (count, last))| {
@@ -347,7 +354,7 @@ fn overlap(rotation: &Rotation, parts: &[BundlePart], now: Timestamp) -> Option<
 /// Agents whose SVIDs live and that cannot say what they hold, with the end of the last of these.
 fn absent(state: &State, connected: &BTreeSet<NodeName>, now: Timestamp) -> BTreeMap<NodeName, Timestamp> {
     let mut absent = BTreeMap::new();
-    let live = state.private.issued.live(now).filter(|svid| svid.not_after > now);
+    let live = state.private.issued.live(now).filter(|svid| svid.not_after > now && !svid.downstream);
     for svid in live.filter(|svid| !connected.contains(&svid.agent)) {
         let id =
             SpiffeId::member(&state.view.trust_domain, hanse_identity::name::MemberRole::Agent, &svid.agent);

@@ -18,8 +18,8 @@ use hanse_identity::proof::HeldProof;
 use hanse_identity::token::{Admits, Invite, agent_join_request};
 use hanse_identity::wire::AgentState;
 use hanse_identity::wire::issue::{
-    AgentDown, AgentUp, AttestAgentRequest, IssueJwtRequest, IssueSvidRequest, JoinAgentReply,
-    JoinAgentRequest, JwtReply, RenewAgentRequest, SvidReply,
+    AgentDown, AgentUp, AttestAgentRequest, DownstreamReply, DownstreamRequest, IssueJwtRequest,
+    IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply, RenewAgentRequest, SvidReply,
 };
 use hanse_identity::{Bundle, Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, issue, verify_host};
 use tokio::sync::mpsc;
@@ -100,6 +100,7 @@ impl IssueService {
             node: context.name.clone(),
             issued: Some(now),
             not_after: facts.not_after,
+            downstream: false,
         };
         let record = IssuedRecord { svid, granted: state.view.revision.0, handed_out: false };
         let recorded = match context.recorder.record(record).await {
@@ -348,6 +349,15 @@ impl Issue for IssueService {
         self.context.metrics.jwt_issued.inc();
         tracing::info!(id = %issued.id, key = issued.key_id, audience = ?request.audience, expires = %issued.expires, "JWT-SVID issued");
         Ok(Response::new(JwtReply { token: issued.token.to_string(), expires: issued.expires.0 }))
+    }
+
+    async fn issue_downstream(
+        &self,
+        request: Request<DownstreamRequest>,
+    ) -> Result<Response<DownstreamReply>, Status> {
+        let caller = caller_of(&request)?.clone();
+        let (csr_der, now) = (request.into_inner().csr_der, self.time_to_sign()?);
+        super::downstream::issue(&self.context, &caller, &csr_der, now).await.map(Response::new)
     }
 
     type WatchAgentStream = Pin<Box<dyn Stream<Item = Result<AgentDown, Status>> + Send>>;

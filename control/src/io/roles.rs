@@ -29,6 +29,8 @@ pub enum Who {
     Agent,
     /// A workload or a gateway of this cluster.
     Subscriber,
+    /// A workload of this cluster that a registration lets be a nested issuer.
+    Downstream,
     /// A control node of a joined cluster.
     PeerNode,
 }
@@ -41,6 +43,7 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.issue.v1.Issue", "IssueSvid", Who::Agent),
     ("hanse.issue.v1.Issue", "IssueJwt", Who::Agent),
     ("hanse.issue.v1.Issue", "WatchAgent", Who::Agent),
+    ("hanse.issue.v1.Issue", "IssueDownstream", Who::Downstream),
     ("hanse.watch.v1.Watch", "Watch", Who::Subscriber),
     ("hanse.control.v1.Node", "Raft", Who::Node),
     ("hanse.control.v1.Node", "Forward", Who::Node),
@@ -125,6 +128,7 @@ pub fn admits(who: Who, state: &State, id: &SpiffeId) -> bool {
         Who::Subscriber => {
             id.trust_domain() == own && (is_workload(id) || id.is_member(own, MemberRole::Gateway))
         }
+        Who::Downstream => id.trust_domain() == own && id.as_member().is_none() && state.is_nested_issuer(id),
         Who::PeerNode => {
             view.peer_of(id.trust_domain()).is_some() && id.is_member(id.trust_domain(), MemberRole::Node)
         }
@@ -153,6 +157,14 @@ pub fn decide(
             _ => Err(Status::unauthenticated("this call needs a client certificate of the mesh")),
         };
     };
+    // What is decided here goes by identities that the log knows of, and it knows of none that such an issuer gives.
+    if caller.nested_issuer().is_some() {
+        let why = format!(
+            "control nodes hear nobody whose SVID a nested issuer signed, as that of {}",
+            caller.id()
+        );
+        return Err(Status::permission_denied(why));
+    }
     // The connection may be older than the revocation.
     caller.still_believed(trust, now()).map_err(|e| Status::unauthenticated(e.to_string()))?;
     if admits(who, state, caller.id()) {
@@ -160,6 +172,7 @@ pub fn decide(
     }
     let lacks = match who {
         Who::Has(role) => format!(": it lacks the role {role}"),
+        Who::Downstream => ": no registration of it says downstream".to_owned(),
         _ => String::new(),
     };
     Err(Status::permission_denied(format!("{} may not call {path}{lacks}", caller.id())))

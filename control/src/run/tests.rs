@@ -40,6 +40,7 @@ use crate::io::keys::{NewNode, new_key_pair};
 mod agents;
 mod bundles;
 mod clocks;
+mod downstream;
 mod duties;
 mod fixture;
 mod hosts;

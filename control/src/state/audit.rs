@@ -14,6 +14,7 @@ use hanse_identity::{Serial, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Answer, Command, Proposal, Refusal};
+use crate::state::issuance::IssuedSvid;
 
 /// Most rows about what changed something.
 pub const MAX_DEEDS: usize = 10_000;
@@ -100,8 +101,10 @@ impl AuditTrail {
         // How often a foreign domain changes its bundle is not in our hands.
         let by_a_stranger =
             proposal.actor.is_empty() && matches!(proposal.command, Command::ForeignBundlePut { .. });
+        // Nor how often a workload asks.
+        let by_a_workload = matches!(proposal.command, Command::DownstreamIssued { .. });
         let (rows, most) = match outcome {
-            AuditOutcome::Done if !by_a_stranger => (&mut self.deeds, MAX_DEEDS),
+            AuditOutcome::Done if !by_a_stranger && !by_a_workload => (&mut self.deeds, MAX_DEEDS),
             _ => (&mut self.others, MAX_OTHERS),
         };
         if rows.len() >= most {
@@ -155,6 +158,10 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::CrlPublish { .. } => return None,
         // What nodes issue is in the issuance index.
         Command::Issued { .. } => return None,
+        Command::DownstreamIssued { record } => {
+            let IssuedSvid { serial, id, agent, not_after, .. } = &record.svid;
+            ("downstream-issue", format!("serial {serial} to {id} on agent {agent} until {not_after}"))
+        }
         Command::RevocationsClear { ids, compromised } => {
             let compromises = if *compromised { ", key compromises too" } else { "" };
             ("revoke-clear", format!("{}{compromises}", several_of(ids.iter().map(ToString::to_string))))

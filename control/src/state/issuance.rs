@@ -1,5 +1,5 @@
-//! The issuance index: which SVIDs live, from whom and through whom. It is what a revocation of an identity, an agent
-//! or a key is expanded from.
+//! The issuance index: which SVIDs live, and which intermediate authorities of nested issuers, from whom and through whom.
+//! It is what a revocation of an identity, an agent or a key is expanded from.
 //!
 //! Records come in batches before the SVIDs are handed out, so the log orders issuing and revoking: what is not in
 //! the index when a revocation is applied is refused when its record comes.
@@ -27,7 +27,7 @@ pub const MAX_ISSUED_PER_AGENT: usize = MAX_SERIALS - 4096;
 /// How long after its end a record is kept: the clock of whoever proposes may run ahead.
 pub const ISSUED_MARGIN: Duration = Duration::from_secs(300);
 
-/// An SVID that was issued.
+/// An SVID that was issued, or the intermediate authority of a nested issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct IssuedSvid {
@@ -45,6 +45,9 @@ pub struct IssuedSvid {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued: Option<Timestamp>,
     pub not_after: Timestamp,
+    /// It is an intermediate authority, of the workload that is called so: it signs SVIDs, which are not in the index.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub downstream: bool,
 }
 
 /// A record as it is proposed.
@@ -66,6 +69,8 @@ pub struct Issuance {
     by_serial: BTreeMap<Serial, IssuedSvid>,
     by_end: BTreeSet<(Timestamp, Serial)>,
     of_agents: BTreeMap<NodeName, usize>,
+    /// The intermediate authorities among them.
+    downstream: BTreeSet<Serial>,
 }
 
 impl Issuance {
@@ -92,13 +97,28 @@ impl Issuance {
         self.by_end.iter().rev().take_while(lives).filter_map(|(_, serial)| self.by_serial.get(serial))
     }
 
+    /// The intermediate authorities that live at `now`.
+    pub fn downstream(&self, now: Timestamp) -> impl Iterator<Item = &IssuedSvid> {
+        self.intermediates().filter(move |intermediate| intermediate.not_after > now)
+    }
+
+    fn intermediates(&self) -> impl Iterator<Item = &IssuedSvid> {
+        self.downstream.iter().filter_map(|serial| self.by_serial.get(serial))
+    }
+
     fn insert(&mut self, svid: IssuedSvid) {
         self.remove(&svid.serial);
         *self.of_agents.entry(svid.agent.clone()).or_default() += 1;
         self.by_end.insert((svid.not_after, svid.serial.clone()));
+        if svid.downstream {
+            self.downstream.insert(svid.serial.clone());
+        }
         self.by_serial.insert(svid.serial.clone(), svid);
         while self.len() > MAX_ISSUED {
-            self.drop_first();
+            // An intermediate stands for what it has signed, too; those that live are few.
+            let mut svids = self.by_end.iter().filter(|(_, serial)| !self.downstream.contains(serial));
+            let Some((_, serial)) = svids.next().cloned() else { return };
+            self.remove(&serial);
         }
     }
 
@@ -117,6 +137,7 @@ impl Issuance {
     fn remove(&mut self, serial: &Serial) {
         let Some(svid) = self.by_serial.remove(serial) else { return };
         self.by_end.remove(&(svid.not_after, svid.serial));
+        self.downstream.remove(serial);
         if let Some(left) = self.of_agents.get_mut(&svid.agent) {
             *left -= 1;
             if *left == 0 {
@@ -133,21 +154,24 @@ impl State {
         if records.len() > MAX_ISSUED_BATCH {
             return Err(Refusal::Invalid(format!("at most {MAX_ISSUED_BATCH} records are taken at once")));
         }
+        if records.iter().any(|record| record.svid.downstream) {
+            return Err(Refusal::Invalid("an intermediate authority is recorded alone".into()));
+        }
+        self.recorded(records, now)
+    }
+
+    /// The same, whatever they are.
+    pub(super) fn recorded(&mut self, records: &[IssuedRecord], now: Timestamp) -> Decision {
         self.private.issued.prune(now);
         let mut refused = BTreeSet::new();
         let mut grown: BTreeMap<RevocationId, BTreeSet<Serial>> = BTreeMap::new();
         for record in records.iter().filter(|r| r.svid.not_after + ISSUED_MARGIN > now) {
             let serial = &record.svid.serial;
-            let against = self.against(record);
-            // Nobody waits any more for what such an authority signs.
-            let too_late = self.private.rotation.as_ref().is_some_and(|r| r.is_left(&record.svid.authority));
-            // Many nodes may have let the last few pass at the same time: what is beyond all measure is not handed out.
-            let too_many = self.private.issued.of_agent(&record.svid.agent) >= MAX_SERIALS;
-            if (too_late || too_many || !against.is_empty()) && !record.handed_out {
+            if !record.handed_out && self.is_too_late(record) {
                 refused.insert(serial.clone());
                 continue;
             }
-            for revocation in against.into_iter().filter(|r| lists_serials(r)) {
+            for revocation in self.against(record).into_iter().filter(|r| lists_serials(r)) {
                 grown.entry(revocation.id.clone()).or_default().insert(serial.clone());
             }
             self.private.issued.insert(record.svid.clone());
@@ -159,6 +183,14 @@ impl State {
             Some(Change::Revoked(revocation))
         });
         Ok((Answer::Issued { refused }, changes.collect()))
+    }
+
+    /// Whether it must not be handed out: it is revoked by now, or nobody waits any more for what its authority signs.
+    pub(super) fn is_too_late(&self, record: &IssuedRecord) -> bool {
+        let left = |r: &super::rotation::Rotation| r.is_left(&record.svid.authority);
+        // Many nodes may have let the last few pass at the same time: what is beyond all measure is not handed out.
+        let too_many = self.private.issued.of_agent(&record.svid.agent) >= MAX_SERIALS;
+        too_many || self.private.rotation.as_ref().is_some_and(left) || !self.against(record).is_empty()
     }
 
     /// The revocations because of which this SVID must not be.
@@ -189,8 +221,11 @@ impl State {
         let by_name = matches!(target, RevocationTarget::Identity(_) | RevocationTarget::Key(_));
         let of = |hit: &dyn Fn(&IssuedSvid) -> bool| -> Result<BTreeSet<Serial>, Refusal> {
             let most = if by_name { MAX_SERIALS } else { usize::MAX };
+            // Intermediates first: what they signed has another name, and is known by that number alone.
+            let (first, rest) = (self.private.issued.intermediates(), live.filter(|s| !s.downstream));
+            let all = first.filter(|s| s.not_after + ISSUED_MARGIN > now).chain(rest);
             let serials: BTreeSet<Serial> =
-                live.filter(|s| hit(s)).take(most).map(|s| s.serial.clone()).collect();
+                all.filter(|s| hit(s)).take(most).map(|s| s.serial.clone()).collect();
             if serials.len() > MAX_SERIALS {
                 let why = format!(
                     "{} live certificates of {target}, one revocation takes {MAX_SERIALS}",
@@ -267,6 +302,9 @@ struct Written {
     /// When each of them was signed, in the same order.
     #[serde(default)]
     issued: Vec<Option<Timestamp>>,
+    /// Which of them are intermediate authorities.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    downstream: BTreeSet<Serial>,
 }
 
 /// Gives every value a position, once.
@@ -296,6 +334,7 @@ impl Serialize for Issuance {
             written.svids.push((svid.serial.clone(), svid.key, id, agent, signer, svid.not_after));
             written.issued.push(svid.issued);
         }
+        written.downstream.clone_from(&self.downstream);
         written.serialize(serializer)
     }
 }
@@ -310,6 +349,7 @@ impl<'de> Deserialize<'de> for Issuance {
         for ((serial, key, id, agent, signer, not_after), issued) in written.svids.into_iter().zip(issued) {
             let (node, authority) = written.signers.get(signer).cloned().ok_or_else(beyond)?;
             issuance.insert(IssuedSvid {
+                downstream: written.downstream.contains(&serial),
                 serial,
                 id: written.ids.get(id).cloned().ok_or_else(beyond)?,
                 key,

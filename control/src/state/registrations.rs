@@ -65,8 +65,10 @@ impl State {
                     new.id
                 )));
             }
-            Some((MemberRole::Gateway, _)) if new.admin => {
-                return Err(Refusal::Invalid("a gateway is no administrator".into()));
+            Some((MemberRole::Gateway, _)) if new.admin || new.downstream => {
+                return Err(Refusal::Invalid(
+                    "a gateway is neither an administrator nor a nested issuer".into(),
+                ));
             }
             Some((MemberRole::Gateway, _)) if new.services.is_empty() => {}
             Some((MemberRole::Gateway, _)) => {
@@ -84,9 +86,10 @@ impl State {
             }
             None => {}
         }
-        if new.admin && new.agent == AgentScope::Any {
-            let why = "an administrator's registration names its agents: else every host could vouch for it";
-            return Err(Refusal::Invalid(why.into()));
+        if (new.admin || new.downstream) && new.agent == AgentScope::Any {
+            let whose = if new.admin { "an administrator's" } else { "a nested issuer's" };
+            let why = format!("{whose} registration names its agents: else every host could vouch for it");
+            return Err(Refusal::Invalid(why));
         }
         new.check(now).map_err(|e| Refusal::Invalid(e.to_string()))?;
         if new.selectors.len().max(new.services.len()) > MAX_PER_REGISTRATION {

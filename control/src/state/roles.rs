@@ -125,15 +125,17 @@ impl State {
         Ok(())
     }
 
-    /// Who may hand out an identity that holds roles, or make it one that can: otherwise an operator could register
-    /// itself as one.
+    /// Who may hand out an identity that holds roles or is a nested issuer, or make it one: otherwise an operator could
+    /// register itself as one.
     pub(super) fn may_register(&self, actor: &str, new: &Registration) -> Result<(), Refusal> {
         let id = &new.id;
-        let why = match (new.admin, self.is_named(id)) {
+        let why = match (self.is_named(id), self.is_nested_issuer(id)) {
             _ if self.actor_has(actor, Role::CaAdmin) => return Ok(()),
+            _ if new.admin => "is to be an administrator",
+            _ if new.downstream => "is to be a nested issuer",
+            (true, _) => "holds roles",
+            (_, true) => "is a nested issuer",
             (false, false) => return Ok(()),
-            (true, _) => "is to be an administrator",
-            (false, true) => "holds roles",
         };
         Err(Refusal::NotAllowed(format!("{id} {why}: who registers it needs the role {}", Role::CaAdmin)))
     }
@@ -142,19 +144,18 @@ impl State {
     pub(super) fn may_admit(&self, actor: &str, admits: &Admits) -> Result<(), Refusal> {
         let Admits::Agent(agent) = admits else { return Ok(()) };
         match self.holder_on(agent) {
-            Some(id) if !self.actor_has(actor, Role::CaAdmin) => Err(Refusal::NotAllowed(format!(
-                "{id} is registered on agent {agent} and holds roles: who makes a token for it needs the role {}",
+            Some(r) if !self.actor_has(actor, Role::CaAdmin) => Err(Refusal::NotAllowed(format!(
+                "{} is registered on agent {agent} and {}: who makes a token for it needs the role {}",
+                r.id,
+                if r.downstream { "is a nested issuer" } else { "holds roles" },
                 Role::CaAdmin
             ))),
             _ => Ok(()),
         }
     }
 
-    fn holder_on(&self, agent: &NodeName) -> Option<&SpiffeId> {
-        if self.private.roles.is_empty() {
-            return None;
-        }
-        let here = self.private.registrations.values().filter(|r| r.agent.covers(agent));
-        here.map(|r| &r.id).find(|id| self.is_named(id))
+    fn holder_on(&self, agent: &NodeName) -> Option<&Registration> {
+        let mut here = self.private.registrations.values().filter(|r| r.agent.covers(agent));
+        here.find(|r| r.downstream || self.is_named(&r.id))
     }
 }

@@ -152,6 +152,14 @@ impl State {
     /// SVIDs that may be in use at `now` and are signed by an old authority of the rotation, but for revoked ones.
     pub fn unmoved<'s>(&'s self, r: &'s Rotation, now: Timestamp) -> impl Iterator<Item = &'s IssuedSvid> {
         let live = self.private.issued.live(now).filter(move |s| s.not_after > now);
+        live.filter(|s| !s.downstream && r.old.contains(&s.authority)).filter(|s| !self.is_revoked(s))
+    }
+
+    /// Intermediates of nested issuers that an old authority of the rotation has signed and that live, but for revoked
+    /// ones. Nobody but their holders can replace them and what they signed. The revocation of an authority takes them
+    /// along: their holders are not asked.
+    pub fn nested<'s>(&'s self, r: &'s Rotation, now: Timestamp) -> impl Iterator<Item = &'s IssuedSvid> {
+        let live = self.private.issued.downstream(now).filter(|_| r.revocation.is_none());
         live.filter(|s| r.old.contains(&s.authority)).filter(|s| !self.is_revoked(s))
     }
 
@@ -161,6 +169,7 @@ impl State {
         all.of_identity(&agent).is_some()
             || all.of_identity(&svid.id).is_some()
             || all.of_key(own, svid.key).is_some()
+            || all.of_serial(own, &svid.serial).is_some()
             || all.of_authority(own, svid.authority).is_some()
     }
 
@@ -280,6 +289,12 @@ impl State {
                 if let Some(last) = self.unmoved(r, now).filter(|_| !r.reissue).map(|s| s.not_after).max() {
                     return Err(Refusal::Precondition(format!(
                         "an SVID of an old authority lives until {last}"
+                    )));
+                }
+                if let Some(last) = self.nested(r, now).max_by_key(|s| s.not_after) {
+                    return Err(Refusal::Precondition(format!(
+                        "an intermediate of {} below an old authority lives until {}",
+                        last.id, last.not_after
                     )));
                 }
                 let mut bundle = self.own_bundle();

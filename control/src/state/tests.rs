@@ -22,6 +22,7 @@ use crate::command::Told;
 
 mod bundles;
 mod catalog;
+mod downstream;
 mod duties;
 mod keys;
 mod peers;

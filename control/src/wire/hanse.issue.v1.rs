@@ -68,6 +68,15 @@ pub mod issue_server {
                 tonic::Streaming<::hanse_identity::wire::issue::AgentUp>,
             >,
         ) -> std::result::Result<tonic::Response<Self::WatchAgentStream>, tonic::Status>;
+        /// A workload whose registration says downstream asks, with its own SVID, for an intermediate authority over a key of
+        /// its own.
+        async fn issue_downstream(
+            &self,
+            request: tonic::Request<::hanse_identity::wire::issue::DownstreamRequest>,
+        ) -> std::result::Result<
+            tonic::Response<::hanse_identity::wire::issue::DownstreamReply>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct IssueServer<T> {
@@ -430,6 +439,54 @@ pub mod issue_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hanse.issue.v1.Issue/IssueDownstream" => {
+                    #[allow(non_camel_case_types)]
+                    struct IssueDownstreamSvc<T: Issue>(pub Arc<T>);
+                    impl<
+                        T: Issue,
+                    > tonic::server::UnaryService<
+                        ::hanse_identity::wire::issue::DownstreamRequest,
+                    > for IssueDownstreamSvc<T> {
+                        type Response = ::hanse_identity::wire::issue::DownstreamReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                ::hanse_identity::wire::issue::DownstreamRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Issue>::issue_downstream(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = IssueDownstreamSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

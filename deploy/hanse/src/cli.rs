@@ -34,7 +34,7 @@ pub use role::RoleCommand;
 pub use service::ServiceCommand;
 pub use trust::{
     BundleCommand, BundleFormat, BundleSet, EndpointProfile, FederationCommand, RegistrationsMode,
-    TrustCommand, TrustFederate, TrustRotate,
+    TrustCommand, TrustDownstream, TrustFederate, TrustRotate,
 };
 pub use workload::WorkloadCommand;
 

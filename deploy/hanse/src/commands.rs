@@ -5,6 +5,7 @@ pub mod audit;
 pub mod bundle;
 pub mod cluster;
 pub mod context;
+pub mod downstream;
 pub mod federation;
 pub mod identity;
 pub mod node;

@@ -66,6 +66,7 @@ static SPEC: Shape = Shape::Object(&[
     Field { name: "hint", need: Need::Optional, shape: &TEXT },
     Field { name: "expires", need: Need::Optional, shape: &Shape::Text(time) },
     Field { name: "admin", need: Need::Optional, shape: &Shape::Truth },
+    Field { name: "downstream", need: Need::Optional, shape: &Shape::Truth },
 ]);
 
 static TEXT: Shape = Shape::Text(any);
@@ -245,7 +246,8 @@ fn specified(spec: &Node, path: &str, now: Timestamp) -> Result<Vec<Registration
         federates_with: all(spec, "federatesWith"),
         hint: spec.get("hint").and_then(Node::text).unwrap_or_default().to_owned(),
         expires: spec.get("expires").and_then(Node::text).and_then(instant),
-        admin: spec.get("admin").is_some_and(|node| matches!(node.content, Content::Bool(true))),
+        admin: truth(spec, "admin"),
+        downstream: truth(spec, "downstream"),
         ..Registration::new(id.clone(), agent, all::<Selector>(spec, "selectors"))
     };
     let registrations: Vec<Registration> = agents.into_iter().map(registration).collect();
@@ -280,6 +282,10 @@ fn agents(spec: &Node, path: &str, id: &SpiffeId) -> Result<BTreeSet<AgentScope>
 /// What a field of the spec says; the shape has been checked.
 fn one<T: std::str::FromStr>(spec: &Node, field: &str) -> Option<T> {
     spec.get(field)?.text()?.parse().ok()
+}
+
+fn truth(spec: &Node, field: &str) -> bool {
+    spec.get(field).is_some_and(|node| matches!(node.content, Content::Bool(true)))
 }
 
 fn all<T: std::str::FromStr + Ord>(spec: &Node, field: &str) -> BTreeSet<T> {
@@ -342,6 +348,7 @@ pub fn written(registration: &Registration) -> Value {
     add("hint", (!r.hint.is_empty()).then(|| json!(r.hint)));
     add("expires", r.expires.map(|at| json!(at.to_string())));
     add("admin", r.admin.then_some(json!(true)));
+    add("downstream", r.downstream.then_some(json!(true)));
     json!({ "apiVersion": HANSE_API_VERSION, "kind": WORKLOAD_KIND, "spec": spec })
 }
 
@@ -368,6 +375,7 @@ spec:
   hint: internal
   expires: 2027-06-30T12:00:00.250Z
   admin: true
+  downstream: true
 ---
 apiVersion: hanse.dev/v1alpha1
 kind: Workload
@@ -388,6 +396,7 @@ spec:
         assert_eq!(agents, ["host-1", "host-2", "*"]);
         let full = &read[0];
         assert!(full.admin && !read[2].admin);
+        assert!(full.downstream && !read[2].downstream);
         assert_eq!((full.ttl_seconds, full.hint.as_str(), full.selectors.len()), (600, "internal", 2));
         assert_eq!(full.address, Some("10.0.1.7:8443".parse().unwrap()));
         assert_eq!((full.services.len(), full.federates_with.len()), (1, 1));
@@ -402,7 +411,7 @@ spec:
         }
         // Nothing of a registration is left out: a new field has to come here too.
         let members = serde_json::to_value(full).unwrap().as_object().unwrap().len();
-        assert_eq!(members, 10);
+        assert_eq!(members, 11);
     }
 
     #[test]
@@ -455,6 +464,7 @@ spec:
             ("2027-06-30T12", "2027-06-31T12", 16, "E4005", "2027-01-31T12:00:00Z"),
             ("[host-1, host-2]", "[Host_1]", 7, "E4005", "Host_1"),
             ("admin: true", "admin: perhaps", 17, "E4002", "true or false"),
+            ("downstream: true", "downstream: 1", 18, "E4002", "true or false"),
             ("agents: [host-1, host-2]", "parents: [host-1]", 7, "E4005", "host-1"),
             (
                 "agents: [host-1, host-2]",

@@ -14,10 +14,11 @@ fn id_6_an_authority_carries_the_svid_of_the_bare_trust_domain() {
 }
 
 #[test]
-fn x_4_an_authority_is_a_ca_with_path_length_zero() {
+fn x_4_an_authority_is_a_ca_that_lets_a_nested_issuer_stand_below_it_and_no_more() {
     let authority = authority(&east());
     let certificate = x509::parse(&authority.certificate().der).unwrap();
-    assert_eq!(x509::authority_path_length(&certificate), Some(Some(0)));
+    assert_eq!(x509::authority_path_length(&certificate), Some(Some(1)));
+    assert!(authority.allows_nested());
     assert!(certificate.basic_constraints().unwrap().unwrap().critical);
 }
 

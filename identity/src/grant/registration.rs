@@ -53,6 +53,9 @@ pub struct Registration {
     /// Whether its SVIDs are an administrator's credential: with the roles that were bound to the identity, and none else.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
+    /// Whether it may have an intermediate authority of the trust domain for a key of its own, and issue SVIDs by it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub downstream: bool,
 }
 
 /// Why a registration is not a good one, whoever made it.
@@ -115,6 +118,7 @@ impl Registration {
             hint: String::new(),
             expires: None,
             admin: false,
+            downstream: false,
         }
     }
 

@@ -143,13 +143,14 @@ fn recheck_notices_what_does_not_fit() {
     let key = key();
     let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
     let template = |name: &str, number| Template {
+        spki: spki.clone(),
         id: id(name),
         serial: serial(number),
         key_id: x509::key_id(&spki),
         not_before: NOW,
         not_after: NOW + HOUR,
     };
-    let der = sign(&template(REVIEWS, 3), &spki, &one).unwrap();
+    let der = sign(&template(REVIEWS, 3), &one).unwrap();
     assert!(recheck(&template(REVIEWS, 3), &der, &one).is_ok());
     for other in [template(REVIEWS, 4), template("spiffe://east.example/a", 3)] {
         assert_eq!(

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Revocation, RevocationId, RevocationTarget};
 use crate::bundle::KeyId;
+use crate::downstream::NestedIssuer;
 use crate::name::{SpiffeId, TrustDomain};
 use crate::svid::{MAX_CHAIN, Serial, SvidFacts};
 use crate::time::Timestamp;
@@ -125,6 +126,18 @@ impl Revocations {
         places.into_iter().flatten().flatten().filter_map(|id| self.get(id)).chain(older)
     }
 
+    /// Every revocation that hits what this nested issuer of the trust domain has signed; one may come twice. Those of the
+    /// authorities above it are among what hits its SVIDs.
+    pub fn hitting_issuer<'r>(
+        &'r self,
+        trust_domain: &TrustDomain,
+        issuer: &NestedIssuer,
+    ) -> impl Iterator<Item = &'r Revocation> + use<'r> {
+        let domain = self.index.domains.get(trust_domain);
+        let places = domain.map(|d| [d.serials.get(&issuer.serial), d.keys.get(&issuer.key_id)]);
+        places.into_iter().flatten().flatten().flatten().filter_map(|id| self.get(id))
+    }
+
     /// The revocation because of which nothing of this identity is believed and no new SVID of it is issued, if any.
     pub fn of_identity(&self, id: &SpiffeId) -> Option<&Revocation> {
         let whole = self.index.domains.get(id.trust_domain()).and_then(|domain| domain.whole.first());
@@ -146,6 +159,12 @@ impl Revocations {
     /// The revocation of this public key in the trust domain, if any.
     pub fn of_key(&self, trust_domain: &TrustDomain, key: KeyId) -> Option<&Revocation> {
         self.index.domains.get(trust_domain)?.keys.get(&key).and_then(Ids::first).and_then(|id| self.get(id))
+    }
+
+    /// The revocation that takes this certificate in by its serial number, if any.
+    pub fn of_serial(&self, trust_domain: &TrustDomain, serial: &Serial) -> Option<&Revocation> {
+        let domain = self.index.domains.get(trust_domain)?;
+        domain.serials.get(serial).and_then(Ids::first).and_then(|id| self.get(id))
     }
 
     /// Revocations of the identity after which new SVIDs are given.

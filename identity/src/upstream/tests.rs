@@ -68,7 +68,7 @@ fn what_an_authority_below_a_root_signs_is_believed_by_the_root() {
 }
 
 #[test]
-fn x_3_it_is_of_the_bare_trust_domain_and_lets_nothing_stand_below_it() {
+fn x_3_it_is_of_the_bare_trust_domain_and_lets_stand_below_it_what_the_root_allows() {
     let upstream = upstream(&root(&PKCS_ECDSA_P256_SHA256, BasicConstraints::Constrained(1)));
     let authority = below(&upstream);
     let intermediate = authority.intermediate().unwrap();
@@ -80,6 +80,11 @@ fn x_3_it_is_of_the_bare_trust_domain_and_lets_nothing_stand_below_it() {
     assert_eq!(intermediate.key_id, authority.key().id());
     let svid = svid(&authority, REVIEWS, 2);
     assert!(svid.facts.authority_key_identifier.is_some());
+    for roomy in [BasicConstraints::Unconstrained, BasicConstraints::Constrained(2)] {
+        let authority = below(&self::upstream(&root(&PKCS_ECDSA_P256_SHA256, roomy)));
+        let certificate = x509::parse(&authority.intermediate().unwrap().der).unwrap();
+        assert_eq!(x509::authority_path_length(&certificate), Some(Some(1)), "a nested issuer and no more");
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use x509_parser::certificate::X509Certificate;
 
 use super::{Anchor, Usage};
 use crate::bundle::KeyId;
+use crate::downstream::NestedIssuer;
 use crate::name::TrustDomain;
 use crate::time::Timestamp;
 use crate::x509;
@@ -86,6 +87,8 @@ struct Search<'q, 'c> {
 pub(super) struct Validated {
     /// The keys of the authorities on it: the leaf's signer first, the anchor last.
     pub(super) authorities: Vec<KeyId>,
+    /// The leaf's signer, if it is a nested issuer.
+    pub(super) nested: Option<NestedIssuer>,
     /// When the first of these authorities expires.
     pub(super) until: Timestamp,
 }
@@ -161,6 +164,9 @@ impl<'q> Search<'q, '_> {
         if let Some(trust_domain) = self.question.trust_domain {
             let refused = |rule: &str| PathError::Refused(format!("an intermediate: {rule}"));
             let named = speaks_for(&link.certificate, trust_domain).map_err(refused)?;
+            if facts.nested && !self.used.is_empty() {
+                return Err(refused("it is a nested issuer's, which signs leaves alone"));
+            }
             // A root of one's own house may have other authorities below it that sign for whoever asks. Only the
             // one that calls itself the trust domain's speaks for it.
             if !named && self.used.is_empty() {
@@ -230,8 +236,12 @@ fn path_error(error: webpki::Error) -> PathError {
 fn validated(links: &[Link<'_>], path: &Path<'_>) -> Validated {
     let anchor = &path.anchor.facts;
     let between = path.links.iter().filter_map(|index| links[*index].facts.as_ref().ok());
-    let mut validated = Validated { authorities: Vec::new(), until: anchor.not_after };
+    let mut validated = Validated { authorities: Vec::new(), nested: None, until: anchor.not_after };
     for authority in between.chain([anchor]) {
+        if authority.nested && validated.authorities.is_empty() {
+            let (serial, key_id) = (authority.serial.clone(), authority.key_id);
+            validated.nested = Some(NestedIssuer { serial, key_id });
+        }
         validated.authorities.push(authority.key_id);
         validated.until = validated.until.min(authority.not_after);
     }

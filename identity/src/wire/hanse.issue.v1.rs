@@ -79,6 +79,29 @@ pub struct JwtReply {
     pub expires: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DownstreamRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    pub csr_der: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DownstreamReply {
+    /// The intermediate first, then what stands between it and the bundle.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub chain_der: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// JSON of identity::Bundle.
+    #[prost(bytes = "vec", tag = "2")]
+    pub bundle: ::prost::alloc::vec::Vec<u8>,
+    /// Whose it is, as the index has it.
+    #[prost(string, tag = "3")]
+    pub spiffe_id: ::prost::alloc::string::String,
+    /// Of the intermediate, in hex.
+    #[prost(string, tag = "4")]
+    pub serial: ::prost::alloc::string::String,
+    /// Milliseconds since the Unix epoch.
+    #[prost(uint64, tag = "5")]
+    pub expires: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentUp {
     /// Highest revision whose state this agent has put in force.
     #[prost(uint64, tag = "1")]

@@ -6,12 +6,17 @@ use x509_parser::extensions::ParsedExtension;
 use super::key::PublicKey;
 use crate::bundle::KeyId;
 use crate::name::TrustDomain;
+use crate::svid::Serial;
 use crate::time::Timestamp;
+
+/// Organizational unit in the subject of a nested issuer's certificate, by which verifiers know it as such.
+pub(crate) const NESTED_UNIT: &str = "DOWNSTREAM";
 
 /// What verifiers need to know of an authority; read from its certificate, says nothing about whether it is believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AuthorityFacts {
     pub(crate) key_id: KeyId,
+    pub(crate) serial: Serial,
     /// RFC 4514 text.
     pub(crate) subject: String,
     /// The subject's DER: what the issuer of a certificate below it is compared with.
@@ -22,6 +27,8 @@ pub(crate) struct AuthorityFacts {
     pub(crate) not_after: Timestamp,
     /// How many further authorities may stand below it; `None` = any number.
     pub(crate) path_length: Option<u32>,
+    /// It is a workload's, to sign leaves with (`downstream`).
+    pub(crate) nested: bool,
 }
 
 impl AuthorityFacts {
@@ -44,7 +51,8 @@ impl AuthorityFacts {
         }
         super::constraints::sound(certificate)?;
         PublicKey::read(certificate.public_key())?;
-        super::serial(certificate)?;
+        let serial = super::serial(certificate)?;
+        let mut units = certificate.subject().iter_organizational_unit();
         let validity = certificate.validity();
         if validity.not_after < validity.not_before {
             return Err("its validity ends before it begins");
@@ -52,12 +60,14 @@ impl AuthorityFacts {
         let time = |at| super::timestamp(at).ok_or("its validity is before 1970");
         Ok(Self {
             key_id: super::key_id(certificate.public_key().raw),
+            serial,
             subject: super::rfc4514(certificate.subject()),
             subject_der: certificate.subject().as_raw().to_vec(),
             key_identifier: super::subject_key_identifier(certificate).map(<[u8]>::to_vec),
             not_before: time(validity.not_before)?,
             not_after: time(validity.not_after)?,
             path_length,
+            nested: units.any(|unit| unit.as_str().is_ok_and(|unit| unit == NESTED_UNIT)),
         })
     }
 

@@ -1,4 +1,4 @@
-//! What the table makes of an authority that is on its way out.
+//! What the table makes of an authority that is on its way out, and of a nested issuer that is revoked.
 
 use hanse_identity::{AuthorityState, Bundle, Revocations, Svid, Usage, verify};
 
@@ -91,4 +91,39 @@ fn what_was_taken_back_in_time_stays() {
         outgoing.is_outgoing(&east.workload("own").facts)
             && !believed.is_outgoing(&east.workload("own").facts)
     );
+}
+
+#[test]
+fn connections_whose_peer_a_nested_issuer_signed_are_counted_and_cut_when_its_intermediate_is_revoked() {
+    let east = Domain::new("east.example");
+    let table = Arc::new(Connections::new(Arc::default()));
+    let ((svid, issuer), (other, _)) = (east.nested("reviews"), east.nested("reviews"));
+    let enter = |svid: &Svid| table.enter(entrant(&east, svid), now());
+    let (through, beside, direct) = (enter(&svid), enter(&other), enter(&east.workload("reviews")));
+    let own = hanse_identity::RevocationId { number: 5, origin: east.trust_domain.clone() };
+    let revoked = |target, serials: &[&hanse_identity::Serial]| Revocation {
+        serials: serials.iter().map(|s| (*s).clone()).collect(),
+        ..Revocation::new(own.clone(), target, hanse_identity::Reason::KeyCompromise, now())
+    };
+    use hanse_identity::RevocationTarget::{Agent, Identity, Key, Serial};
+    let all = [
+        revoked(Serial(issuer.serial.clone()), &[]),
+        revoked(Key(issuer.key_id), &[]),
+        revoked(Identity(east.id("issuer")), &[&issuer.serial]),
+        revoked(Agent("host-1".parse().unwrap()), &[&issuer.serial]),
+    ];
+    for revocation in &all {
+        let reach = table.reach(revocation);
+        assert_eq!((reach.connections, reach.others.len()), (1, 1), "{}", revocation.target);
+    }
+    let mut believed = trust(&east, AuthorityState::Active);
+    table.sweep(&believed, None, now());
+    assert_eq!(through.order(), Order::Stay);
+    believed.revocations.insert(all[2].clone());
+    table.sweep(&believed, None, now());
+    assert_eq!(through.order(), Order::Close(Cause::Revoked(own.clone())));
+    assert!(through.check(&believed, now()).is_err(), "nor would it be served");
+    assert_eq!((beside.order(), direct.order()), (Order::Stay, Order::Stay));
+    drop(through);
+    assert_eq!(table.closed(), [(own, 1)]);
 }

@@ -249,6 +249,7 @@ impl World {
                 node: self.clusters[at.cluster].nodes[at.index].name.clone(),
                 issued: Some(svid.facts.not_before),
                 not_after: svid.facts.not_after,
+                downstream: false,
             },
             granted: revision,
             handed_out: false,

@@ -144,6 +144,7 @@ fn a_host_that_is_not_heard_is_waited_for_as_long_as_its_svids_live() {
         node: "east-1".parse().unwrap(),
         issued: None,
         not_after: NOW + Duration::from_secs(60),
+        downstream: false,
     };
     let records = vec![IssuedRecord { svid, granted: 1, handed_out: false }];
     let command = crate::command::Command::Issued { records };
@@ -216,4 +217,52 @@ fn f_1_where_strangers_fetch_the_bundle_nothing_new_signs_before_they_had_time_t
     let west = BundlePart::new(west, (&east(), false), Some(10), Vec::new(), nodes, all);
     let parts = [part(Vec::new(), in_force()), west];
     assert!(waits_for(&state(), &spread(None), &parts, &BTreeSet::new(), NOW).is_empty());
+}
+
+#[test]
+fn a_nested_issuer_is_waited_for_by_name_and_its_agent_is_not() {
+    let mut state = state();
+    let (host, id): (NodeName, SpiffeId) =
+        ("host-1".parse().unwrap(), "spiffe://east.example/ns/edge/sa/issuer".parse().unwrap());
+    let by = SpiffeId::member(&east(), hanse_identity::name::MemberRole::Agent, &host);
+    let agent = crate::state::AgentRecord::new(host.clone(), by, NOW);
+    state.private.agents.insert(host.clone(), agent);
+    let selector = "unix:uid:1000".parse().unwrap();
+    let registration = hanse_identity::Registration {
+        downstream: true,
+        ..hanse_identity::Registration::new(id.clone(), host.clone(), [selector])
+    };
+    let svid = IssuedSvid {
+        serial: hanse_identity::Serial::from_random([1; 16]),
+        id,
+        key: KeyId([7; 32]),
+        authority: KeyId([1; 32]),
+        agent: host,
+        node: "east-1".parse().unwrap(),
+        issued: None,
+        not_after: NOW + Duration::from_secs(60),
+        downstream: true,
+    };
+    let record = Box::new(IssuedRecord { svid, granted: 1, handed_out: false });
+    let commands = [
+        crate::command::Command::WorkloadRegister { registration },
+        crate::command::Command::DownstreamIssued { record },
+    ];
+    for (index, command) in (2..).zip(commands) {
+        let (actor, certificate) = (String::new(), None);
+        let proposal = crate::command::Proposal { id: index, actor, certificate, now: NOW, command };
+        state.apply(index, &proposal).0.result.unwrap();
+    }
+    let good = [part(Vec::new(), in_force())];
+    let waited = ["east nested issuer spiffe://east.example/ns/edge/sa/issuer"];
+    assert!(who(&state, Gate::Spread, &good, &[]).is_empty());
+    assert_eq!(who(&state, Gate::Activate, &good, &[]), waited);
+    assert_eq!(who(&state, Gate::Drain, &good, &[]), waited);
+    let connected = BTreeSet::new();
+    let waits = waits_for(&state, &rotation(Gate::Drain), &good, &connected, NOW);
+    assert!(waits[0].why.contains("hanse revoke --serial"), "{}", waits[0].why);
+    let revoked = Rotation { revocation: Some("r-1@east.example".parse().unwrap()), ..rotation(Gate::Drain) };
+    assert!(waits_for(&state, &revoked, &good, &connected, NOW).is_empty());
+    let later = NOW + Duration::from_secs(60);
+    assert!(waits_for(&state, &rotation(Gate::Drain), &good, &connected, later).is_empty());
 }

@@ -39,7 +39,7 @@ pub async fn list(call: Call, request: IdentityListRequest) -> Result<IdentityLi
     let more = items.len().saturating_sub(limit);
     items.truncate(limit);
     let shown: BTreeSet<_> = items.iter().map(|item| (item.spiffe_id.clone(), item.agent.clone())).collect();
-    let live = reading.state.private.issued.live(now).filter(|svid| svid.not_after > now);
+    let live = reading.state.private.issued.live(now).filter(|svid| svid.not_after > now && !svid.downstream);
     let mut known = renewals(live.filter(|s| shown.contains(&(s.id.clone(), s.agent.clone()))), now);
     items.iter_mut().for_each(|item| item.renewal = known.remove(&item.serial));
     Ok(IdentityList { meta: reading.meta, items, more, warnings: reading.warnings })
@@ -102,6 +102,7 @@ fn item(
         issued: svid.issued,
         not_after: svid.not_after,
         renewal: None,
+        downstream: svid.downstream,
         revoked: revocations.check_from(&facts, &[svid.authority]).map(|r| r.id.clone()),
     }
 }
@@ -163,6 +164,7 @@ mod tests {
             node: "east-1".parse().unwrap(),
             issued: Some(issued),
             not_after: issued + Duration::from_secs(DAY),
+            downstream: false,
         }
     }
 

@@ -13,8 +13,8 @@ use tonic::Status;
 
 use super::Call;
 use crate::admin::{
-    Gates, Listing, PeerQuestion, PreviewReach, Proof, Receipt, ReceiptPart, RevocationItem,
-    RevokeLiftRequest, RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest,
+    Gates, IntermediateItem, Listing, PeerQuestion, PreviewReach, Proof, Receipt, ReceiptPart,
+    RevocationItem, RevokeLiftRequest, RevokeListRequest, RevokePreview, RevokePreviewRequest, RevokeRequest,
     RevokeStatusRequest, Revoked, SubscriberKind, Written, merged, part_of,
 };
 use crate::command::{Answer, Command, Refusal};
@@ -63,6 +63,7 @@ pub async fn preview(call: Call, request: RevokePreviewRequest) -> Result<Revoke
         holders: holders(&state, &draft, merged(subscribers)),
         registrations: registrations(&state, &draft),
         sole_server_of: sole_server_of(&state.view, &draft),
+        intermediates: IntermediateItem::hit(&state, &draft, now()),
         reach,
         target: request.target,
         meta: reading.meta,
@@ -181,7 +182,9 @@ pub async fn receipt(context: &Context, state: &State, id: &RevocationId) -> Res
         parts.push(part.unwrap_or_else(|error| ReceiptPart::unreachable(cluster, error)));
     }
     let gates = gates(context, state, revocation).await;
-    Ok(Receipt::new(id.clone(), parts).with_proof(proof).with_gates(gates))
+    let intermediates = IntermediateItem::hit(state, revocation, now());
+    let receipt = Receipt::new(id.clone(), parts).with_proof(proof).with_gates(gates);
+    Ok(receipt.with_intermediates(intermediates))
 }
 
 /// How far the replacement of a revoked authority is; none if it is nobody's any more, or another rotation has followed.

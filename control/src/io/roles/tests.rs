@@ -131,7 +131,7 @@ fn each_role_may_call_its_own_rows_and_those_of_viewers() {
                     Who::Anyone => true,
                     Who::Subscriber => is_workload(&id),
                     Who::Has(needed) => needed == role || needed == Role::Viewer,
-                    Who::Node | Who::Agent | Who::PeerNode => false,
+                    Who::Node | Who::Agent | Who::Downstream | Who::PeerNode => false,
                 };
                 assert_eq!(allowed(&state, &service, &rpc, &id), expected, "{id} calling {service}/{rpc}");
                 asked += 1;

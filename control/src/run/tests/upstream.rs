@@ -5,11 +5,14 @@ use hanse_identity::{Trust, Upstream, Usage, verify};
 use super::*;
 
 /// A root as one's own tools make it, in PEM: its certificate and its private key.
-fn own_root(trust_domain: &hanse_identity::TrustDomain) -> Upstream {
+pub(super) fn own_root(
+    trust_domain: &hanse_identity::TrustDomain,
+    path_length: rcgen::BasicConstraints,
+) -> Upstream {
     let key = new_key_pair().unwrap();
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name.push(rcgen::DnType::OrganizationName, "Kontor");
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.is_ca = rcgen::IsCa::Ca(path_length);
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
     params.serial_number = Some(rcgen::SerialNumber::from(7_u64));
     let certificate = params.self_signed(&key).unwrap().pem();
@@ -18,7 +21,7 @@ fn own_root(trust_domain: &hanse_identity::TrustDomain) -> Upstream {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_under_a_root_of_ones_own_is_believed_by_that_root() {
-    let root = own_root(&"east.example".parse().unwrap());
+    let root = own_root(&"east.example".parse().unwrap(), rcgen::BasicConstraints::Unconstrained);
     let mut east = found_by("east", 3, &|directory, new, store| {
         keys::init_below(directory, new, store, &root, now()).unwrap()
     })

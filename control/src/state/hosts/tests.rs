@@ -71,6 +71,7 @@ impl Log {
             node: "east-1".parse().unwrap(),
             issued: None,
             not_after: self.now + DAY,
+            downstream: false,
         };
         let record = IssuedRecord { svid, granted: self.index, handed_out: false };
         self.run(Command::Issued { records: vec![record] }).unwrap();

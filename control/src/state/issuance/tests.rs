@@ -83,6 +83,7 @@ impl Cluster {
             node: "east-1".parse().unwrap(),
             issued: Some(self.now),
             not_after: self.now + HOUR,
+            downstream: false,
         };
         IssuedRecord { svid, granted: self.state.view.revision.0, handed_out: false }
     }

@@ -134,6 +134,7 @@ impl Cluster {
             node: node(1),
             issued: Some(self.now),
             not_after: self.now + HOUR,
+            downstream: false,
         };
         let record = IssuedRecord { svid, granted: self.state.view.revision.0, handed_out };
         match self.apply(Command::Issued { records: vec![record] }) {
@@ -437,4 +438,95 @@ fn a_full_bundle_or_a_root_of_ones_own_is_a_reason_to_refuse() {
     assert!(
         east.refused(Command::RotateBegin { authority: None, reissue: true }).contains("root of your own")
     );
+}
+
+/// An intermediate of that authority, held by a workload that is registered for it.
+fn nested(east: &mut Cluster, serial: u8, authority: &KeyId) {
+    let id: SpiffeId = "spiffe://east.example/ns/edge/sa/issuer".parse().unwrap();
+    let host: NodeName = "host-1".parse().unwrap();
+    let selector = "unix:uid:1000".parse().unwrap();
+    let registration = hanse_identity::Registration {
+        downstream: true,
+        ..hanse_identity::Registration::new(id.clone(), host.clone(), [selector])
+    };
+    // The same again is the same.
+    assert!(east.apply(Command::WorkloadRegister { registration }).is_ok());
+    let svid = IssuedSvid {
+        serial: Serial::from_random([serial; 16]),
+        id,
+        key: KeyId([serial; 32]),
+        authority: *authority,
+        agent: host,
+        node: node(1),
+        issued: Some(east.now),
+        not_after: east.now + HOUR,
+        downstream: true,
+    };
+    let record = Box::new(IssuedRecord { svid, granted: east.state.view.revision.0, handed_out: false });
+    east.done(Command::DownstreamIssued { record });
+}
+
+#[test]
+fn the_drain_waits_for_every_intermediate_of_an_old_authority_until_it_has_ended_or_is_revoked() {
+    for reissue in [true, false] {
+        let mut east = Cluster::new();
+        let key = east.old[&node(1)].certificate().key_id;
+        nested(&mut east, 1, &key);
+        east.begin(reissue);
+        let new = east.until(Gate::Activate);
+        let refusal = east.step(Gate::Drain).unwrap_err().to_string();
+        assert!(refusal.contains("/ns/edge/sa/issuer") && refusal.contains("lives until"), "{refusal}");
+        assert_eq!(east.state.nested(east.rotation(), east.now).count(), 1);
+        // What its holder is given meanwhile is of a new one, and is not waited for.
+        nested(&mut east, 2, &new[&node(1)].certificate().key_id);
+        assert_eq!(east.state.nested(east.rotation(), east.now).count(), 1);
+        if reissue {
+            let target = RevocationTarget::Serial(Serial::from_random([1; 16]));
+            let (note, expires, reason) = (String::new(), None, Reason::Superseded);
+            let (reissue, closing) = (false, Closing::Now);
+            let revoke = Command::Revoke { target, reason, note, expires, reissue, closing };
+            assert!(matches!(east.apply(revoke), Ok(Answer::Revoked(_))));
+        } else {
+            east.now = NOW + HOUR;
+        }
+        assert_eq!(east.step(Gate::Drain), Ok(Answer::Done));
+        assert_eq!(east.step(Gate::Retire), Ok(Answer::Done));
+    }
+}
+
+#[test]
+fn taken_back_with_an_intermediate_of_either_side_it_waits_for_those_of_the_new_ones() {
+    let mut east = Cluster::new();
+    let key = east.old[&node(1)].certificate().key_id;
+    nested(&mut east, 1, &key);
+    east.begin(true);
+    let new = east.until(Gate::Activate);
+    east.done(Command::RotateAbort {});
+    assert_eq!(east.state.nested(east.rotation(), east.now).count(), 0, "the old ones stay");
+    nested(&mut east, 2, &new[&node(1)].certificate().key_id);
+    assert!(east.step(Gate::Drain).is_err());
+    east.now = NOW + HOUR;
+    assert_eq!(east.step(Gate::Drain), Ok(Answer::Done));
+}
+
+#[test]
+fn a_revoked_authority_takes_its_intermediates_along_and_signs_no_more_of_them() {
+    let mut east = Cluster::new();
+    let key = east.old[&node(1)].certificate().key_id;
+    nested(&mut east, 1, &key);
+    let command = revoke_authority(&east, 1);
+    let Ok(Answer::Revoked(id)) = east.apply(command) else { panic!("it is not revoked") };
+    let named = |east: &Cluster| {
+        let revocation = east.state.view.revocations.get(&id).unwrap();
+        east.state.downstream_hit(revocation, NOW).count()
+    };
+    assert_eq!(named(&east), 1, "it says from the start whom it will hit");
+    east.until(Gate::Done);
+    assert_eq!(named(&east), 1);
+    let svid = IssuedSvid {
+        serial: Serial::from_random([9; 16]),
+        ..east.state.private.issued.downstream(NOW).next().unwrap().clone()
+    };
+    let record = Box::new(IssuedRecord { svid, granted: east.state.view.revision.0, handed_out: false });
+    assert!(east.refused(Command::DownstreamIssued { record }).contains("revoked"));
 }

@@ -18,9 +18,24 @@ pub enum TrustCommand {
     Bundle(BundleCommand),
     /// Compare what every control node, agent, proxy and gateway has in force with this cluster's bundle
     Verify,
+    /// Get an intermediate authority for a key of one's own, as a workload that issues SVIDs itself
+    #[command(
+        after_help = "A nested issuer's own command: it shows the SVID of the workload that runs it (--workload-api), and a registration of\nthat identity has to say --downstream on the agent that gave it. Of the request only the key is used. The certificate\nis that of an authority of the trust domain: it signs SVIDs of any workload, of no member of the mesh, and no other\nauthority. It lives as long as the registration's --ttl says; ask again, with the same key or another, when half of\nthat is over. It is in the issuance index, and revoked as an SVID is: hanse revoke --serial, --key, --identity, --agent\nor --node; then all that it has signed is refused and cut off.\n\nExamples:\n  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -subj / -out ca.csr\n  hanse trust downstream --csr ca.csr --workload-api unix:///run/hanse/agent.sock --control-node 10.0.0.1:7443\n  hanse trust downstream --csr ca.csr --bundle-out bundle.pem > ca.pem      # with HANSE_WORKLOAD_API and HANSE_CONTROL_NODES"
+    )]
+    Downstream(TrustDownstream),
     /// Foreign trust domains that are federated with
     #[command(subcommand)]
     Federation(FederationCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct TrustDownstream {
+    /// A certificate request (PKCS#10) for an ECDSA P-256 key, PEM or DER; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub csr: PathBuf,
+    /// Write the bundle there: what comes to standard output is then the chain alone
+    #[arg(long, value_name = "FILE")]
+    pub bundle_out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use super::parse_duration;
 pub enum WorkloadCommand {
     /// Give an identity to whatever matches all selectors on an agent's host
     #[command(
-        after_help = "Examples:\n  hanse workload register spiffe://east.example/ns/shop/sa/ratings --agent host-1 --agent host-2 \\\n    --selector unix:uid:1000 --selector unix:path:/usr/bin/hanse --service shop/ratings\n  hanse workload register spiffe://east.example/ns/ops/sa/backup --agent '*' \\\n    --selector systemd:unit:backup.service --selector unix:user:backup --ttl 10m --expires-in 24h\n  hanse workload register spiffe://east.example/ns/shop/sa/legacy --agent host-1 \\\n    --selector unix:path:/usr/local/bin/envoy --service shop/legacy --address 10.0.1.7:8443"
+        after_help = "Examples:\n  hanse workload register spiffe://east.example/ns/shop/sa/ratings --agent host-1 --agent host-2 \\\n    --selector unix:uid:1000 --selector unix:path:/usr/bin/hanse --service shop/ratings\n  hanse workload register spiffe://east.example/ns/ops/sa/backup --agent '*' \\\n    --selector systemd:unit:backup.service --selector unix:user:backup --ttl 10m --expires-in 24h\n  hanse workload register spiffe://east.example/ns/shop/sa/legacy --agent host-1 \\\n    --selector unix:path:/usr/local/bin/envoy --service shop/legacy --address 10.0.1.7:8443\n  hanse workload register spiffe://east.example/ns/edge/sa/issuer --agent edge-1 \\\n    --selector systemd:unit:nested-ca.service --selector unix:user:ca --ttl 12h --downstream"
     )]
     Register {
         /// SPIFFE ID to give
@@ -48,10 +48,15 @@ pub enum WorkloadCommand {
         /// Let its certificates be an administrator's credential, with the roles of hanse role bind and no others
         #[arg(long)]
         admin: bool,
+        /// Let it be a nested issuer: have an intermediate authority for a key of its own (hanse trust downstream), by which
+        /// it issues SVIDs of any workload of the trust domain itself. What it was given lives to its end (--ttl), or until
+        /// it is revoked
+        #[arg(long)]
+        downstream: bool,
     },
     /// Make what the files say, all of it or nothing; what is there already stays
     #[command(
-        after_help = "A document, or several with --- between them (YAML or JSON):\n  apiVersion: hanse.dev/v1alpha1\n  kind: Workload\n  spec:\n    id: spiffe://east.example/ns/shop/sa/ratings\n    agents: [host-1, host-2]          # or ['*'], every agent\n    selectors: [unix:uid:1000, unix:path:/usr/bin/hanse]\n    services: [shop/ratings]          # from here on each is optional\n    ttl: 10m\n    address: 10.0.1.7:8443\n    federatesWith: [north.example]\n    hint: internal\n    expires: 2027-01-31T12:00:00Z\n    admin: true                       # with the roles that hanse role bind gives it\n  agents can be named by their SPIFFE IDs too: parents: [spiffe://east.example/hanse/agent/host-1]\n\nAn unknown field is an error, with file, line and what may have been meant.\n\nExamples:\n  hanse workload apply -f workloads.yaml --dry-run\n  hanse workload show spiffe://east.example/ns/shop/sa/ratings -o yaml | hanse workload apply -f -\n  hanse --context old workload list -o json | hanse --context new workload apply -f -"
+        after_help = "A document, or several with --- between them (YAML or JSON):\n  apiVersion: hanse.dev/v1alpha1\n  kind: Workload\n  spec:\n    id: spiffe://east.example/ns/shop/sa/ratings\n    agents: [host-1, host-2]          # or ['*'], every agent\n    selectors: [unix:uid:1000, unix:path:/usr/bin/hanse]\n    services: [shop/ratings]          # from here on each is optional\n    ttl: 10m\n    address: 10.0.1.7:8443\n    federatesWith: [north.example]\n    hint: internal\n    expires: 2027-01-31T12:00:00Z\n    admin: true                       # with the roles that hanse role bind gives it\n    downstream: true                  # a nested issuer: hanse trust downstream\n  agents can be named by their SPIFFE IDs too: parents: [spiffe://east.example/hanse/agent/host-1]\n\nAn unknown field is an error, with file, line and what may have been meant.\n\nExamples:\n  hanse workload apply -f workloads.yaml --dry-run\n  hanse workload show spiffe://east.example/ns/shop/sa/ratings -o yaml | hanse workload apply -f -\n  hanse --context old workload list -o json | hanse --context new workload apply -f -"
     )]
     Apply {
         /// File or directory; - is standard input (repeatable)

@@ -85,8 +85,8 @@ fn print(global: &Global, list: &IdentityList) {
             item.serial.to_string(),
             holder(item),
             output::left(item.not_after),
-            renewal(item.renewal),
-            item.revoked.as_ref().map_or("ok".to_owned(), |id| format!("revoked by {id}")),
+            if item.downstream { "by its holder".to_owned() } else { renewal(item.renewal) },
+            state(item),
             format!("{} {}", item.node, item.authority.prefix()),
             item.key.to_string(),
             item.issued.map(|at| at.to_string()).unwrap_or_default(),
@@ -107,6 +107,11 @@ fn holder(item: &IdentityItem) -> String {
         true => format!("({})", item.agent),
         false => format!("{} ({})", names.join(" "), item.agent),
     }
+}
+
+fn state(item: &IdentityItem) -> String {
+    let kind = if item.downstream { "intermediate, " } else { "" };
+    kind.to_owned() + &item.revoked.as_ref().map_or("ok".to_owned(), |id| format!("revoked by {id}"))
 }
 
 /// `in 5h`, `replaced`, `overdue 6m ‼`.

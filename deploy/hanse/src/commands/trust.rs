@@ -12,7 +12,7 @@ use hanse_identity::{Bundle, KeyId};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Outcome, bundle, federation, talk};
+use super::{Outcome, bundle, downstream, federation, talk};
 use crate::cli::{Global, TrustCommand, TrustRotate};
 use crate::context::Connection;
 use crate::errors::{Exit, Failure};
@@ -30,6 +30,7 @@ pub async fn run(global: &Global, command: &TrustCommand) -> Outcome {
         TrustCommand::Rotate(wanted) => rotate(global, wanted).await,
         TrustCommand::Bundle(command) => bundle::run(global, command).await,
         TrustCommand::Verify => verify(global).await,
+        TrustCommand::Downstream(wanted) => downstream::run(global, wanted).await,
     }
 }
 

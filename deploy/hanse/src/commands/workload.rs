@@ -60,6 +60,7 @@ fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure
         address,
         parents,
         admin,
+        downstream,
     } = command
     else {
         return Ok(Vec::new());
@@ -85,6 +86,7 @@ fn registrations(command: &WorkloadCommand) -> Result<Vec<Registration>, Failure
         hint: hint.clone(),
         expires: expires_in.map(|time| now + time),
         admin: *admin,
+        downstream: *downstream,
         ..Registration::new(id.clone(), agent.clone(), selectors.iter().cloned())
     };
     let registrations: Vec<Registration> = agents.iter().map(registration).collect();
@@ -162,6 +164,7 @@ fn registration_of(item: &WorkloadItem) -> Registration {
         hint: item.hint.clone(),
         expires: item.expires,
         admin: item.admin,
+        downstream: item.downstream,
         ..Registration::new(item.id.clone(), item.agent.clone(), item.selectors.iter().cloned())
     }
 }
@@ -181,6 +184,7 @@ async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
         "+HINT",
         "+EXPIRES",
         "+ADMIN",
+        "+DOWNSTREAM",
     ];
     let items: Vec<Listed> = workloads.items.into_iter().map(Listed::from).collect();
     Listing::of(LIST_KIND, &workloads.meta, &items, &titles, |Listed { item, .. }| {
@@ -195,7 +199,8 @@ async fn list(global: &Global, agent: Option<&NodeName>) -> Outcome {
             joined(&item.federates_with),
             item.hint.clone(),
             item.expires.map(|at| format!("in {}", output::left(at))).unwrap_or_default(),
-            if item.admin { "yes" } else { "" }.to_owned(),
+            yes(item.admin),
+            yes(item.downstream),
         ]
     })
     .warnings(&workloads.warnings)
@@ -255,6 +260,10 @@ fn described(entry: &WorkloadItem) -> String {
         ("federates", joined(&entry.federates_with)),
         ("hint", entry.hint.clone()),
         ("admin", if entry.admin { "yes, with the roles that hanse role list shows" } else { "" }.to_owned()),
+        (
+            "nested",
+            if entry.downstream { "it may be an issuer: hanse trust downstream" } else { "" }.to_owned(),
+        ),
         ("expires", entry.expires.map(|at| format!("{at} (in {})", output::left(at))).unwrap_or_default()),
     ];
     for (title, value) in more.into_iter().filter(|(_, value)| !value.is_empty()) {
@@ -265,6 +274,10 @@ fn described(entry: &WorkloadItem) -> String {
 
 fn state(item: &WorkloadItem) -> String {
     item.revoked.as_ref().map_or("ok".to_owned(), |r| format!("revoked by {r}"))
+}
+
+fn yes(said: bool) -> String {
+    if said { "yes" } else { "" }.to_owned()
 }
 
 fn joined<T: ToString>(texts: impl IntoIterator<Item = T>) -> String {
@@ -295,6 +308,7 @@ mod tests {
             hint: "internal".to_owned(),
             expires: Some(now + std::time::Duration::from_secs(3600)),
             admin: true,
+            downstream: true,
             ..Registration::new(
                 "spiffe://east.example/ns/shop/sa/a".parse().unwrap(),
                 agent.parse::<hanse_identity::AgentScope>().unwrap(),

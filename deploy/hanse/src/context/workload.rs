@@ -20,7 +20,7 @@ impl Workload {
     pub(super) async fn credential(&self, timeout: Duration) -> Result<Credential, Failure> {
         let fetched = self.api.fetch(timeout).await.map_err(|e| {
             Failure::new(Exit::Unreachable, "E1012", format!("{}: {e}", self.api)).fix(
-                "hanse workload register gives this process an identity, --admin lets it be an administrator's, and hanse role bind gives it roles",
+                "hanse workload register gives this process an identity, --admin lets it be an administrator's, and hanse role bind gives it roles; --downstream lets it be a nested issuer",
             )
         })?;
         of(fetched, &self.control_nodes)

@@ -243,5 +243,33 @@ pub mod issue_client {
                 .insert(GrpcMethod::new("hanse.issue.v1.Issue", "WatchAgent"));
             self.inner.streaming(req, path, codec).await
         }
+        /// A workload whose registration says downstream asks, with its own SVID, for an intermediate authority over a key of
+        /// its own.
+        pub async fn issue_downstream(
+            &mut self,
+            request: impl tonic::IntoRequest<
+                ::hanse_identity::wire::issue::DownstreamRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<::hanse_identity::wire::issue::DownstreamReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hanse.issue.v1.Issue/IssueDownstream",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hanse.issue.v1.Issue", "IssueDownstream"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }

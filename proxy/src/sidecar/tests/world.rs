@@ -9,19 +9,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use hanse_federation::catalog::{Endpoint, Export, Service, Session};
 use hanse_federation::{Locality, Revision, View};
-use hanse_identity::grant::{Evidence, Registration, Selector, grant, grant_member};
+use hanse_identity::grant::{Evidence, Registration, Selector, grant, grant_downstream, grant_member};
 use hanse_identity::issue::certificate_request;
 use hanse_identity::name::MemberRole;
 use hanse_identity::{
-    Authority, Bundle, ClusterName, Reason, Revocation, RevocationId, RevocationTarget, Revocations, Serial,
-    SpiffeId, Svid, Ticket, TrustDomain, issue,
+    Authority, Bundle, ClusterName, NestedIssuer, Reason, Revocation, RevocationId, RevocationTarget,
+    Revocations, Serial, SpiffeId, Svid, Ticket, TrustDomain, issue, issue_downstream,
 };
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::KeyPair;
+use rcgen::{
+    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
@@ -82,13 +84,45 @@ impl Domain {
         self.sign(grant_member(&self.trust_domain, &Revocations::default(), &id, lifetime).unwrap())
     }
 
-    fn sign(&self, ticket: Ticket) -> Svid {
+    /// An SVID of a workload that a nested issuer of this domain has signed, and who that is.
+    pub fn nested(&self, account: &str) -> (Svid, NestedIssuer) {
+        let id = self.id("issuer");
+        let agent: hanse_identity::NodeName = "host-1".parse().unwrap();
+        let registration = Registration {
+            downstream: true,
+            ..Registration::new(id.clone(), agent.clone(), [Selector::Uid(1)])
+        };
+        let none = Revocations::default();
+        let ticket = grant_downstream(&self.trust_domain, [&registration], &none, &agent, &id).unwrap();
         let key = KeyPair::generate().unwrap();
         let request = certificate_request(&key).unwrap();
+        let made = issue_downstream(ticket, &request, &self.authority, self.serial(), now()).unwrap();
+        let above = Issuer::from_ca_cert_der(&made.chain[0].as_slice().into(), key).unwrap();
+        let mut leaf = CertificateParams::default();
+        leaf.distinguished_name = rcgen::DistinguishedName::new();
+        leaf.subject_alt_names = vec![SanType::URI(self.id(account).to_string().try_into().unwrap())];
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        leaf.serial_number = Some(SerialNumber::from_slice(self.serial().as_bytes()));
+        leaf.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().unwrap();
+        let der = leaf.signed_by(&key, &above).unwrap().der().to_vec();
+        let chain = std::iter::once(der).chain(made.chain).collect();
+        (Svid::new(chain, key.serialize_der().into()).unwrap(), made.issuer)
+    }
+
+    fn serial(&self) -> Serial {
         let mut serial = [0; 16];
         serial[..8].copy_from_slice(&self.random.next().to_be_bytes());
         serial[8..].copy_from_slice(&self.random.next().to_be_bytes());
-        let issued = issue(ticket, &request, &self.authority, Serial::from_random(serial), now()).unwrap();
+        Serial::from_random(serial)
+    }
+
+    fn sign(&self, ticket: Ticket) -> Svid {
+        let key = KeyPair::generate().unwrap();
+        let request = certificate_request(&key).unwrap();
+        let issued = issue(ticket, &request, &self.authority, self.serial(), now()).unwrap();
         Svid::new(issued.chain, key.serialize_der().into()).unwrap()
     }
 }

@@ -1,7 +1,7 @@
 //! What people read of a revocation: what it would hit, and how far it is enforced.
 
 use hanse_control::admin::{
-    Gates, Proof, ProofState, ReachState, Receipt, ReceiptPart, RevokePreview, Tally,
+    Gates, IntermediateItem, Proof, ProofState, ReachState, Receipt, ReceiptPart, RevokePreview, Tally,
 };
 use hanse_control::state::rotation::Gate;
 use hanse_identity::proof::HandshakeOutcome;
@@ -25,6 +25,12 @@ pub fn blast_radius(preview: &RevokePreview) -> String {
     ));
     if !preview.holders.is_empty() {
         lines.push(format!("  holders        {}", preview.holders.join(" ")));
+    }
+    for one in preview.intermediates.iter().take(NAMED) {
+        lines.push(format!("  intermediate   {}, and whatever it has signed", intermediate(one)));
+    }
+    if let Some(more) = preview.intermediates.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        lines.push(format!("  intermediate   {more} more"));
     }
     for reach in &preview.reach {
         let error = reach.error.as_ref().map(|e| format!("   ({e})")).unwrap_or_default();
@@ -53,7 +59,17 @@ pub fn blast_radius(preview: &RevokePreview) -> String {
 /// All that a receipt says, but for the last word.
 pub fn receipt_lines(receipt: &Receipt) -> String {
     let gates = receipt.gates.as_ref().map(gates_lines).unwrap_or_default();
-    receipt.parts.iter().map(part_line).collect::<String>() + &proof_lines(&receipt.proof) + &gates
+    let nested = receipt.intermediates.iter().take(NAMED);
+    let nested = nested.map(|one| {
+        format!("  nested    intermediate {}: what it has signed is refused with it\n", intermediate(one))
+    });
+    let parts = receipt.parts.iter().map(part_line).chain(nested).collect::<String>();
+    parts + &proof_lines(&receipt.proof) + &gates
+}
+
+/// `<serial> of <holder> through agent <agent> until <time>`.
+fn intermediate(one: &IntermediateItem) -> String {
+    format!("{} of {} through agent {} until {}", one.serial, one.spiffe_id, one.agent, one.not_after)
 }
 
 /// How far the replacement of a revoked authority is.
@@ -182,6 +198,12 @@ mod tests {
             holders: vec!["ratings-1".to_owned()],
             registrations: 1,
             sole_server_of: Vec::new(),
+            intermediates: vec![IntermediateItem {
+                serial: hanse_identity::Serial::from_random([7; 16]),
+                spiffe_id: ids(1).remove(0),
+                agent: "host-1".parse().unwrap(),
+                not_after: Timestamp(1),
+            }],
             // The first of the callers is seen in both clusters.
             reach: vec![reach("east", ids(1)), reach("west", ids(NAMED + 2))],
             warnings: Vec::new(),
@@ -193,6 +215,9 @@ mod tests {
             text.contains("callers        east     spiffe://west.example/ns/shop/sa/caller-0\n"),
             "{text}"
         );
+        let intermediate =
+            format!("  intermediate   4707{} of spiffe://west.example/ns/shop/sa/caller-0", "07".repeat(14));
+        assert!(text.contains(&intermediate) && text.contains("through agent host-1 until"), "{text}");
         assert!(text.contains("caller-7 and 2 more") && !text.contains("caller-9"), "{text}");
     }
 

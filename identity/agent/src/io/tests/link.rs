@@ -7,8 +7,8 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{self, ClientAuth, IdentitySource, TlsIdentity, TrustSource};
 use hanse_identity::token::{Admits, Invite, JoinToken, agent_join_request};
 use hanse_identity::wire::issue::{
-    AgentDown, AgentUp, AttestAgentRequest, IssueJwtRequest, IssueSvidRequest, JoinAgentReply,
-    JoinAgentRequest, JwtReply, RenewAgentRequest, SvidReply,
+    AgentDown, AgentUp, AttestAgentRequest, DownstreamReply, DownstreamRequest, IssueJwtRequest,
+    IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply, RenewAgentRequest, SvidReply,
 };
 use hanse_identity::{
     Evidence, HostTrust, NodeName, RevocationTarget, Revocations, SpiffeId, Trust, grant, issue, verify_host,
@@ -350,6 +350,13 @@ impl Issue for IssueNode {
 
     async fn issue_jwt(&self, _request: Request<IssueJwtRequest>) -> Result<Response<JwtReply>, Status> {
         Err(Status::unavailable("this node has no JWT key"))
+    }
+
+    async fn issue_downstream(
+        &self,
+        _request: Request<DownstreamRequest>,
+    ) -> Result<Response<DownstreamReply>, Status> {
+        Err(Status::permission_denied("agents do not ask for this"))
     }
 
     async fn watch_agent(
