@@ -34,7 +34,11 @@ impl State {
             .map_err(|refusal| Refusal::NotAllowed(refusal.to_string()))?;
         let live = self.private.issued.downstream(now).filter(|intermediate| intermediate.id == *id).count();
         bounded("intermediate authorities of one identity that live", live, MAX_DOWNSTREAM)?;
-        bounded("certificates of one agent that live", self.private.issued.of_agent(agent), MAX_ISSUED_PER_AGENT)?;
+        bounded(
+            "certificates of one agent that live",
+            self.private.issued.of_agent(agent),
+            MAX_ISSUED_PER_AGENT,
+        )?;
         Ok(ticket)
     }
 

@@ -220,6 +220,24 @@ fn a_host_that_has_svids_issued_without_end_can_still_be_banned_with_all_of_them
 }
 
 #[test]
+fn an_intermediate_is_in_a_list_that_is_full_whatever_else_the_identity_has() {
+    let mut cluster = Cluster::new();
+    let one = cluster.record(1, REVIEWS, "host-1").svid;
+    for number in 0..=MAX_SERIALS as u32 {
+        let serial = Serial::new(&(number + 1).to_be_bytes()).unwrap();
+        cluster.state.private.issued.insert(IssuedSvid { serial, ..one.clone() });
+    }
+    let serial = Serial::new(&[9; 8]).unwrap();
+    let (not_after, downstream) = (NOW + HOUR / 2, true);
+    let intermediate = IssuedSvid { serial: serial.clone(), not_after, downstream, ..one };
+    cluster.state.private.issued.insert(intermediate);
+    // It ends before all of the others, and they alone would fill the list.
+    let of_name = cluster.revoke(identity(REVIEWS), Reason::KeyCompromise, false);
+    assert_eq!(of_name.serials.len(), MAX_SERIALS);
+    assert!(of_name.serials.contains(&serial));
+}
+
+#[test]
 fn batches_of_records_do_not_push_out_remembered_answers() {
     let mut cluster = Cluster::new();
     cluster.revoke(identity(REVIEWS), Reason::Hold, false);
