@@ -67,7 +67,8 @@ pub struct Global {
     #[arg(long, global = true, env = "HANSE_CONTEXT")]
     pub context: Option<String>,
     /// Ask as the workload that this command line runs as, with its SVID from this SPIFFE Workload API, such as
-    /// unix:///run/hanse/agent.sock, and no credential file: it needs a registration with --admin, and roles
+    /// unix:///run/hanse/agent.sock, and no credential file: it needs a registration with --admin, and roles (or with
+    /// --downstream, for trust downstream)
     #[arg(long, global = true, env = "HANSE_WORKLOAD_API", value_name = "URI", requires = "control_node")]
     pub workload_api: Option<hanse_agent::client::WorkloadApi>,
     /// HOST:PORT of a control node, for --workload-api (repeatable)
