@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use hanse::demo::process::DIE_WITH_STDIN;
 use serde_json::Value;
 
@@ -62,7 +62,7 @@ impl Cluster {
             let control = control.into_iter().chain(flags.iter().map(String::as_str));
             cluster.start(&format!("control-{number}"), control)?;
         }
-        let token = cluster.patiently(&["agent", "token", "create", AGENT])?;
+        let token = cluster.run(["agent", "token", "create", AGENT])?;
         let token_file = cluster.file("join-token");
         fs::write(&token_file, token)?;
         let (data, socket) = (cluster.file("agent"), cluster.file("agent.sock"));
@@ -85,16 +85,21 @@ impl Cluster {
         format!("unix://{}", self.file("agent.sock"))
     }
 
-    /// Runs `hanse` with these arguments as the cluster's administrator; what it prints.
+    /// Runs `hanse` with these arguments as the cluster's administrator, again while nobody answers or leads; what it prints.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Vec<u8>> {
         let arguments: Vec<OsString> = arguments.into_iter().map(|a| a.as_ref().to_owned()).collect();
-        let output = self.output(&arguments)?;
-        if !output.status.success() {
-            let (out, err) =
-                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-            bail!("hanse {arguments:?}: {}\n{out}{err}", output.status);
+        let began = Instant::now();
+        loop {
+            let output = self.output(&arguments)?;
+            // Not reachable, no leader (hanse help exit-codes).
+            let again = matches!(output.status.code(), Some(3 | 7)) && began.elapsed() < STARTS_WITHIN;
+            if !again {
+                let said = String::from_utf8_lossy(&output.stderr);
+                ensure!(output.status.success(), "hanse {arguments:?}: {}\n{said}", output.status);
+                return Ok(output.stdout);
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
-        Ok(output.stdout)
     }
 
     /// The same, whatever it answers.
@@ -155,20 +160,6 @@ impl Cluster {
             .with_context(|| format!("{} cannot be run", self.binary.display()))?;
         self.children.push(child);
         Ok(())
-    }
-
-    /// Runs a command, again while the cluster has no leader yet.
-    fn patiently(&self, arguments: &[&str]) -> Result<Vec<u8>> {
-        let began = Instant::now();
-        loop {
-            match self.run(arguments) {
-                Ok(said) => return Ok(said),
-                Err(error) if began.elapsed() >= STARTS_WITHIN => {
-                    return Err(error.context(self.logs()));
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(100)),
-            }
-        }
     }
 }
 
