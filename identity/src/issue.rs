@@ -29,7 +29,7 @@ pub struct Issued {
 /// Largest CSR that is read, in bytes.
 pub const MAX_CSR_BYTES: usize = 8 * 1024;
 /// How long before `now` an SVID starts: clocks of verifiers may be behind.
-pub(crate) const BACKDATED: Duration = Duration::from_secs(30);
+pub const BACKDATED: Duration = Duration::from_secs(30);
 
 /// Everything that a certificate will say. Made from the ticket and the authority; of the request, only the key.
 pub(crate) struct Template {
@@ -71,7 +71,7 @@ pub enum IssueError {
 }
 
 /// What an SVID says in `not_before` is in whole seconds.
-pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub const SECOND: Duration = Duration::from_secs(1);
 
 /// Signs an SVID for the ticket's identity over the CSR's public key. The CSR's self-signature is checked
 /// (proof of possession); nothing else of it is used. `not_before` is `now` minus 30 s, but after the ticket's

@@ -7,7 +7,7 @@
 //!
 //! Files: `control` one node and its disk, `propose` writes and reads, `watch` its subscribers, `peer` the sessions
 //! between clusters, `join`, `proxy` subscribers and their timers, `traffic` requests and live connections, `keys` the
-//! authorities of a node, `rotation` how they are replaced.
+//! authorities of a node, `rotation` how they are replaced, `revoked` whom nobody listens to any more.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -28,6 +28,7 @@ mod propose;
 mod proxy;
 pub mod random;
 mod receipt;
+mod revoked;
 mod rotation;
 pub mod scenario;
 pub mod settle;
@@ -73,6 +74,8 @@ pub enum Bug {
     ConnectionsKept,
     /// A leader takes a rotation through its gates without asking anybody.
     GatesUnmeasured,
+    /// What is given in place of what was revoked begins as if nothing had been.
+    WatermarkIgnored,
 }
 
 /// A cluster: its control nodes, and its proxies and gateways.

@@ -10,7 +10,7 @@ use std::fmt;
 use hanse_federation::Change;
 use hanse_identity::name::MemberRole;
 use hanse_identity::{
-    AuthorityCertificate, AuthorityState, Bundle, Closing, KeyId, NodeName, Revocation, RevocationId,
+    AuthorityCertificate, AuthorityState, Bundle, Closing, KeyId, NodeName, Reason, Revocation, RevocationId,
     SpiffeId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -213,6 +213,14 @@ impl State {
                 (owner.cloned().collect(), BTreeSet::from([*key]))
             }
         };
+        // A node on hold makes no other, and has nothing left to come back with if this one goes.
+        if let Some(key) = authority
+            && let Some(node) = self.on_hold(key)
+        {
+            return Err(Refusal::Precondition(format!(
+                "it is the authority of {node}, which is on hold: lift that first, or revoke the node for good"
+            )));
+        }
         let staying = bundle.trusted().filter(|a| !old.contains(&a.key_id)).count();
         if nodes.is_empty() && staying == 0 {
             let why = "it is the only authority, and its node is revoked: nobody could sign".to_owned();
@@ -245,7 +253,8 @@ impl State {
         node: &NodeName,
         certificate: &AuthorityCertificate,
     ) -> Result<(), Refusal> {
-        if !self.rotating().is_some_and(|r| r.wants(node)) {
+        // What is ordered against a node names the authorities that it has then.
+        if self.is_revoked_node(node) || !self.rotating().is_some_and(|r| r.wants(node)) {
             return Err(Refusal::Precondition(format!("no new authority is wanted of node {node}")));
         }
         let read = AuthorityCertificate::parse(&certificate.der, &self.view.trust_domain);
@@ -275,6 +284,7 @@ impl State {
             return Err(Refusal::Precondition(format!("{} comes before {to}", r.gate.next())));
         }
         let mut changes = Vec::new();
+        let mut spared = BTreeSet::new();
         let bundle = match to {
             Gate::Prepare => None,
             Gate::Spread => {
@@ -302,11 +312,13 @@ impl State {
             }
             Gate::Retire => {
                 changes.extend(self.no_more_believed(r));
-                Some(self.without_the_old(r)?)
+                spared = self.spared(r);
+                Some(self.without_the_old(r, &spared)?)
             }
             Gate::Done => None,
         };
         let Some(r) = &mut self.private.rotation else { return already() };
+        r.old.retain(|key| !spared.contains(key));
         r.reach(to, now);
         match bundle {
             Some(mut bundle) => {
@@ -355,9 +367,39 @@ impl State {
         Ok(bundle)
     }
 
-    fn without_the_old(&self, r: &Rotation) -> Result<Bundle, Refusal> {
+    /// The node of that authority, if it is on hold.
+    fn on_hold(&self, key: &KeyId) -> Option<&NodeName> {
+        let bundle = self.view.bundles.get(&self.view.trust_domain)?;
+        let authority = bundle.authorities.iter().find(|a| a.key_id == *key)?;
+        let held = |node: &&NodeName| self.is_revoked_node(node) && !self.is_revoked_for_good(node);
+        let nodes = self.private.nodes.values().map(|n| &n.name);
+        nodes.filter(|node| names_node(&authority.subject, node)).find(held)
+    }
+
+    fn is_revoked_for_good(&self, node: &NodeName) -> bool {
+        let id = SpiffeId::member(&self.view.trust_domain, MemberRole::Node, node);
+        let mut revocations = self.view.revocations.iter();
+        revocations.any(|r| r.reason != Reason::Hold && r.silences().is_some_and(|silenced| silenced == id))
+    }
+
+    /// Of the old authorities those that stay: of nodes that were on hold when the others made their next, and are not
+    /// revoked for good. A node without an authority is believed by nobody, and never would be again.
+    fn spared(&self, r: &Rotation) -> BTreeSet<KeyId> {
+        if r.revocation.is_some() || r.aborted {
+            return BTreeSet::new();
+        }
+        let may_come_back = |node: &NodeName| !r.new.contains_key(node) && !self.is_revoked_for_good(node);
+        let nodes = self.private.nodes.values().map(|n| &n.name).filter(|node| may_come_back(node));
+        let nodes: Vec<&NodeName> = nodes.collect();
+        let bundle = self.own_bundle();
+        let old = bundle.authorities.iter().filter(|a| r.old.contains(&a.key_id));
+        old.filter(|a| nodes.iter().any(|node| names_node(&a.subject, node))).map(|a| a.key_id).collect()
+    }
+
+    fn without_the_old(&self, r: &Rotation, spared: &BTreeSet<KeyId>) -> Result<Bundle, Refusal> {
         let mut bundle = self.own_bundle();
-        bundle.authorities.retain(|a| !r.old.contains(&a.key_id));
+        bundle.authorities.retain(|a| spared.contains(&a.key_id) || !r.old.contains(&a.key_id));
+        set_state(&mut bundle, spared, AuthorityState::Active);
         if !bundle.authorities.iter().any(|a| a.state == AuthorityState::Active) {
             return Err(Refusal::Precondition("no authority that signs would be left".to_owned()));
         }

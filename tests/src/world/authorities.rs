@@ -29,6 +29,8 @@ pub enum Disbelief {
     UnknownAuthority,
     Expired,
     Revoked(RevocationId),
+    /// A revocation that does not hit it kept it out.
+    NotHit(RevocationId),
 }
 
 type Made = BTreeMap<(TrustDomain, NodeName, u32), (AuthorityCertificate, Crl)>;
@@ -60,17 +62,18 @@ fn made(trust_domain: &TrustDomain, node: &NodeName, generation: u32) -> (Author
 }
 
 impl WorldSvid {
-    pub fn new(id: SpiffeId, serial: u128, authority: KeyId, now: Timestamp, lifetime: Duration) -> Self {
+    /// Valid from `begins`, as it says in whole seconds.
+    pub fn new(id: SpiffeId, serial: u128, authority: KeyId, begins: Timestamp, ends: Timestamp) -> Self {
         // No two SVIDs have one key.
         let mut key = [0; 32];
         key[..16].copy_from_slice(&serial.to_be_bytes());
         let facts = SvidFacts {
             id,
             serial: Serial::from_random(serial.to_be_bytes()),
-            authority_key_identifier: None,
+            authority_key_identifier: Some(authority.prefix()),
             key_id: KeyId(key),
-            not_before: now,
-            not_after: now + lifetime,
+            not_before: Timestamp::from_seconds(begins.seconds()),
+            not_after: ends,
         };
         Self { facts, authority }
     }
@@ -85,6 +88,10 @@ impl WorldSvid {
             return Err(Disbelief::Expired);
         }
         match view.revocations.check(&self.facts) {
+            // Found by an index: those are among what is to be tested.
+            Some(revocation) if !revocation.hits(&self.facts) => {
+                Err(Disbelief::NotHit(revocation.id.clone()))
+            }
             Some(revocation) => Err(Disbelief::Revoked(revocation.id.clone())),
             None => Ok(()),
         }

@@ -78,6 +78,8 @@ pub(crate) struct Running {
     pub(super) held: Held,
     pub(super) bundle_revisions: BundleRevisions,
     pub(super) exports: BTreeMap<u64, Export>,
+    /// Nodes of the own cluster that it knows to be revoked, and since when.
+    pub(super) revoked: BTreeMap<usize, u64>,
     pub(super) links: BTreeMap<ClusterName, Link>,
     /// On the leader: when each follower was last heard.
     pub(super) heard: BTreeMap<u64, u64>,
@@ -182,12 +184,14 @@ impl World {
             held,
             bundle_revisions: BundleRevisions::default(),
             exports: BTreeMap::new(),
+            revoked: BTreeMap::new(),
             links: BTreeMap::new(),
             heard: BTreeMap::new(),
             unsynced: Vec::new(),
         };
         running.bundle_revisions.note_all(&running.state.view);
         self.clusters[at.cluster].nodes[at.index].running = Some(Box::new(running));
+        self.note_revoked(at);
         self.note(&[20, at.party().number()], || format!("{name} starts"));
         // Whatever is known to be committed is applied at once.
         self.step_node(at, true);
@@ -337,6 +341,11 @@ impl World {
     fn perform_one(&mut self, at: At, output: Output) {
         let life = self.life(at);
         match output {
+            Output::Send(message) if self.has_cut(at, message.to as usize - 1) => {
+                if message.snapshot {
+                    self.after(1, Event::Fate { at, life, to: message.to, snapshot: true, ok: false });
+                }
+            }
             Output::Send(message) => {
                 let to = Party::Node(at.cluster, message.to as usize - 1);
                 let packet = Packet::Raft { life, bytes: message.bytes, snapshot: message.snapshot };
@@ -386,6 +395,7 @@ impl World {
         while running.ring.len() > RING {
             running.ring.pop_front();
         }
+        self.note_revoked(at);
         self.tell_watchers(at, applied);
         self.tell_peers(at, &state, applied);
     }
@@ -443,6 +453,9 @@ impl World {
             return;
         }
         self.after(SERVICE_MS, Event::Service { at, life });
+        if self.is_revoked(at) {
+            self.give_up_all(at);
+        }
         self.finish_answered(at);
         self.retry_proposals(at);
         self.service_watchers(at);
@@ -456,6 +469,9 @@ impl World {
     pub(super) fn deliver_to_node(&mut self, at: At, from: Party, packet: Packet) {
         if self.running(at).is_none() {
             return self.refuse(at.party(), from, &packet);
+        }
+        if self.disbelieves(at, from) {
+            return;
         }
         let life = self.life(at);
         match packet {

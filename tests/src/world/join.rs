@@ -115,7 +115,7 @@ impl World {
             };
         };
         let (at, life, id) = (run.at, run.life, run.id);
-        if self.running_in(at, life).is_none() {
+        if self.running_in(at, life).is_none() || self.is_revoked(at) {
             self.joins[task].run = None;
         } else if run_is_late(&self.joins[task], now) {
             self.join_input(task, id, JoinerInput::Replied(Err("no answer in time".into())));

@@ -81,6 +81,9 @@ impl World {
 
     /// One step. What this node has applied may be old news: before anything is made or given up, a quorum is asked.
     pub(super) fn keep_authorities(&mut self, at: At) {
+        if self.is_revoked(at) {
+            return;
+        }
         let now = self.now;
         match self.next_step(at) {
             None => {}

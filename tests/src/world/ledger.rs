@@ -12,8 +12,8 @@ use hanse_control::state::State;
 use hanse_control::state::issuance::names_node;
 use hanse_federation::{Change, PeerFact, Revision, View};
 use hanse_identity::{
-    AuthorityCertificate, AuthorityState, Bundle, ClusterName, KeyId, NodeName, RevocationId, Revocations,
-    TrustDomain,
+    AuthorityCertificate, AuthorityState, Bundle, ClusterName, KeyId, NodeName, RevocationId,
+    RevocationTarget, Revocations, TrustDomain,
 };
 
 use super::At;
@@ -379,9 +379,14 @@ impl Book {
         }
         let there: BTreeSet<KeyId> = bundle.authorities.iter().map(|a| a.key_id).collect();
         let back = there.intersection(&self.retired).next().copied();
+        let revoked = self.truth.revocations.iter().find(|r| {
+            matches!(r.target, RevocationTarget::Authority(_))
+                && r.authorities.iter().any(|k| there.contains(k))
+        });
+        let revoked = revoked.map(|r| format!("an authority that {} revokes is in the bundle again", r.id));
         self.retired.extend(self.signed.difference(&there).copied());
         self.bundles.insert(revision, bundle.clone());
-        back.map(|key| format!("the retired authority {key} is in the bundle again"))
+        revoked.or_else(|| back.map(|key| format!("the retired authority {key} is in the bundle again")))
     }
 
     fn speaks_of_itself(&self, cluster: &ClusterName, fact: &PeerFact) -> bool {

@@ -1,7 +1,7 @@
 //! Peer sessions: the leader of a cluster listens to a node of every joined cluster; what passes the import filter
 //! is committed, and only then acknowledged. As `control/io/peer_link` and `peer_serve` do it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use hanse_control::command::{Command, Outcome, Told};
@@ -17,7 +17,7 @@ use hanse_identity::{
 use super::network::Party;
 use super::packet::{Arrival, Frame, Packet, StreamEnd};
 use super::propose::{Pending, Purpose, ReadPurpose};
-use super::watch::SILENT_MS;
+use super::watch::{LEADERLESS_MS, SILENT_MS};
 use super::{At, Bug, Event, World};
 
 const HEARTBEAT_MS: u64 = 500;
@@ -47,6 +47,8 @@ pub(crate) struct Export {
     /// What the peer has been told, and when something was said last.
     told: Arc<State>,
     said: u64,
+    /// When its node knew a leader last.
+    led: u64,
 }
 
 impl World {
@@ -61,13 +63,18 @@ impl World {
     /// While a node leads it has a link to every peer.
     pub(super) fn service_links(&mut self, at: At) {
         let now = self.now;
+        let revoked = self.is_revoked(at);
         let Some(running) = self.running(at) else { return };
-        if !running.leads {
+        if !running.leads || revoked {
             return;
         }
         let state = running.state.clone();
         running.links.retain(|cluster, _| state.view.peers.contains_key(cluster));
         for (cluster, peer) in &state.view.peers {
+            let disbelieved = match self.cluster_named(cluster.as_str()) {
+                Some(there) => self.revoked_nodes(there, &state.view),
+                None => BTreeSet::new(),
+            };
             let Some(running) = self.running(at) else { return };
             let link = running.links.entry(cluster.clone()).or_insert_with(|| Link {
                 end: None,
@@ -78,7 +85,9 @@ impl World {
                 committing: None,
             });
             let silent = link.end.as_ref().is_some_and(|end| now > end.heard + SILENT_MS);
-            if silent || link.invite != peer.record.invite {
+            let teller = link.end.as_ref().map(|end| end.to);
+            let revoked = matches!(teller, Some(Party::Node(_, index)) if disbelieved.contains(&index));
+            if silent || revoked || link.invite != peer.record.invite {
                 link.close(now);
             }
             // A batch that is being committed first gets its outcome.
@@ -92,14 +101,20 @@ impl World {
         let stream = self.id();
         let now = self.now;
         let target = self.cluster_named(cluster.as_str());
-        let nodes = target.map_or(0, |t| self.clusters[t].nodes.len());
+        let Some(state) = self.state_of(at).cloned() else { return };
+        let nodes: Vec<usize> = match target {
+            Some(there) => {
+                let revoked = self.revoked_nodes(there, &state.view);
+                (0..self.clusters[there].nodes.len()).filter(|index| !revoked.contains(index)).collect()
+            }
+            None => Vec::new(),
+        };
         let Some(running) = self.running(at) else { return };
-        let state = running.state.clone();
         let Some(peer) = state.view.peers.get(cluster) else { return };
         let Some(link) = running.links.get_mut(cluster) else { return };
         link.turn += 1;
-        let (Some(target), true) = (target, nodes > 0) else { return };
-        let to = Party::Node(target, link.turn % nodes);
+        let (Some(target), false) = (target, nodes.is_empty()) else { return };
+        let to = Party::Node(target, nodes[link.turn % nodes.len()]);
         let mut end = StreamEnd::new(stream, to, now);
         let (_, packet) =
             end.next(Frame::Peer(state.view.cluster.clone(), session::resume(&state.view, cluster)));
@@ -127,6 +142,9 @@ impl World {
         let now = self.now;
         if let Frame::Peer(cluster, Up::Resume { from: resumed, .. }) = &frame {
             let (cluster, resumed) = (cluster.clone(), *resumed);
+            if self.is_revoked(at) {
+                return self.send(at.party(), from, Packet::Reset { stream });
+            }
             if self.bug == Some(Bug::ExporterLags) {
                 return self.serve_peer(at, from, stream, cluster, resumed);
             }
@@ -247,7 +265,7 @@ impl World {
         end.arrived(1, now);
         let missed = if resumed > 0 { Self::changes_since(running, resumed) } else { None };
         let unchanged = missed.is_some_and(|missed| missed.iter().all(|a| a.changes.is_empty()));
-        let export = Export { end, cluster: cluster.clone(), told: state.clone(), said: now };
+        let export = Export { end, cluster: cluster.clone(), told: state.clone(), said: now, led: now };
         running.exports.insert(stream, export);
         let facts = if unchanged { Vec::new() } else { self.everything(at, &state, &cluster) };
         self.tell_peer(at, stream, state.view.revision.0, facts);
@@ -313,6 +331,20 @@ impl World {
 
     pub(super) fn service_exports(&mut self, at: At) {
         let now = self.now;
+        let Some(running) = self.running(at) else { return };
+        let led = running.leader.is_some();
+        let mut over = Vec::new();
+        for (stream, export) in &mut running.exports {
+            if led {
+                export.led = now;
+            } else if now >= export.led + LEADERLESS_MS {
+                over.push((*stream, export.end.to));
+            }
+        }
+        for (stream, to) in over {
+            self.send(at.party(), to, Packet::Reset { stream });
+            self.peer_gone(at, stream);
+        }
         let Some(running) = self.running(at) else { return };
         running.exports.retain(|_, export| {
             now <= export.said + 4 * SILENT_MS || now <= export.end.heard + 4 * SILENT_MS

@@ -97,8 +97,12 @@ impl World {
     }
 
     pub(super) fn some_node(&mut self, cluster: usize) -> Option<At> {
-        let nodes = &self.clusters[cluster].nodes;
-        let up: Vec<usize> = (0..nodes.len()).filter(|i| nodes[*i].running.is_some()).collect();
+        // One that is revoked sends whoever asks elsewhere.
+        let asked = |index: &usize| {
+            let at = At { cluster, index: *index };
+            self.clusters[cluster].nodes[*index].running.is_some() && !self.is_revoked(at)
+        };
+        let up: Vec<usize> = (0..self.clusters[cluster].nodes.len()).filter(asked).collect();
         self.random.pick(&up).map(|index| At { cluster, index })
     }
 
@@ -214,6 +218,16 @@ impl World {
         {
             operation.end.get_or_insert(Err(why));
         }
+    }
+
+    /// A node that is revoked decides nothing any more: nobody waits there.
+    pub(super) fn give_up_all(&mut self, at: At) {
+        let Some(running) = self.running(at) else { return };
+        let answered: Vec<u64> = running.answered.iter().map(|(id, ..)| *id).collect();
+        let given_up = running.pending.extract_if(.., |id, _| !answered.contains(id));
+        let given_up: Vec<Purpose> = given_up.map(|(_, p)| p.purpose).collect();
+        running.reads.clear();
+        given_up.iter().for_each(|purpose| self.unknown(purpose, "the node is revoked"));
     }
 
     /// A node has crashed: who waited there will never know.

@@ -18,7 +18,7 @@ use super::network::Party;
 use super::packet::{Arrival, Frame, Packet, StreamEnd};
 use super::rotation::is_outgoing;
 use super::traffic::{Connection, Request};
-use super::watch::SILENT_MS;
+use super::watch::{LIFETIME, SILENT_MS};
 use super::{Bug, Event, World};
 
 /// How often a proxy looks after its timers.
@@ -182,10 +182,17 @@ impl World {
         let stream = self.id();
         let (now, forgetful) = (self.now, self.bug == Some(Bug::SnapshotsGoBack));
         let nodes = self.clusters[cluster].nodes.len();
+        let revoked_here = match self.clusters[cluster].proxies[index].view() {
+            Some(view) => self.revoked_nodes(cluster, view),
+            None => BTreeSet::new(),
+        };
         let proxy = &mut self.clusters[cluster].proxies[index];
         let (name, identity) = (proxy.name.clone(), proxy.identity.clone());
         let Some(life) = &mut proxy.running else { return };
         life.turn += 1;
+        // TLS would refuse who is known to be revoked.
+        let refused = |turn: usize| revoked_here.contains(&(turn % nodes));
+        life.turn += (0..nodes).find(|more| !refused(life.turn + more)).unwrap_or(0);
         let from = if forgetful { 0 } else { life.view.as_ref().map_or(0, |v| v.revision.0) };
         life.resumed = from > 0;
         let mut end = StreamEnd::new(stream, Party::Node(cluster, life.turn % nodes), now);
@@ -230,8 +237,10 @@ impl World {
         }
         let reconnected = life.asked != Some(end.id);
         life.asked = Some(end.id);
+        // The agent replaces what is hit, as long as there is anything else to be had.
         let fresh = |svid: &WorldSvid| {
-            now.since(svid.facts.not_before) * 2 < svid.facts.not_after.since(svid.facts.not_before)
+            svid.facts.not_after.left(now) * 2 > LIFETIME
+                && (revoked || view.revocations.check(&svid.facts).is_none())
         };
         let good = |svid: &WorldSvid| fresh(svid) && !is_outgoing(view, svid);
         if reconnected || !life.svid.as_ref().is_some_and(good) {

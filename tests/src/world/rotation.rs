@@ -23,6 +23,9 @@ use super::{At, Bug, World};
 /// How long a connection below an outgoing authority stays, so that SVIDs are replaced meanwhile.
 const REPLACED_WITHIN_MS: u64 = 3000;
 
+/// How long the listeners of a node that has just been revoked are taken to be somewhere else.
+const LISTENERS_MOVE_MS: u64 = 2000;
+
 /// What a subscriber says of itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct InForce {
@@ -41,6 +44,9 @@ impl World {
     /// Takes the rotation that runs on, if this node leads and nothing is waited for.
     pub(super) fn keep_rotation(&mut self, at: At) {
         let unmeasured = self.bug == Some(Bug::GatesUnmeasured);
+        if self.is_revoked(at) {
+            return;
+        }
         let Some(running) = self.running(at).filter(|r| r.leads) else { return };
         if running.waits_for(|command| matches!(command, Command::RotateStep { .. })) {
             return;
@@ -84,7 +90,14 @@ impl World {
     ) -> (BundlePart, BTreeSet<NodeName>) {
         let cluster = &self.clusters[at.cluster];
         let (mut subscribers, mut nodes, mut silent) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let disbelieved = self.disbelieved(at);
         for (index, control) in cluster.nodes.iter().enumerate() {
+            if let Some(since) = disbelieved.get(&index) {
+                if self.now < since + LISTENERS_MOVE_MS {
+                    silent.insert(control.name.clone());
+                }
+                continue;
+            }
             let (here, there) = (at.party(), Party::Node(at.cluster, index));
             let answers = self.network.passes(here, there) && self.network.passes(there, here);
             match control.running.as_ref().filter(|_| answers) {
@@ -192,7 +205,7 @@ impl World {
         }
     }
 
-    fn has_joined(&self, cluster: usize, other: usize) -> bool {
+    pub(super) fn has_joined(&self, cluster: usize, other: usize) -> bool {
         let peer = self.ledger.truth(cluster).peers.get(&self.clusters[other].name);
         peer.is_some_and(|peer| peer.state == PeerState::Joined && peer.retelling.is_none())
     }

@@ -6,15 +6,17 @@
 //! `kill WHO` · `restart WHO` · `unready PROXY` · `ready PROXY` · `slow NODE` · `skew NODE ±MS` ·
 //! `rotate CLUSTER [now]` · `abort CLUSTER` · `gate CLUSTER GATE` · `restart dead CLUSTER` ·
 //! `lie CLUSTER` · `revoke CLUSTER ID [REASON]` · `revoke CLUSTER serial|key PROXY` · `revoke CLUSTER cluster TRUST-DOMAIN` ·
-//! `lift CLUSTER REVOCATION` · `receipt CLUSTER REVOCATION` · `contact LISTENER TELLER` · `request WHO SERVICE [TIMES]` ·
+//! `revoke CLUSTER reissue ID` · `revoke CLUSTER agent PROXY` · `revoke CLUSTER node|authority NODE [REASON]` ·
+//! `agent CLUSTER PROXY` (its agent joins, with a new token) · `unban CLUSTER PROXY` ·
+//! `lift CLUSTER REVOCATION` · `receipt CLUSTER REVOCATION` (`@2`: the second one that was ordered) · `contact LISTENER TELLER` · `request WHO SERVICE [TIMES]` ·
 //! `read CLUSTER` · `run TIME` · `settle` · `show WHAT CLUSTER`. WHO is a node, a proxy, or `leader CLUSTER`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hanse_control::command::{Answer, Command};
+use hanse_control::command::{Answer, Command, Outcome};
 use hanse_control::state::rotation::Gate;
 use hanse_federation::catalog::Export;
-use hanse_identity::{Closing, ClusterName, Reason, RevocationTarget, ServiceName, SpiffeId};
+use hanse_identity::{Closing, ClusterName, Reason, RevocationId, RevocationTarget, ServiceName, SpiffeId};
 
 use super::network::{Party, Scope};
 use super::proxy::ProxyKind;
@@ -89,10 +91,19 @@ impl World {
                 self.settle(60_000)?;
                 "at rest: all agree".to_owned()
             }
-            ["revoke", cluster, kind @ ("serial" | "key" | "cluster"), what] => {
-                self.do_revoke_kind(cluster, kind, what)?
-            }
-            ["receipt", cluster, id] => match (self.cluster_named(cluster), id.parse()) {
+            [
+                "revoke",
+                cluster,
+                kind @ ("serial" | "key" | "cluster" | "reissue" | "agent" | "node" | "authority"),
+                what,
+                reason @ ..,
+            ] => self.do_revoke_kind(cluster, kind, what, reason_of(reason.first().copied()))?,
+            ["agent", cluster, proxy] => self.do_agent(cluster, proxy)?,
+            ["unban", cluster, proxy] => match proxy.parse() {
+                Ok(agent) => self.ordered(cluster, Command::AgentUnban { agent })?,
+                Err(_) => format!("{proxy} is no name"),
+            },
+            ["receipt", cluster, id] => match (self.cluster_named(cluster), self.revocation_named(id)) {
                 (Some(cluster), Ok(id)) => self.receipt(cluster, &id),
                 _ => format!("not understood: {line}"),
             },
@@ -107,7 +118,7 @@ impl World {
                 }
             }
             ["revoke", cluster, id, reason @ ..] => self.do_revoke(cluster, id, reason.first().copied())?,
-            ["lift", cluster, id] => match id.parse() {
+            ["lift", cluster, id] => match self.revocation_named(id) {
                 Ok(id) => self.ordered(cluster, Command::Lift { id })?,
                 Err(why) => format!("{id} {why}"),
             },
@@ -245,16 +256,77 @@ impl World {
 
     fn do_revoke(&mut self, cluster: &str, id: &str, reason: Option<&str>) -> Result<String, Violation> {
         let Ok(id) = id.parse::<SpiffeId>() else { return Ok(format!("{id} is no SPIFFE ID")) };
-        let reason = if reason == Some("hold") { Reason::Hold } else { Reason::KeyCompromise };
-        self.ordered(cluster, revocation(RevocationTarget::Identity(id), reason))
+        self.ordered(cluster, revocation(RevocationTarget::Identity(id), reason_of(reason)))
     }
 
-    /// The certificate or the key that a proxy has now, or a neighbour as a whole (on hold).
-    fn do_revoke_kind(&mut self, cluster: &str, kind: &str, what: &str) -> Result<String, Violation> {
-        if kind == "cluster" {
-            let Ok(trust_domain) = what.parse() else { return Ok(format!("{what} is no trust domain")) };
-            return self.ordered(cluster, revocation(RevocationTarget::Cluster(trust_domain), Reason::Hold));
+    /// The revocation of that id, or the one that was ordered as the nth.
+    fn revocation_named(&self, name: &str) -> Result<RevocationId, &'static str> {
+        let Some(number) = name.strip_prefix('@') else { return name.parse() };
+        let mut ordered = Vec::new();
+        for operation in self.operations.values() {
+            if let Some(Ok(Outcome { result: Ok(Answer::Revoked(id)), .. })) = &operation.end
+                && !ordered.contains(id)
+            {
+                ordered.push(id.clone());
+            }
         }
+        let place = number.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+        place.and_then(|place| ordered.get(place).cloned()).ok_or("is no revocation of this scenario")
+    }
+
+    /// The agent of a proxy joins: a token, and its use.
+    fn do_agent(&mut self, cluster: &str, proxy: &str) -> Result<String, Violation> {
+        let Some(Party::Proxy(at, index)) = self.party(proxy) else { return Ok(format!("no proxy {proxy}")) };
+        self.agent_joins(at, index);
+        self.run_until(PATIENCE_MS, |world| world.operations.values().all(|o| o.end.is_some()))?;
+        self.agent_joins(at, index);
+        self.run_until(PATIENCE_MS, |world| world.operations.values().all(|o| o.end.is_some()))?;
+        Ok(if self.is_out(at, index) { format!("{cluster} does not let it in") } else { "joined".to_owned() })
+    }
+
+    /// The certificate or the key that a proxy has now, its agent, a node or its authority, or a neighbour as a whole (on
+    /// hold).
+    fn do_revoke_kind(
+        &mut self,
+        cluster: &str,
+        kind: &str,
+        what: &str,
+        reason: Reason,
+    ) -> Result<String, Violation> {
+        let target = match kind {
+            "cluster" => {
+                let Ok(trust_domain) = what.parse() else { return Ok(format!("{what} is no trust domain")) };
+                return self
+                    .ordered(cluster, revocation(RevocationTarget::Cluster(trust_domain), Reason::Hold));
+            }
+            "reissue" => {
+                let Ok(id) = what.parse() else { return Ok(format!("{what} is no SPIFFE ID")) };
+                let command = match revocation(RevocationTarget::Identity(id), reason) {
+                    Command::Revoke { target, reason, note, expires, closing, .. } => {
+                        Command::Revoke { target, reason, note, expires, reissue: true, closing }
+                    }
+                    other => other,
+                };
+                return self.ordered(cluster, command);
+            }
+            "agent" => what.parse().ok().map(RevocationTarget::Agent),
+            "node" => what.parse().ok().map(RevocationTarget::Node),
+            "authority" => match self.party(what) {
+                Some(Party::Node(cluster, index)) => {
+                    self.signing_key(At { cluster, index }).map(RevocationTarget::Authority)
+                }
+                _ => None,
+            },
+            _ => return self.do_revoke_held(cluster, kind, what),
+        };
+        match target {
+            Some(target) => self.ordered(cluster, revocation(target, reason)),
+            None => Ok(format!("there is no {kind} {what}")),
+        }
+    }
+
+    /// The certificate or the key that a proxy has now.
+    fn do_revoke_held(&mut self, cluster: &str, kind: &str, what: &str) -> Result<String, Violation> {
         let Some(Party::Proxy(at, index)) = self.party(what) else { return Ok(format!("no proxy {what}")) };
         let svid = self.clusters[at].proxies[index].running.as_ref().and_then(|life| life.svid.as_ref());
         let Some(facts) = svid.map(|svid| svid.facts.clone()) else {
@@ -370,6 +442,10 @@ impl World {
             _ => format!("not understood: {a} {b}"),
         }
     }
+}
+
+fn reason_of(word: Option<&str>) -> Reason {
+    if word == Some("hold") { Reason::Hold } else { Reason::KeyCompromise }
 }
 
 fn revocation(target: RevocationTarget, reason: Reason) -> Command {

@@ -115,7 +115,12 @@ impl World {
         let name = &self.clusters[cluster].name;
         let Some(leader) = self.leader(cluster) else { return Err(format!("{name} has no leader")) };
         let Some(state) = self.state_of(leader) else { return Err(format!("{name} has no leader")) };
+        // What is revoked is told nothing, and asked nothing.
+        let revoked = self.revoked_nodes(cluster, &state.view);
         for (index, node) in self.clusters[cluster].nodes.iter().enumerate() {
+            if revoked.contains(&index) {
+                continue;
+            }
             let other = self.state_of(At { cluster, index });
             if other != Some(state) {
                 return Err(format!("{} is behind its leader", node.name));
@@ -133,11 +138,15 @@ impl World {
             return Err(format!("an authority of {name} is left over, {:?}", left.state));
         }
         for (index, control) in self.clusters[cluster].nodes.iter().enumerate() {
-            if !self.has_its_authorities(At { cluster, index }) {
+            if !revoked.contains(&index) && !self.has_its_authorities(At { cluster, index }) {
                 return Err(format!("{} has not the authorities that its bundle says", control.name));
             }
         }
-        for proxy in &self.clusters[cluster].proxies {
+        for (index, proxy) in self.clusters[cluster].proxies.iter().enumerate() {
+            // Nobody talks to it.
+            if self.is_out(cluster, index) {
+                continue;
+            }
             // Revisions without a Change come all the time: SVIDs are recorded.
             let same = |own: &View| View { revision: state.view.revision, ..own.clone() } == state.view;
             if !proxy.view().is_some_and(same) {
@@ -150,8 +159,9 @@ impl World {
     /// Who runs and may serve is registered, who does not is not.
     fn registry_at_rest(&self, cluster: usize, state: &State) -> Result<(), String> {
         let proxies = &self.clusters[cluster].proxies;
-        for proxy in proxies {
+        for (index, proxy) in proxies.iter().enumerate() {
             let revoked = state.view.revocations.of_identity(&proxy.identity).is_some();
+            let revoked = revoked || self.is_out(cluster, index);
             let allowed: Vec<&ServiceName> =
                 state.registrations_of(&proxy.identity).flat_map(|r| &r.services).collect();
             let known = match proxy.kind {

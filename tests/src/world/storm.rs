@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 use hanse_control::command::{Answer, Command};
 use hanse_federation::catalog::Export;
-use hanse_identity::{ClusterName, Reason, Registration, RevocationTarget, Selector, ServiceName, SpiffeId};
+use hanse_identity::{
+    AgentScope, ClusterName, Reason, Registration, RevocationTarget, Selector, ServiceName, SpiffeId,
+};
 
 use super::network::{Party, Scope, Weather};
 use super::proxy::ProxyKind;
@@ -16,6 +17,10 @@ use super::{At, Bug, EventLog, Violation, World};
 const FAULTS_MS: (u64, u64) = (6_000, 11_000);
 /// How long it may take to come to rest after that.
 const REST_MS: u64 = 45_000;
+/// How long until everybody is served who has an SVID that is believed.
+const SERVED_WITHIN_MS: u64 = 3000;
+/// Of the kinds of revocations: an identity that is given new SVIDs.
+const REISSUED: u64 = 10;
 const SERVICES: [&str; 2] = ["shop/reviews", "shop/ratings"];
 
 /// How a storm went.
@@ -62,13 +67,12 @@ pub fn storm(seed: u64, bug: Option<Bug>, verbose: bool) -> Report {
     }
 }
 
-/// The registration that lets `id` run on the World's one host.
+/// The registration that lets `id` run on every host.
 pub fn registration(id: &SpiffeId, services: &BTreeSet<ServiceName>) -> Registration {
-    let agent: hanse_identity::NodeName = "host-1".parse().expect("a label");
     Registration {
         services: services.clone(),
         ttl_seconds: 30,
-        ..Registration::new(id.clone(), agent, [Selector::Uid(1000)])
+        ..Registration::new(id.clone(), AgentScope::Any, [Selector::Uid(1000)])
     }
 }
 
@@ -94,6 +98,7 @@ impl World {
         self.note(&[90], || "calm".to_owned());
         self.calm();
         self.settle(REST_MS)?;
+        self.everybody_has_an_svid()?;
         self.everybody_is_served()
     }
 
@@ -111,9 +116,14 @@ impl World {
             let proxy = &self.clusters[cluster].proxies[index];
             let registration = registration(&proxy.identity, &proxy.services);
             self.order(cluster, "admin", Command::WorkloadRegister { registration });
+            self.agent_joins(cluster, index);
         }
         self.order(cluster, "admin", Command::Export { service: reviews, to: Export::Everyone });
-        self.run_for(1200)
+        self.run_for(600)?;
+        for index in 0..self.clusters[cluster].proxies.len() {
+            self.agent_joins(cluster, index);
+        }
+        self.run_for(600)
     }
 
     fn any_node(&mut self) -> At {
@@ -172,11 +182,12 @@ impl World {
     fn some_write(&mut self) {
         let cluster = self.random.index(self.clusters.len());
         let service = self.some_service();
-        let command = match self.random.below(10) {
+        let command = match self.random.below(12) {
             0..4 => Command::Export { service, to: self.some_export(cluster) },
             4..6 => Command::Unexport { service },
             6 | 7 => return self.some_revocation(cluster),
             8 => return self.lift_something(cluster),
+            9 | 10 => return self.some_agent_trouble(cluster),
             _ => {
                 let index = self.random.index(self.clusters[cluster].proxies.len());
                 let proxy = &self.clusters[cluster].proxies[index];
@@ -195,29 +206,57 @@ impl World {
         }
     }
 
+    /// An agent is put out, let in again, or comes with a new token.
+    fn some_agent_trouble(&mut self, cluster: usize) {
+        let index = self.random.index(self.clusters[cluster].proxies.len());
+        let agent = self.clusters[cluster].proxies[index].name.clone();
+        match self.random.below(6) {
+            0 => drop(self.order(cluster, "admin", Command::AgentEvict { agent, note: String::new() })),
+            1 | 2 => drop(self.order(cluster, "admin", Command::AgentUnban { agent })),
+            _ if self.is_out(cluster, index) => self.agent_joins(cluster, index),
+            _ => {}
+        }
+    }
+
     fn some_revocation(&mut self, cluster: usize) {
         let index = self.random.index(self.clusters[cluster].proxies.len());
         let proxy = &self.clusters[cluster].proxies[index];
         if proxy.kind == ProxyKind::Gateway {
             return;
         }
+        let agent = proxy.name.clone();
         let facts = proxy.running.as_ref().and_then(|l| l.svid.as_ref()).map(|s| s.facts.clone());
         let identity = RevocationTarget::Identity(proxy.identity.clone());
         // Refused while the two have not joined; a hold on a neighbour can be lifted again.
         let neighbour = self.clusters[(cluster + 1) % self.clusters.len()].trust_domain.clone();
-        let (target, reason) = match (facts, self.random.below(6)) {
+        let nodes = self.clusters[cluster].nodes.len();
+        let node = self.clusters[cluster].nodes[self.random.index(nodes)].name.clone();
+        let keys = self.ledger.truth(cluster).bundles.get(&self.clusters[cluster].trust_domain);
+        let keys: Vec<_> = keys.into_iter().flat_map(|b| b.trusted()).map(|a| a.key_id).collect();
+        let authority = self.random.pick(&keys);
+        let kind = self.random.below(15);
+        let (target, reason) = match (facts, kind) {
             (Some(facts), 0) => (RevocationTarget::Serial(facts.serial), Reason::KeyCompromise),
             (Some(facts), 1) => (RevocationTarget::Key(facts.key_id), Reason::KeyCompromise),
             (_, 2) => (RevocationTarget::Cluster(neighbour), Reason::Hold),
             (_, 3) => (identity, Reason::KeyCompromise),
-            _ => (identity, Reason::Hold),
+            (_, 4 | 5) => (RevocationTarget::Agent(agent), Reason::Hold),
+            (_, 6) => (RevocationTarget::Agent(agent), Reason::KeyCompromise),
+            // Refused if those that are left could decide nothing.
+            (_, 7 | 8) => (RevocationTarget::Node(node), Reason::Hold),
+            (_, 9) => (RevocationTarget::Node(node), Reason::KeyCompromise),
+            (_, REISSUED) => (identity, Reason::KeyCompromise),
+            _ => match authority.filter(|_| kind > 12) {
+                Some(key) => (RevocationTarget::Authority(key), Reason::KeyCompromise),
+                None => (identity, Reason::Hold),
+            },
         };
         let command = Command::Revoke {
             target,
             reason,
             note: String::new(),
             expires: None,
-            reissue: false,
+            reissue: kind == REISSUED,
             closing: Default::default(),
         };
         self.order(cluster, "admin", command);
@@ -383,22 +422,12 @@ impl World {
             let answers = truth.endpoints_of(&service).any(|e| e.ready && believed(&e.identity));
             let proxies = &self.clusters[cluster].proxies;
             let caller = proxies.iter().position(|p| p.kind == ProxyKind::Sidecar && p.services.is_empty());
+            let caller = caller.filter(|i| !self.is_out(cluster, *i));
             if let Some(index) = caller.filter(|i| answers && believed(&proxies[*i].identity)) {
                 asked.push((cluster, index));
             }
         }
-        let serials = |world: &World| {
-            world.clusters.iter().any(|c| {
-                let truth = world.ledger.truth(world.cluster_named(c.name.as_str()).unwrap_or(0));
-                let one = |t: &RevocationTarget| {
-                    matches!(t, RevocationTarget::Serial(_) | RevocationTarget::Key(_))
-                };
-                truth.revocations.iter().any(|r| one(&r.target))
-            })
-        };
-        // Whose certificate is revoked by its serial gets another one at half its life.
-        let patience = if serials(self) { Duration::from_secs(20) } else { Duration::from_secs(3) };
-        let until = self.now + u64::try_from(patience.as_millis()).unwrap_or(0);
+        let until = self.now + SERVED_WITHIN_MS;
         for (cluster, index) in asked {
             loop {
                 let id = self.request(cluster, index, &service);

@@ -22,6 +22,9 @@ const MAX_ATTEMPTS: u32 = 4;
 /// Oldest first, the rest is closed.
 const MAX_CONNECTIONS: usize = 16;
 
+/// How a refusal begins that nothing but a wrong index accounts for.
+const NOT_HIT: &str = "kept out by";
+
 /// A request and how it ended.
 #[derive(Clone, Debug)]
 pub struct Told {
@@ -88,6 +91,11 @@ impl World {
     }
 
     fn tell_end(&mut self, id: u64, end: Result<Served, String>) {
+        if let Err(why) = &end
+            && why.contains(NOT_HIT)
+        {
+            self.violate(|| format!("request {id}: {why}"));
+        }
         self.note(&[70, id, u64::from(end.is_ok())], || format!("request {id}: {end:?}"));
         if let Some(told) = self.told.get_mut(&id) {
             told.end.get_or_insert(end);
@@ -405,6 +413,7 @@ fn gateway_of(view: &View, peer: &ClusterName, random: u64) -> Option<NodeName> 
 fn words(why: &Disbelief) -> String {
     match why {
         Disbelief::Revoked(id) => format!("revoked by {id}"),
+        Disbelief::NotHit(id) => format!("{NOT_HIT} {id}"),
         Disbelief::UnknownAuthority => "unknown-authority".to_owned(),
         Disbelief::UnknownTrustDomain => "unknown-trust-domain".to_owned(),
         Disbelief::Expired => "expired".to_owned(),

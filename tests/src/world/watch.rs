@@ -7,8 +7,10 @@ use std::time::Duration;
 use hanse_control::command::{Answer, Command, Outcome};
 use hanse_control::io::census::Subscriber;
 use hanse_control::node::Applied;
+use hanse_control::state::State;
 use hanse_control::state::issuance::{IssuedRecord, IssuedSvid};
 use hanse_federation::catalog::{Announcement, Serves, Session};
+use hanse_identity::issue::{BACKDATED, SECOND};
 use hanse_identity::{Evidence, NodeName, Selector, SpiffeId, grant};
 
 use super::authorities::WorldSvid;
@@ -17,7 +19,7 @@ use super::network::Party;
 use super::packet::{Arrival, Frame, Packet, StreamEnd};
 use super::propose::{Pending, Purpose};
 use super::rotation::InForce;
-use super::{At, Event, World};
+use super::{At, Bug, Event, World};
 
 /// How often a subscriber hears something, and how long its silence is borne.
 const ALIVE_MS: u64 = 1000;
@@ -30,6 +32,11 @@ const MOST_CHANGES: usize = 12;
 const SWEEP_AFTER_MS: u64 = 5000;
 /// The leader looks after the endpoints of a node that it has not heard for so long.
 const NODE_LOST_MS: u64 = 10_000;
+/// How long a stream goes on at a node that has nobody to follow, and one that began there.
+pub(super) const LEADERLESS_MS: u64 = 3000;
+const LEADERLESS_FROM_THE_START_MS: u64 = 20_000;
+/// How long an SVID lives.
+pub(super) const LIFETIME: Duration = Duration::from_secs(12);
 
 /// A subscriber's stream.
 #[derive(Debug)]
@@ -41,14 +48,20 @@ pub(crate) struct Watcher {
     /// Up to which revision everything has been sent.
     told: u64,
     said: u64,
+    /// When there was a leader last, and how long it may go on without.
+    led: (u64, u64),
     announced: Option<Session>,
 }
 
 impl World {
     pub(super) fn watch_frame(&mut self, at: At, from: Party, stream: u64, sequence: u64, frame: Frame) {
         let now = self.now;
+        let revoked = self.is_revoked(at);
         let Some(running) = self.running(at) else { return };
         if let Frame::Hello { name, identity, from: told } = &frame {
+            if revoked || is_put_out(&running.state, name) {
+                return self.send(at.party(), from, Packet::Reset { stream });
+            }
             if sequence != 1 || running.watchers.contains_key(&stream) {
                 return;
             }
@@ -56,7 +69,9 @@ impl World {
             end.arrived(1, now);
             let (name, identity) = (name.clone(), identity.clone());
             let in_force = InForce::default();
-            let watcher = Watcher { end, name, identity, in_force, told: *told, said: now, announced: None };
+            let within = if running.leader.is_some() { LEADERLESS_MS } else { LEADERLESS_FROM_THE_START_MS };
+            let (told, said, led, announced) = (*told, now, (now, within), None);
+            let watcher = Watcher { end, name, identity, in_force, told, said, led, announced };
             running.watchers.insert(stream, watcher);
             return self.catch_up(at, stream);
         }
@@ -142,11 +157,33 @@ impl World {
         let silent = running.watchers.iter().filter(|(_, w)| now > w.end.heard + SILENT_MS);
         let silent: Vec<u64> = silent.map(|(stream, _)| *stream).collect();
         silent.into_iter().for_each(|stream| self.watch_gone(at, stream));
+        self.send_away(at);
         let Some(running) = self.running(at) else { return };
         let due = running.watchers.iter().filter(|(_, w)| now >= w.said + ALIVE_MS);
         let due: Vec<(u64, u64)> = due.map(|(stream, w)| (*stream, w.told)).collect();
         for (stream, told) in due {
             self.tell(at, stream, Frame::Alive(told));
+        }
+    }
+
+    /// Streams that this node ends: it is revoked, or has nobody to follow; or who listens has been put out.
+    fn send_away(&mut self, at: At) {
+        let (now, revoked) = (self.now, self.is_revoked(at));
+        let Some(running) = self.running(at) else { return };
+        let (leader, state) = (running.leader.is_some(), running.state.clone());
+        let mut away = Vec::new();
+        for (stream, watcher) in &mut running.watchers {
+            if leader {
+                watcher.led = (now, LEADERLESS_MS);
+            }
+            let (since, within) = watcher.led;
+            if revoked || now >= since + within || is_put_out(&state, &watcher.name) {
+                away.push((*stream, watcher.end.to));
+            }
+        }
+        for (stream, to) in away {
+            self.send(at.party(), to, Packet::Reset { stream });
+            self.watch_gone(at, stream);
         }
     }
 
@@ -216,7 +253,9 @@ impl World {
     /// What `control/io/issue` does: a ticket from `grant`, signed by this node's authority, and recorded before it is
     /// handed out. Without a quorum nothing is handed out here: what is owed then is the recorder's own affair.
     fn issue(&mut self, at: At, stream: u64) {
-        const LIFETIME: Duration = Duration::from_secs(12);
+        if self.is_revoked(at) {
+            return;
+        }
         let Some(running) = self.running(at) else { return };
         let waits = |p: &Pending| matches!(p.purpose, Purpose::Issued { stream: s, .. } if s == stream);
         if running.pending.values().any(waits) {
@@ -225,17 +264,26 @@ impl World {
         let Some(watcher) = running.watchers.get(&stream) else { return };
         let (identity, agent) = (watcher.identity.clone(), watcher.name.clone());
         let state = running.state.clone();
-        let evidence = Evidence {
-            agent: "host-1".parse().expect("a label"),
-            selectors: BTreeSet::from([Selector::Uid(1000)]),
-        };
+        if is_put_out(&state, &agent) {
+            return;
+        }
+        // In the World every proxy is its own agent.
+        let evidence = Evidence { agent: agent.clone(), selectors: BTreeSet::from([Selector::Uid(1000)]) };
         let registrations = state.private.registrations.values();
         let trust_domain = &state.view.trust_domain;
         let ticket = grant(trust_domain, registrations, &state.view.revocations, &evidence, &identity);
         let Ok(ticket) = ticket else { return };
         let Some(key) = self.signing_key(at) else { return };
         let serial = (u128::from(self.random.draw()) << 64) | u128::from(self.random.draw());
-        let svid = WorldSvid::new(ticket.id().clone(), serial, key, self.clock(), LIFETIME);
+        let unmarked = self.bug == Some(Bug::WatermarkIgnored);
+        let mark = state.view.revocations.watermark(ticket.id()).filter(|_| !unmarked);
+        let clock = self.clock_of(at);
+        let begins = mark.map_or(clock - BACKDATED, |mark| (clock - BACKDATED).max(mark + SECOND));
+        // By the true time: a clock that is behind would give SVIDs that have ended.
+        let svid = WorldSvid::new(ticket.id().clone(), serial, key, begins, self.clock() + LIFETIME);
+        if state.view.revocations.check_from(&svid.facts, &[key]).is_some() && !unmarked {
+            return;
+        }
         self.note(&[40, at.party().number()], || format!("{:?} issues {}", at.party(), svid.facts.id));
         let revision = state.view.revision.0;
         self.ledger.issued(self.now, at, &self.clusters[at.cluster].nodes[at.index].name, revision, &svid);
@@ -247,7 +295,7 @@ impl World {
                 authority: svid.authority,
                 agent,
                 node: self.clusters[at.cluster].nodes[at.index].name.clone(),
-                issued: Some(svid.facts.not_before),
+                issued: Some(clock),
                 not_after: svid.facts.not_after,
                 downstream: false,
             },
@@ -266,6 +314,11 @@ impl World {
             self.tell(at, stream, Frame::Svid(svid));
         }
     }
+}
+
+/// Whether the agent of that name has been banned, or evicted and has not come back.
+fn is_put_out(state: &State, agent: &NodeName) -> bool {
+    state.private.agents.contains_key(agent) && state.agent_refused(agent).is_some()
 }
 
 fn orphans(running: &Running, nodes: &BTreeSet<NodeName>, own: &NodeName) -> Vec<(NodeName, Session)> {

@@ -99,7 +99,7 @@ impl Cluster {
     /// All nodes do what they must until the rotation has come to `gate`.
     fn until(&mut self, gate: Gate) -> BTreeMap<NodeName, Authority> {
         let new: BTreeMap<NodeName, Authority> =
-            self.rotation().nodes.iter().map(|n| (n.clone(), make(n))).collect();
+            self.state.unprepared(self.rotation()).map(|n| (n.clone(), make(n))).collect();
         for (node, authority) in &new {
             assert_eq!(self.publish(authority, node), Ok(Answer::Done));
             let crl = Crl::sign(authority, 1, &BTreeMap::new(), NOW).unwrap();
@@ -334,6 +334,52 @@ fn one_authority_alone_may_be_replaced_and_that_of_a_revoked_node_dropped() {
     );
 }
 
+/// A control node is put on hold, or revoked for good.
+fn revoke_node(east: &mut Cluster, n: u8, reason: Reason) -> hanse_identity::RevocationId {
+    let (target, closing) = (RevocationTarget::Node(node(n)), Closing::Now);
+    let (note, expires) = (String::new(), None);
+    let command = Command::Revoke { target, reason, note, expires, reissue: false, closing };
+    match east.apply(command) {
+        Ok(Answer::Revoked(id)) => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_node_on_hold_keeps_its_authority_through_a_rotation_and_signs_again_when_it_is_lifted() {
+    // On hold before it begins, or while it runs.
+    for held_at in [None, Some(Gate::Prepare)] {
+        let mut east = Cluster::new();
+        let key = east.old[&node(3)].certificate().key_id;
+        let held = held_at.is_none().then(|| revoke_node(&mut east, 3, Reason::Hold));
+        east.begin(true);
+        let held = held.unwrap_or_else(|| revoke_node(&mut east, 3, Reason::Hold));
+        let new = east.until(Gate::Retire);
+        assert!(!new.contains_key(&node(3)), "who is on hold makes no other");
+        assert_eq!(east.old_states(), [None, None, Some(Active)], "{held_at:?}");
+        let late = make(&node(3));
+        assert!(east.publish(&late, &node(3)).is_err(), "nor after it");
+        east.step(Gate::Done).unwrap();
+        assert_eq!(east.issued(1, &key, false).len(), 1, "while it is on hold nothing of it is taken");
+        assert!(
+            east.refused(Command::RotateBegin { authority: Some(key), reissue: true }).contains("is on hold")
+        );
+        let target = RevocationTarget::Authority(key);
+        let (note, expires, reason) = (String::new(), None, Reason::KeyCompromise);
+        let closing = Closing::Now;
+        let authority = Command::Revoke { target, reason, note, expires, reissue: false, closing };
+        assert!(east.refused(authority).contains("is on hold"));
+        east.done(Command::Lift { id: held });
+        assert!(east.issued(2, &key, false).is_empty(), "it signs again");
+    }
+    // Revoked for good, it leaves nothing behind.
+    let mut east = Cluster::new();
+    revoke_node(&mut east, 3, Reason::KeyCompromise);
+    east.begin(true);
+    east.until(Gate::Done);
+    assert_eq!(east.old_states(), [None; 3]);
+}
+
 /// The order to revoke the authority of a node, as the cluster was founded.
 fn revoke_authority(east: &Cluster, n: u8) -> Command {
     let target = RevocationTarget::Authority(east.old[&node(n)].certificate().key_id);
@@ -352,7 +398,9 @@ fn a_revoked_authority_is_replaced_then_hit_and_never_comes_back() {
     let own = east.state.view.trust_domain.clone();
     assert_eq!((id.number, east.rotation().id), (east.index, east.index));
     assert_eq!(east.rotation().nodes, BTreeSet::from([node(1)]));
-    assert!(entry(&east).authorities.is_empty() && entry(&east).expires.is_none());
+    assert!(entry(&east).authorities.is_empty());
+    let ends = east.old[&node(1)].certificate().not_after;
+    assert!(entry(&east).expires.is_some_and(|at| at > ends), "it lapses with what it hits");
     assert_eq!(east.apply(command), Ok(Answer::Revoked(id.clone())), "the same again");
     let other = revoke_authority(&east, 2);
     assert!(east.refused(other).contains("runs and is at prepare"));
