@@ -157,11 +157,16 @@ impl State {
                 let last = of_key.map(|s| s.not_after).max().unwrap_or(now).max(now);
                 Some(last + MAX_LIFETIME + CLOCK_MARGIN)
             }
+            // What is below it ends with it.
+            RevocationTarget::Authority(key) => {
+                let bundle = self.view.bundles.get(&self.view.trust_domain);
+                let authority = bundle.and_then(|b| b.authorities.iter().find(|a| a.key_id == *key));
+                authority.map(|a| a.not_after.max(now) + CLOCK_MARGIN)
+            }
             // There is no last certificate: it stays until a hold is lifted.
             RevocationTarget::Identity(_)
             | RevocationTarget::Agent(_)
             | RevocationTarget::Node(_)
-            | RevocationTarget::Authority(_)
             | RevocationTarget::Cluster(_) => None,
         })
     }

@@ -2,7 +2,7 @@
 
 use hanse_control::admin::{
     FederationDeleteRequest, FederationItem, FederationListRequest, FederationPutRequest,
-    FederationRefreshRequest, FederationState,
+    FederationRefreshRequest, FederationState, WorkloadListRequest,
 };
 use hanse_federation::stranger::{Federation, Profile};
 
@@ -64,7 +64,18 @@ pub async fn run(global: &Global, command: &FederationCommand) -> Outcome {
             talk(global, &format!("nobody of {trust_domain} is believed any more once this is done"));
             confirm(global, trust_domain.as_str())?;
             let request = FederationDeleteRequest { trust_domain: trust_domain.clone() };
-            let written = Connection::open(global)?.call(&request).await?;
+            let connection = Connection::open(global)?;
+            let written = connection.call(&request).await?;
+            let workloads = connection.call(&WorkloadListRequest {}).await?.items;
+            let named = workloads.iter().filter(|w| w.federates_with.contains(trust_domain)).count();
+            if named > 0 {
+                talk(
+                    global,
+                    &format!(
+                        "  {named} registrations still name {trust_domain}: whoever federates with it again gives them its bundle again (hanse workload list)"
+                    ),
+                );
+            }
             report(global, &written, &format!("the federation with {trust_domain} has ended"));
             Ok(Exit::Done)
         }
