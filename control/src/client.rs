@@ -12,7 +12,7 @@ use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{Expect, client_config};
 use hanse_identity::wire::issue::{DownstreamReply, DownstreamRequest};
 use hanse_identity::{
-    AuthorityCertificate, Bundle, ClusterName, Revocations, Svid, Trust, TrustDomain, Usage, verify,
+    AuthorityCertificate, Bundle, ClusterName, NodeName, Revocations, Svid, Trust, TrustDomain, Usage, verify,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -25,7 +25,8 @@ use crate::admin::{AdminCall, ClusterJoinRequest, CredentialRenewRequest, JoinEv
 use crate::command::Refusal;
 use crate::io::dial::{self, ALPN_H2, DialError, FixedIdentity, FixedTrust};
 use crate::io::keys;
-use crate::io::status::{CAUSE_KEY, NO_QUORUM, REFUSAL_KEY};
+use crate::io::status::{CAUSE_KEY, NO_QUORUM, REFUSAL_KEY, REVOKED};
+use crate::state::issuance::names_node;
 use crate::wire::control::Document;
 use crate::wire::control::admin_client::AdminClient;
 
@@ -166,7 +167,7 @@ impl Client {
             let (place, channel) = self.channel(failed).await?;
             match unary(channel, &format!("/{service}/{rpc}"), question.clone()).await {
                 Ok(reply) => return Ok(reply),
-                Err(status) if dial::never_sent(&status) || (is_gone(&status) && is_read(rpc)) => {
+                Err(status) if was_not_done(&status) || (is_gone(&status) && is_read(rpc)) => {
                     failed = Some(place);
                 }
                 Err(status) => {
@@ -214,6 +215,35 @@ impl Client {
         })
     }
 
+    /// Has the credential renewed by another node than that one, because what that one has signed is about to be revoked.
+    pub async fn renew_apart_from(
+        credential: &Credential,
+        node: &NodeName,
+    ) -> Result<Credential, ClientError> {
+        let mut why = "every node that was asked signs as it does".to_owned();
+        for (place, endpoint) in credential.endpoints.iter().enumerate() {
+            let one = Credential { endpoints: vec![endpoint.clone()], ..credential.clone() };
+            match async { Self::connect(&one).await?.renew(&one).await }.await {
+                Ok(renewed) if !is_signed_by(&renewed, node) => {
+                    // This one first: it is none that is about to go.
+                    let mut endpoints = credential.endpoints.clone();
+                    endpoints.rotate_left(place);
+                    return Ok(Credential { endpoints, ..renewed });
+                }
+                Ok(_) => {}
+                Err(error) => why = error.why,
+            }
+        }
+        Err(ClientError {
+            kind: ClientErrorKind::Precondition,
+            what: format!("{node} has signed this credential, and no other node renews it"),
+            why,
+            fix: "make one on another control node first: hanse node credential --data-dir DIR --out FILE"
+                .to_owned(),
+            refusal: None,
+        })
+    }
+
     /// Joins another cluster: a stream of lines and then the end. No deadline but the steps' own.
     pub async fn join(
         &self,
@@ -226,7 +256,7 @@ impl Client {
             let document = Document { json: encode(request) };
             match AdminClient::new(channel).cluster_join(Request::new(document)).await {
                 Ok(stream) => break stream.into_inner(),
-                Err(status) if failed.is_none() && dial::never_sent(&status) => failed = Some(place),
+                Err(status) if failed.is_none() && was_not_done(&status) => failed = Some(place),
                 Err(status) => return Err(ClientError::from_status(rpc, &status)),
             }
         };
@@ -283,6 +313,11 @@ where
     grpc.unary(Request::new(question), path, codec).await.map(tonic::Response::into_inner)
 }
 
+/// Whether it is certain that nothing was done: it never left, or the node is revoked and said so.
+fn was_not_done(status: &Status) -> bool {
+    dial::never_sent(status) || status.metadata().get(CAUSE_KEY).is_some_and(|cause| cause == REVOKED)
+}
+
 /// Whether the connection broke (and not: the node answered that it cannot).
 fn is_gone(status: &Status) -> bool {
     let says_why = status.metadata().contains_key(CAUSE_KEY);
@@ -308,6 +343,17 @@ pub(crate) fn is_read(rpc: &str) -> bool {
                 | "TrustStatus"
                 | "CredentialRenew"
         )
+}
+
+/// Whether an authority of that control node has signed the credential, as far as its bundle tells: below a root of one's
+/// own house it has that root only.
+pub fn is_signed_by(credential: &Credential, node: &NodeName) -> bool {
+    let signer = credential.svid().ok().and_then(|svid| svid.facts.authority_key_identifier);
+    let bundle = bundle_from_pem(&credential.bundle_pem, &credential.trust_domain);
+    let authorities = bundle.map(|bundle| bundle.authorities).unwrap_or_default();
+    signer.is_some_and(|signer| {
+        authorities.iter().any(|a| a.key_id.prefix() == signer && names_node(&a.subject, node))
+    })
 }
 
 fn bundle_from_pem(pem: &str, trust_domain: &TrustDomain) -> Result<Bundle, ClientError> {
@@ -420,7 +466,7 @@ impl ClientError {
 mod tests {
     use super::*;
     use crate::io::driver::ProposeError;
-    use crate::io::status::{no_outcome, refused};
+    use crate::io::status::{no_outcome, node_revoked, refused};
 
     #[test]
     fn every_failure_has_its_kind() {
@@ -451,6 +497,7 @@ mod tests {
             assert!(!is_read(rpc), "{rpc}");
         }
         assert!(!is_gone(&no_outcome(&ProposeError::NoLeader)));
+        assert!(was_not_done(&node_revoked()) && !was_not_done(&no_outcome(&ProposeError::NoLeader)));
         assert!(is_gone(&Status::unavailable("broken")));
     }
 }

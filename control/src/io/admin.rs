@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::context::{Context, now};
 use super::joiner;
 use super::roles::caller_of;
-use super::status::{answered, document, no_outcome, read};
+use super::status::{answered, document, no_outcome, node_revoked, read};
 use crate::admin::{
     AdminCall, AgentAllowRequest, AgentEvictRequest, AgentListRequest, AgentTokenCreateRequest,
     AgentUnbanRequest, AuditListRequest, ClusterCheckRequest, ClusterJoinRequest, ClusterLeaveRequest,
@@ -82,6 +82,11 @@ impl AdminService {
         Self { context }
     }
 
+    /// A revoked node hears nothing of its cluster any more: it sends administrators elsewhere too.
+    fn stands(&self) -> Result<(), Status> {
+        if self.context.is_revoked() { Err(node_revoked()) } else { Ok(()) }
+    }
+
     async fn answer<C, F, A>(
         &self,
         request: Request<Document>,
@@ -93,6 +98,7 @@ impl AdminService {
         A: Future<Output = Result<C::Reply, Status>>,
     {
         let actor = Actor::from(caller_of(&request)?);
+        self.stands()?;
         let asked: C = read(C::RPC, request.get_ref())?;
         let answered = handler(Call { context: self.context.clone(), actor }, asked).await?;
         Ok(Response::new(document(&answered)))
@@ -110,6 +116,7 @@ macro_rules! admin_service {
                 request: Request<Document>,
             ) -> Result<Response<Self::ClusterJoinStream>, Status> {
                 let actor = Actor::from(caller_of(&request)?);
+                self.stands()?;
                 let asked: ClusterJoinRequest = read("ClusterJoin", request.get_ref())?;
                 let (lines, stream) = mpsc::channel(JOIN_QUEUE);
                 tokio::spawn(joiner::run(self.context.clone(), actor, asked, lines));

@@ -74,6 +74,7 @@ impl IssueService {
         csr_der: &[u8],
     ) -> Result<Vec<Vec<u8>>, Status> {
         let context = &self.context;
+        self.may_sign(state)?;
         let now = self.time_to_sign()?;
         if state.private.issued.of_agent(agent) >= MAX_ISSUED_PER_AGENT {
             return Err(Status::resource_exhausted(format!(
@@ -86,7 +87,7 @@ impl IssueService {
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         let facts = &issued.facts;
         let authority = signing_key(&signer);
-        // A key that has been revoked gets no new certificate either, and nothing more is signed for a revoked node.
+        // A key that has been revoked gets no new certificate either, and no revoked authority signs.
         if let Some(revocation) = state.view.revocations.check_from(facts, &[authority]) {
             let why = format!("what {} asks for is revoked by {}", facts.id, revocation.id);
             return Err(Status::permission_denied(why));
@@ -124,6 +125,14 @@ impl IssueService {
         time.inspect_err(|_| {
             self.context.metrics.signings_refused.inc();
         })
+    }
+
+    /// Nothing more is signed by a revoked node. That is no decision about who asks: another node gives it.
+    fn may_sign(&self, state: &State) -> Result<(), Status> {
+        match state.node_revocation(&self.context.name) {
+            Some(_) => Err(Status::unavailable(NODE_REVOKED)),
+            None => Ok(()),
+        }
     }
 
     fn member_ticket(&self, state: &State, id: &SpiffeId) -> Result<Ticket, Status> {
@@ -337,6 +346,7 @@ impl Issue for IssueService {
         let (agent, _) = agent_of(&request)?;
         let (request, now) = (request.into_inner(), self.time_to_sign()?);
         let state = self.fresh_state().await;
+        self.may_sign(&state)?;
         let ticket = self.workload_ticket(&state, agent, &request.spiffe_id, &request.selectors)?;
         let bundle = own_bundle(&state)?;
         let unpublished = || Status::unavailable(JwtIssueError::NotPublished.to_string());

@@ -5,15 +5,18 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
 use super::driver::ProposeError;
+use super::quorum::NODE_REVOKED;
 use crate::command::{Answer, Outcome, Refusal};
 use crate::wire::control::Document;
 
 /// Metadata key: JSON of a `Refusal`.
 pub const REFUSAL_KEY: &str = "hanse-refusal";
-/// Metadata key: why there is no outcome, one of `NO_QUORUM`, `OVERLOADED`.
+/// Metadata key: why there is no outcome, one of `NO_QUORUM`, `OVERLOADED`, `REVOKED`.
 pub const CAUSE_KEY: &str = "hanse-cause";
 pub const NO_QUORUM: &str = "no-quorum";
 pub const OVERLOADED: &str = "overloaded";
+/// The node is revoked and has done nothing: another one is to be asked.
+pub const REVOKED: &str = "node-revoked";
 
 /// A Command that changed nothing.
 pub fn refused(refusal: &Refusal) -> Status {
@@ -45,6 +48,13 @@ pub fn no_outcome(error: &ProposeError) -> Status {
     if let Some(cause) = cause {
         status.metadata_mut().insert(CAUSE_KEY, MetadataValue::from_static(cause));
     }
+    status
+}
+
+/// Nothing was done, because this node is revoked.
+pub fn node_revoked() -> Status {
+    let mut status = Status::unavailable(NODE_REVOKED);
+    status.metadata_mut().insert(CAUSE_KEY, MetadataValue::from_static(REVOKED));
     status
 }
 

@@ -15,6 +15,7 @@ use hanse_identity::tls::{
 use hanse_identity::{SpiffeId, Usage, VerifiedCaller};
 use hanse_proxy::connections::{Entrant, Live, Order, Side};
 use hanse_proxy::runtime::drain::Stop;
+use hanse_proxy::runtime::knowledge::HANDSHAKE_WAITS;
 use hanse_proxy::runtime::now;
 use hanse_proxy::runtime::worker::Random;
 use http::{Method, Request, Response, StatusCode};
@@ -91,6 +92,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, mut stop: Stop)
         let (acceptor, gateway, stop) = (acceptor.clone(), Arc::clone(&gateway), stop.clone());
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
+            gateway.plane.knowledge.settled(HANDSHAKE_WAITS).await;
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(tls)) => connection(tls, gateway, stop).await,
                 Ok(Err(error)) => {

@@ -12,6 +12,7 @@ pub mod rejoin;
 pub mod sds;
 pub mod session;
 pub mod socket;
+pub mod spare;
 pub mod store;
 pub mod streams;
 pub mod svids;

@@ -43,6 +43,7 @@ fn stored(lifetime: Duration) -> StoredIdentity {
         bundle: bundle(&[&east_1]),
         endpoints: vec!["127.0.0.1:1".to_owned()],
         invite: String::new(),
+        spare: None,
     };
     stored.set_svid(&svid);
     stored

@@ -149,6 +149,10 @@ impl Inbound {
         }
         record.entry.upstream_cluster =
             self.named_service(request).map(ToString::to_string).unwrap_or_default();
+        if known.own_is_replaced {
+            // Its connection is about to be closed: it may come again over another, here too.
+            return Err(Reason::NotReady);
+        }
         let view = known.view.as_deref();
         let access = view.map(|view| self.access(view)).unwrap_or_default();
         let revoked = known.own_revoked.as_ref();

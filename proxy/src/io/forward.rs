@@ -82,6 +82,9 @@ const REDIRECT: &str = "redirect";
 const MAX_IN_FLIGHT: usize = 16_384;
 /// Services whose tables one worker keeps.
 const MAX_TABLES: usize = 20_000;
+/// How long a request waits for our own SVID, where a revoked one is being replaced: some round trips and a write to the
+/// log, or a leader's election.
+const REPLACED_WITHIN: Duration = Duration::from_secs(3);
 /// Pause before a target is tried that has failed this very request; doubles up to the second.
 const SAME_AGAIN_FIRST: Duration = Duration::from_millis(20);
 const SAME_AGAIN_AT_MOST: Duration = Duration::from_millis(320);
@@ -137,7 +140,7 @@ impl Outbound {
         is_grpc: bool,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Reason> {
-        let known = self.plane.knowledge.now();
+        let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
         if known.own_revoked.is_some() {
             return Err(Reason::Revoked);
         }

@@ -12,6 +12,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::connections::{Entrant, Live, Side};
+use crate::runtime::knowledge::HANDSHAKE_WAITS;
 use crate::runtime::view::INTERNAL_NAME;
 use crate::runtime::{Plane, now};
 use crate::staleness::Stale;
@@ -125,7 +126,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     plane.admits_new(now())?;
-    let own = own_identity(plane)?;
+    let own = own_identity(plane).await?;
     let handshake = tokio_rustls::TlsAcceptor::from(Arc::clone(config)).accept(io);
     let handshake = tokio::time::timeout(ACCEPT_TIMEOUT, handshake).await;
     let stream = handshake.map_err(|_| TlsRefusal::Timeout)?.map_err(TlsRefusal::Handshake)?;
@@ -150,7 +151,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     plane.admits_new(now())?;
-    let own = own_identity(plane)?;
+    let own = own_identity(plane).await?;
     let trust: Arc<dyn TrustSource> = Arc::clone(&plane.knowledge) as _;
     let identity: Arc<dyn IdentitySource> = Arc::clone(&plane.credentials) as _;
     let config = client_config(trust, identity, expect, &[ALPN_H2]);
@@ -165,8 +166,8 @@ where
 }
 
 /// The identity to show, if we may show it.
-fn own_identity(plane: &Plane) -> Result<Arc<TlsIdentity>, TlsRefusal> {
-    match &plane.knowledge.now().own_revoked {
+async fn own_identity(plane: &Plane) -> Result<Arc<TlsIdentity>, TlsRefusal> {
+    match &plane.knowledge.settled(HANDSHAKE_WAITS).await.own_revoked {
         Some(revocation) => Err(TlsRefusal::OwnRevoked(revocation.clone())),
         None => plane.credentials.identity().ok_or(TlsRefusal::NoIdentity),
     }

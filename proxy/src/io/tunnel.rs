@@ -30,6 +30,7 @@ use super::dial::{
 use super::tls::{self, About};
 use crate::connections::Side;
 use crate::headers;
+use crate::runtime::knowledge::HANDSHAKE_WAITS;
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
 
@@ -191,7 +192,7 @@ impl Tunnels {
             self.pool.usable(&key).iter().map(|outer| (outer.via.clone(), outer.peer.clone())).collect();
         let view = self.plane.knowledge.view();
         let ways = view.map_or(Vec::new(), |view| pairs(&view, &cluster, &in_use, self.random.next()));
-        if ways.is_empty() || self.plane.knowledge.now().own_revoked.is_some() {
+        if ways.is_empty() || self.plane.knowledge.settled(HANDSHAKE_WAITS).await.own_revoked.is_some() {
             return Err(DialError::NoPath(cluster));
         }
         let raced = tokio::time::timeout(DIAL_WITHIN, self.race(ways, &cluster)).await;

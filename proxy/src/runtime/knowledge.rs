@@ -2,6 +2,7 @@
 //! that is swapped whole. Readers load a pointer; nobody waits.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hanse_federation::{Revision, View};
@@ -20,7 +21,13 @@ pub struct Known {
     pub trust: Arc<Trust>,
     /// The revocation that hits our own SVID, if any.
     pub own_revoked: Option<RevocationId>,
+    /// Whether it hits that SVID only and not our identity: then the agent is about to give us another one.
+    pub own_is_replaced: bool,
 }
+
+/// How long a handshake waits for our own SVID, where a revoked one is being replaced: less than the other end waits for
+/// the handshake.
+pub const HANDSHAKE_WAITS: Duration = Duration::from_secs(1);
 
 /// How the link to the control plane is.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -42,6 +49,8 @@ pub struct Knowledge {
     known: ArcSwap<Known>,
     credentials: Arc<Credentials>,
     revisions: watch::Sender<Revision>,
+    /// Whether no revocation hits our own SVID.
+    believed: watch::Sender<bool>,
     /// Writers take turns, so that a refresh cannot undo a publication.
     writing: Mutex<Retired>,
     link: Mutex<Link>,
@@ -55,11 +64,13 @@ impl Known {
 
 impl Knowledge {
     pub fn new(credentials: Arc<Credentials>) -> Self {
-        let known = Known { view: None, trust: credentials.agent_trust(), own_revoked: None };
+        let known =
+            Known { view: None, trust: credentials.agent_trust(), own_revoked: None, own_is_replaced: false };
         Self {
             known: ArcSwap::from_pointee(known),
             credentials,
             revisions: watch::channel(Revision(0)).0,
+            believed: watch::channel(true).0,
             writing: Mutex::default(),
             link: Mutex::default(),
         }
@@ -68,6 +79,20 @@ impl Knowledge {
     /// What is known now.
     pub fn now(&self) -> Arc<Known> {
         self.known.load_full()
+    }
+
+    /// What is known, once our own SVID is believed. One that was revoked without our identity is being replaced (its
+    /// control node, its key or its serial number was revoked, or it is reissued): who waits for that, `within` at most,
+    /// fails nobody who has nothing to do with the revocation.
+    pub async fn settled(&self, within: Duration) -> Arc<Known> {
+        let known = self.now();
+        if known.own_revoked.is_none() || !known.own_is_replaced {
+            return known;
+        }
+        let mut believed = self.believed.subscribe();
+        // Too late: whoever asked decides by what is known then.
+        let _ = tokio::time::timeout(within, believed.wait_for(|believed| *believed)).await;
+        self.now()
     }
 
     pub fn view(&self) -> Option<Arc<View>> {
@@ -104,10 +129,16 @@ impl Knowledge {
     }
 
     fn store(&self, view: Option<Arc<View>>, trust: Arc<Trust>) {
-        let own = self.credentials.current();
-        let own_revoked =
-            own.and_then(|own| trust.revocations.check(&own.identity.facts).map(|r| r.id.clone()));
-        self.known.store(Arc::new(Known { view, trust, own_revoked }));
+        let own = self.credentials.current().map(|own| Arc::clone(&own.identity));
+        let revocations = &trust.revocations;
+        let own_revoked = own
+            .as_ref()
+            .and_then(|own| revocations.check(&own.facts).map(|revocation| revocation.id.clone()));
+        let own_is_replaced =
+            own_revoked.is_some() && own.is_some_and(|own| revocations.of_identity(&own.facts.id).is_none());
+        let believed = own_revoked.is_none();
+        self.known.store(Arc::new(Known { view, trust, own_revoked, own_is_replaced }));
+        self.believed.send_if_modified(|before| std::mem::replace(before, believed) != believed);
     }
 
     /// Resolves on every new revision.

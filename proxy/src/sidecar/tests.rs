@@ -4,6 +4,7 @@ mod access;
 mod closing;
 mod grpc;
 mod hostile;
+mod replaced;
 mod routing;
 mod tunnelled;
 pub(crate) mod world;

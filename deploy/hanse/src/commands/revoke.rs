@@ -13,7 +13,7 @@ use hanse_control::admin::{
     RevokeRequest, RevokeStatusRequest, Revoked,
 };
 use hanse_control::state::rotation::Gate;
-use hanse_identity::{Closing, Reason, RevocationId, RevocationTarget, Serial, SvidFacts};
+use hanse_identity::{Closing, Reason, Revocation, RevocationId, RevocationTarget, Serial, SvidFacts};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
@@ -127,6 +127,9 @@ fn reason(what: &RevokeWhat) -> Result<Reason, Failure> {
 
 /// Commits a revocation; the code that the demo uses too.
 pub async fn commit(connection: &Connection, request: &RevokeRequest) -> Result<Revoked, Failure> {
+    if let RevocationTarget::Node(node) = &request.target {
+        connection.outlive(node).await?;
+    }
     connection.call(request).await
 }
 
@@ -223,6 +226,15 @@ fn word(target: &RevocationTarget) -> String {
     }
 }
 
+/// Until when it stays.
+fn end(revocation: &Revocation) -> String {
+    match revocation.expires {
+        Some(at) => output::left(at),
+        None if revocation.can_be_lifted() => "when lifted".to_owned(),
+        None => "never".to_owned(),
+    }
+}
+
 async fn list(global: &Global) -> Outcome {
     let revocations = Connection::open(global)?.call(&RevokeListRequest {}).await?;
     let titles = ["ID", "TARGET", "REASON", "AGE", "ENFORCED", "EXPIRES", "+BY", "+NOTE"];
@@ -234,7 +246,7 @@ async fn list(global: &Global) -> Outcome {
             reason.as_str().unwrap_or_default().to_owned(),
             output::age(item.revocation.at),
             format!("{}/{}", item.enforced, item.subscribers),
-            item.revocation.expires.map_or("when lifted".to_owned(), output::left),
+            end(&item.revocation),
             item.revocation.actor.clone(),
             item.revocation.note.clone(),
         ]
@@ -271,6 +283,21 @@ mod tests {
         assert!(target(&none()).is_err());
         assert!(target(&RevokeWhat { key: Some("ab".into()), ..none() }).is_err());
         assert!(target(&RevokeWhat { cert: Some("/nonexistent".into()), ..none() }).is_err());
+    }
+
+    #[test]
+    fn the_list_says_until_when_a_revocation_stays() {
+        let id: RevocationId = "r-1@east.example".parse().unwrap();
+        let node = RevocationTarget::Node("east-2".parse().unwrap());
+        let of = |target: &RevocationTarget, reason| {
+            Revocation::new(id.clone(), target.clone(), reason, crate::now())
+        };
+        assert_eq!(end(&of(&node, Reason::Hold)), "when lifted");
+        assert_eq!(end(&of(&node, Reason::KeyCompromise)), "never");
+        let authority = RevocationTarget::Authority("ab".repeat(32).parse().unwrap());
+        let expires = Some(crate::now() + Duration::from_secs(3 * 86_400 + 60));
+        let lapses = Revocation { expires, ..of(&authority, Reason::KeyCompromise) };
+        assert_eq!(end(&lapses), output::left(expires.unwrap()));
     }
 
     /// What a script sees when the bound (`--timeout`) has passed and somebody is behind, or could not be asked.

@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use super::dial::{ALPN_H2, DialError, Dialed, dial};
 use super::proof::Proofs;
+use super::spare::Spare;
 use super::store::{Store, StoreError, StoredIdentity};
 use super::svids::{IssueSvid, IssuerError, MakeError, Svids, key_and_request, renewal_due};
 use super::telemetry::Metrics;
@@ -35,7 +36,7 @@ use crate::wire::issue::issue_client::IssueClient;
 
 /// A control node that does not send the state by then is given up for the next one.
 const FIRST_STATE_TIMEOUT: Duration = Duration::from_secs(5);
-const RPC_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const RPC_TIMEOUT: Duration = Duration::from_secs(4);
 /// Largest state that is read.
 const MAX_STATE_BYTES: usize = 64 << 20;
 /// Reports that wait to be sent; only the newest matters.
@@ -92,8 +93,9 @@ enum RenewError {
 
 /// The link. Made before the agent has joined, so that callers can be told to wait.
 pub struct ControlLink {
-    identity: ArcSwapOption<TlsIdentity>,
-    trust: ArcSwap<Trust>,
+    pub(super) identity: ArcSwapOption<TlsIdentity>,
+    pub(super) trust: ArcSwap<Trust>,
+    pub(super) spare: Spare,
     channel: watch::Sender<Option<Channel>>,
     /// Wakes the watching task: use another control node.
     moved: Notify,
@@ -101,13 +103,13 @@ pub struct ControlLink {
     own_revoked: AtomicBool,
     own_not_after: AtomicU64,
     /// The control node that was dialled last does not accept the own SVID.
-    refused: AtomicBool,
+    pub(super) refused: AtomicBool,
     /// Why the agent has to join anew, and what it waits for.
     trouble: ArcSwapOption<String>,
     /// Hits the own SVID.
     evicted_by: ArcSwapOption<RevocationId>,
-    /// Wakes the renewal of the own SVID: its authority is on its way out.
-    replace_own: Notify,
+    /// Wakes the renewal of the own SVID: its authority is on its way out, or it was the spare one.
+    pub(super) replace_own: Notify,
     /// The SVIDs that are held for local processes, to report on; set once both are there.
     held: OnceLock<Svids>,
     /// What becomes of showing revoked ones of them.
@@ -120,7 +122,7 @@ pub struct ControlLink {
 pub struct Membership {
     store: Store,
     stored: Mutex<StoredIdentity>,
-    id: SpiffeId,
+    pub(super) id: SpiffeId,
     /// From the command line: always tried too.
     extra_endpoints: Vec<String>,
 }
@@ -131,19 +133,19 @@ impl Membership {
         Self { store, stored: Mutex::new(stored), id, extra_endpoints }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, StoredIdentity> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, StoredIdentity> {
         self.stored.lock().expect("no holder of this lock panics")
     }
 
     /// Every known control node, each once; those that the cluster named last come first.
-    fn endpoints(&self) -> Vec<String> {
+    pub(super) fn endpoints(&self) -> Vec<String> {
         let mut seen = BTreeSet::new();
         let stored = self.lock().endpoints.clone();
         stored.into_iter().chain(self.extra_endpoints.clone()).filter(|e| seen.insert(e.clone())).collect()
     }
 
     /// Changes what is stored, and the file with it; off the runtime, since it waits for the disk.
-    async fn change(
+    pub(super) async fn change(
         self: &Arc<Self>,
         change: impl FnOnce(&mut StoredIdentity) + Send + 'static,
     ) -> Result<(), StoreError> {
@@ -162,6 +164,7 @@ impl ControlLink {
         Arc::new(Self {
             identity: ArcSwapOption::empty(),
             trust: ArcSwap::default(),
+            spare: Spare::default(),
             channel: watch::Sender::new(None),
             moved: Notify::new(),
             strikes: AtomicU32::new(0),
@@ -236,9 +239,9 @@ impl ControlLink {
         view: &watch::Sender<View>,
         mut shutdown: watch::Receiver<bool>,
     ) -> Result<(), VerifyError> {
-        let (bundle, trust_domain) = {
+        let (bundle, trust_domain, spare) = {
             let stored = membership.lock();
-            (stored.bundle.clone(), stored.trust_domain.clone())
+            (stored.bundle.clone(), stored.trust_domain.clone(), stored.spare())
         };
         // Of an agent that joins anew, the revocations are known already.
         let revocations = self.trust.load().revocations.clone();
@@ -246,11 +249,13 @@ impl ControlLink {
         self.evicted_by.store(None);
         self.refused.store(false, Ordering::Release);
         self.take_identity(&svid)?;
+        self.spare.put(spare);
         view.send_modify(|view| view.trust_domain = Some(trust_domain));
         let membership = Arc::new(membership);
         // Ends with this future: who joins anew runs again.
         let mut renewing = JoinSet::new();
         renewing.spawn(Arc::clone(&self).renew_own(Arc::clone(&membership), svid.facts));
+        renewing.spawn(Arc::clone(&self).keep_spare(Arc::clone(&membership)));
         tokio::select! {
             () = stopped(&mut shutdown) => {}
             () = self.watch_forever(&membership, view) => {}
@@ -258,7 +263,7 @@ impl ControlLink {
         Ok(())
     }
 
-    fn take_identity(&self, svid: &Svid) -> Result<(), VerifyError> {
+    pub(super) fn take_identity(&self, svid: &Svid) -> Result<(), VerifyError> {
         self.identity.store(Some(Arc::new(TlsIdentity::new(svid)?)));
         self.own_not_after.store(svid.facts.not_after.0, Ordering::Release);
         Ok(())
@@ -285,6 +290,10 @@ impl ControlLink {
                 continue;
             }
             self.metrics.control_failures.inc();
+            if end.is_refusal() && self.spare.may_help() && self.use_spare(membership).await {
+                tracing::warn!(endpoint, error = %end, "the agent goes on with its other SVID");
+                continue;
+            }
             self.refused.store(end.is_refusal(), Ordering::Release);
             if started.elapsed() >= GOOD_AFTER {
                 failures = 0;
@@ -342,6 +351,7 @@ impl ControlLink {
         tracing::info!(endpoint, revision = revision_now(), "connected to a control node");
         self.metrics.control_connections.inc();
         self.refused.store(false, Ordering::Release);
+        self.spare.connected(endpoint);
         self.strikes.store(0, Ordering::Relaxed);
         self.channel.send_replace(Some(channel));
         loop {
@@ -375,7 +385,8 @@ impl ControlLink {
     fn report(&self, state: Option<&AgentState>) -> AgentUp {
         let revision = state.map_or(0, |s| s.revision);
         let held = state.zip(self.held.get()).map_or(0, |(state, held)| held.outgoing(state));
-        let own = state.is_some() && self.own_must_go();
+        let own = u32::from(state.is_some() && self.own_must_go())
+            + u32::from(state.is_some() && self.spare_must_go());
         let (applied_revision, subscribers) = self.streams.applied(revision);
         let sds = self.streams.sds(revision);
         AgentUp {
@@ -385,7 +396,7 @@ impl ControlLink {
             sds_subscribers: sds.subscribers,
             sds_acknowledged: sds.acknowledged,
             sds_rejected: sds.rejected,
-            outgoing_svids: held.saturating_add(own.into()),
+            outgoing_svids: held.saturating_add(own),
             proofs: Vec::new(),
         }
     }
@@ -424,11 +435,20 @@ impl ControlLink {
             tracing::error!(revocation = %revocation.id, "this agent's own identity is revoked");
         }
         self.own_revoked.store(revoked.is_some(), Ordering::Release);
+        self.trust.store(Arc::new(Trust::new(&state.bundles, state.revocations.clone())));
         let own_facts = self.identity.load().as_ref().map(|own| own.facts.clone());
-        let evicted = own_facts.and_then(|facts| state.revocations.check(&facts).map(|r| r.id.clone()));
+        let mut evicted = own_facts.and_then(|facts| state.revocations.check(&facts).map(|r| r.id.clone()));
+        if let Some(revocation) = &evicted
+            && revoked.is_none()
+            && self.use_spare(membership).await
+        {
+            tracing::warn!(%revocation, "the agent's own SVID is revoked: it goes on with its other one");
+            evicted = None;
+            // The connection was made with the dead one.
+            self.moved.notify_one();
+        }
         // A ban as well: once it has ended a new token is what helps, and nobody but this agent sees that one is there.
         self.evicted_by.store(evicted.or_else(|| revoked.map(|r| r.id.clone())).map(Arc::new));
-        self.trust.store(Arc::new(Trust::new(&state.bundles, state.revocations.clone())));
         if self.own_must_go() {
             self.replace_own.notify_one();
         }
@@ -464,7 +484,7 @@ impl ControlLink {
             while now() < due {
                 tokio::select! {
                     () = tokio::time::sleep(due.left(now()).min(MAX_NAP)) => {}
-                    () = self.replace_own.notified() => if self.own_must_go() {
+                    () = self.replace_own.notified() => if self.own_must_go() || self.spare.was_used() {
                         due = due.min(now() + REPLACE_SPREAD.mul_f64(jitter()));
                     }
                 }
@@ -503,17 +523,23 @@ impl ControlLink {
         let reply = timeout(RPC_TIMEOUT, client.renew_agent(RenewAgentRequest { csr_der })).await;
         let reply = self.judge(reply).map_err(MakeError::Issuer)?;
         let svid = Svid::new(reply.chain_der, key).map_err(MakeError::NotAnSvid)?;
-        if svid.facts.id != membership.id {
-            return Err(MakeError::WrongIdentity(svid.facts.id).into());
-        }
-        let chain: Vec<&[u8]> = svid.chain.iter().map(Vec::as_slice).collect();
-        verify(&self.trust.load(), &chain, now(), Usage::Client).map_err(MakeError::NotVerified)?;
+        self.check_own(membership, &svid)?;
         let facts = svid.facts.clone();
         let kept = svid.clone();
         // Stored before it is used: after a crash the newest one counts.
         membership.change(move |stored| stored.set_svid(&kept)).await?;
         self.take_identity(&svid).map_err(MakeError::NotVerified)?;
         Ok(facts)
+    }
+
+    /// Whether it is an SVID of this agent that others believe, as far as is known here.
+    pub(super) fn check_own(&self, membership: &Membership, svid: &Svid) -> Result<(), MakeError> {
+        if svid.facts.id != membership.id {
+            return Err(MakeError::WrongIdentity(svid.facts.id.clone()));
+        }
+        let chain: Vec<&[u8]> = svid.chain.iter().map(Vec::as_slice).collect();
+        verify(&self.trust.load(), &chain, now(), Usage::Client).map_err(MakeError::NotVerified)?;
+        Ok(())
     }
 
     /// A client on the connection of the moment; waits for one.

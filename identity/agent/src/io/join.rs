@@ -240,6 +240,7 @@ fn accept(
         bundle,
         endpoints: Vec::new(),
         invite: by.invite().to_owned(),
+        spare: None,
     };
     identity.set_svid(&svid);
     Ok(identity)

@@ -39,6 +39,17 @@ pub struct StoredIdentity {
     /// Of the token that it joined with, which is spent.
     #[serde(default)]
     pub invite: String,
+    /// The SVID for when the control node is revoked that has signed the other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<StoredSpare>,
+}
+
+/// A second SVID of the agent's own.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredSpare {
+    pub chain_pem: String,
+    pub key_pem: String,
 }
 
 /// A join whose answer has not arrived: the same request again gets the same answer.
@@ -150,6 +161,24 @@ impl StoredIdentity {
         Svid::from_pem(&self.chain_pem, &self.key_pem)
     }
 
+    pub fn spare(&self) -> Option<Svid> {
+        let spare = self.spare.as_ref()?;
+        Svid::from_pem(&spare.chain_pem, &spare.key_pem).ok()
+    }
+
+    pub fn set_spare(&mut self, svid: &Svid) {
+        let (chain_pem, key_pem) = (svid.chain_pem(), svid.key_pem().as_str().to_owned());
+        self.spare = Some(StoredSpare { chain_pem, key_pem });
+    }
+
+    /// The spare one becomes the one in use, and the other way round.
+    pub fn swap_spare(&mut self) {
+        if let Some(spare) = &mut self.spare {
+            std::mem::swap(&mut spare.chain_pem, &mut self.chain_pem);
+            std::mem::swap(&mut spare.key_pem, &mut self.key_pem);
+        }
+    }
+
     pub fn set_svid(&mut self, svid: &Svid) {
         self.key_pem.zeroize();
         self.chain_pem = svid.chain_pem();
@@ -158,6 +187,12 @@ impl StoredIdentity {
 }
 
 impl Drop for StoredIdentity {
+    fn drop(&mut self) {
+        self.key_pem.zeroize();
+    }
+}
+
+impl Drop for StoredSpare {
     fn drop(&mut self) {
         self.key_pem.zeroize();
     }

@@ -45,10 +45,13 @@ mod joining;
 mod proof;
 mod refused;
 mod rejoin;
+mod spare;
 
 /// A cluster: its authorities, what it knows, and what its agents said.
 struct Cluster {
     authority: Authority,
+    /// The authority of a second node, if it has one of its own.
+    second: Option<Authority>,
     state: watch::Sender<AgentState>,
     invite: Mutex<Option<Invite>>,
     /// Whose certificates make agents.
@@ -62,18 +65,60 @@ struct Cluster {
 
 impl Cluster {
     fn new(registrations: Vec<Registration>, agent_lifetime: Duration) -> Arc<Self> {
+        Self::with(registrations, agent_lifetime, None)
+    }
+
+    /// One whose second node signs with an authority of its own.
+    fn of_two_authorities(registrations: Vec<Registration>) -> Arc<Self> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let node = "node-2".parse().unwrap();
+        let second = Authority::create(&east(), &node, key, serial(), now() - DAY, 30 * DAY).unwrap();
+        Self::with(registrations, DAY, Some(second))
+    }
+
+    fn with(
+        registrations: Vec<Registration>,
+        agent_lifetime: Duration,
+        second: Option<Authority>,
+    ) -> Arc<Self> {
         let authority = authority(&east());
-        let state = watch::Sender::new(state(registrations, vec![bundle(&[&authority])]));
+        let own = bundle(&[&authority].into_iter().chain(&second).collect::<Vec<_>>());
+        let state = watch::Sender::new(state(registrations, vec![own]));
         let (renewals, issued) = (AtomicU64::new(0), AtomicU64::new(0));
         let (invite, hosts, reports) = (Mutex::default(), Mutex::default(), Mutex::default());
         let renews = AtomicBool::new(true);
-        Arc::new(Self { authority, state, invite, hosts, agent_lifetime, renews, renewals, issued, reports })
+        Arc::new(Self {
+            authority,
+            second,
+            state,
+            invite,
+            hosts,
+            agent_lifetime,
+            renews,
+            renewals,
+            issued,
+            reports,
+        })
     }
 
     fn sign_member(&self, role: MemberRole, name: &NodeName, csr: &[u8], lifetime: Duration) -> Vec<Vec<u8>> {
+        Self::sign_by(&self.authority, role, name, csr, lifetime)
+    }
+
+    fn sign_by(
+        authority: &Authority,
+        role: MemberRole,
+        name: &NodeName,
+        csr: &[u8],
+        lifetime: Duration,
+    ) -> Vec<Vec<u8>> {
         let id = SpiffeId::member(&east(), role, name);
         let ticket = grant::grant_member(&east(), &Revocations::default(), &id, lifetime).unwrap();
-        issue(ticket, csr, &self.authority, serial(), now()).unwrap().chain
+        issue(ticket, csr, authority, serial(), now()).unwrap().chain
+    }
+
+    fn bundle(&self) -> hanse_identity::Bundle {
+        bundle(&[&self.authority].into_iter().chain(&self.second).collect::<Vec<_>>())
     }
 
     fn admit(&self, name: &NodeName, csr_der: &[u8]) -> JoinAgentReply {
@@ -81,7 +126,7 @@ impl Cluster {
             cluster: "east".into(),
             trust_domain: east().to_string(),
             chain_der: self.sign_member(MemberRole::Agent, name, csr_der, self.agent_lifetime),
-            bundle: serde_json::to_vec(&bundle(&[&self.authority])).unwrap(),
+            bundle: serde_json::to_vec(&self.bundle()).unwrap(),
         }
     }
 
@@ -119,6 +164,8 @@ impl Cluster {
 struct Node {
     address: String,
     connections: Arc<AtomicU64>,
+    /// Streams of the state that were opened.
+    followed: Arc<AtomicU64>,
     /// Handshakes that came to nothing.
     failed: Arc<AtomicU64>,
     /// Whether it signs: one whose clock the others contradict does not.
@@ -152,11 +199,28 @@ impl Node {
 
     /// One whose TLS believes nothing that is revoked.
     fn start_believing(cluster: &Arc<Cluster>, name: &str, revocations: Revocations) -> Self {
+        Self::start_with(cluster, name, revocations, false)
+    }
+
+    /// The one that has the cluster's second authority.
+    fn start_second(cluster: &Arc<Cluster>, name: &str, revocations: Revocations) -> Self {
+        Self::start_with(cluster, name, revocations, true)
+    }
+
+    fn start_with(cluster: &Arc<Cluster>, name: &str, revocations: Revocations, second: bool) -> Self {
         let (key, csr) = key_and_request().unwrap();
-        let mut chain = cluster.sign_member(MemberRole::Node, &name.parse().unwrap(), &csr, DAY);
-        chain.push(cluster.authority.certificate().der.clone());
+        let (followed, signs) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(true)));
+        let node = IssueNode {
+            cluster: Arc::clone(cluster),
+            signs: Arc::clone(&signs),
+            second,
+            followed: Arc::clone(&followed),
+        };
+        let mut chain =
+            Cluster::sign_by(node.authority(), MemberRole::Node, &name.parse().unwrap(), &csr, DAY);
+        chain.push(node.authority().certificate().der.clone());
         let identity = Arc::new(TlsIdentity::new(&Svid::new(chain, key).unwrap()).unwrap());
-        let trust = Arc::new(Trust::new([&bundle(&[&cluster.authority])], revocations));
+        let trust = Arc::new(Trust::new([&cluster.bundle()], revocations));
         let node_tls = Arc::new(NodeTls { trust, identity });
         let config = tls::server_config(Arc::clone(&node_tls) as _, node_tls, ClientAuth::Optional, &[b"h2"]);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -191,15 +255,13 @@ impl Node {
                 }
             }
         });
-        let signs = Arc::new(AtomicBool::new(true));
-        let node = IssueNode { cluster: Arc::clone(cluster), signs: Arc::clone(&signs) };
         let service = IssueServer::new(node);
         runtime.spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
             server.serve_with_incoming(ReceiverStream::new(incoming)).await.unwrap();
         });
         drop(inside);
-        Self { address, connections, failed, signs, runtime: Some(runtime) }
+        Self { address, connections, followed, failed, signs, runtime: Some(runtime) }
     }
 
     /// Dies as a process does: every connection is gone.
@@ -266,9 +328,16 @@ impl AsyncWrite for TlsConnection {
 struct IssueNode {
     cluster: Arc<Cluster>,
     signs: Arc<AtomicBool>,
+    /// Has the second authority.
+    second: bool,
+    followed: Arc<AtomicU64>,
 }
 
 impl IssueNode {
+    fn authority(&self) -> &Authority {
+        self.cluster.second.as_ref().filter(|_| self.second).unwrap_or(&self.cluster.authority)
+    }
+
     fn named<T>(request: &Request<T>) -> Result<(), Status> {
         match request.extensions().get::<Peer>().unwrap().named {
             true => Ok(()),
@@ -329,7 +398,7 @@ impl Issue for IssueNode {
         }
         self.cluster.renewals.fetch_add(1, Ordering::SeqCst);
         let csr = request.into_inner().csr_der;
-        let chain_der = self.cluster.sign_member(MemberRole::Agent, &agent(), &csr, DAY);
+        let chain_der = Cluster::sign_by(self.authority(), MemberRole::Agent, &agent(), &csr, DAY);
         Ok(Response::new(SvidReply { chain_der }))
     }
 
@@ -343,7 +412,7 @@ impl Issue for IssueNode {
         let id: SpiffeId = request.spiffe_id.parse().unwrap();
         let ticket = grant::grant(&east(), &state.registrations, &state.revocations, &evidence, &id)
             .map_err(|e| Status::permission_denied(e.to_string()))?;
-        let issued = issue(ticket, &request.csr_der, &self.cluster.authority, serial(), now()).unwrap();
+        let issued = issue(ticket, &request.csr_der, self.authority(), serial(), now()).unwrap();
         self.cluster.issued.fetch_add(1, Ordering::SeqCst);
         Ok(Response::new(SvidReply { chain_der: issued.chain }))
     }
@@ -364,6 +433,7 @@ impl Issue for IssueNode {
         request: Request<Streaming<AgentUp>>,
     ) -> Result<Response<Self::WatchAgentStream>, Status> {
         Self::named(&request)?;
+        self.followed.fetch_add(1, Ordering::SeqCst);
         let (down, messages) = mpsc::channel(4);
         let cluster = Arc::clone(&self.cluster);
         let mut states = cluster.state.subscribe();

@@ -30,7 +30,7 @@ async fn follows_the_state_gets_svids_and_moves_to_another_node() {
     assert!(agent.page("/metrics").1.contains("hanse_agent_svids_issued_total 1"));
 
     // Whichever node it is on dies: it goes on with the other.
-    let first = if one.connections.load(Ordering::SeqCst) > 1 { &mut one } else { &mut two };
+    let first = if one.followed.load(Ordering::SeqCst) > 0 { &mut one } else { &mut two };
     first.kill();
     until(|| agent.shared.metrics.control_connections.get() == 2).await;
     cluster.change(|_| {});

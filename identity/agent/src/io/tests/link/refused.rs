@@ -57,6 +57,7 @@ async fn an_agent_that_is_refused_says_that_it_has_to_join_anew() {
         bundle: bundle(&[&cluster.authority]),
         endpoints: vec![node.address.clone()],
         invite: "i-1".to_owned(),
+        spare: None,
     };
     stored.set_svid(&own_svid(&cluster));
     store(&directory).write_identity(&stored).unwrap();

@@ -106,6 +106,7 @@ async fn a_host_that_was_off_for_days_starts_waits_and_joins() {
         bundle: bundle(&[&cluster.authority]),
         endpoints: vec![node.address.clone()],
         invite: "i-1".to_owned(),
+        spare: None,
     };
     stored.set_svid(&Svid::new(issued.chain, key).unwrap());
     store(&directory).write_identity(&stored).unwrap();
