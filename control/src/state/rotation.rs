@@ -183,11 +183,12 @@ impl State {
         self.view.revocations.of_identity(&id).is_some()
     }
 
-    /// New authorities of which no revocation list is published yet.
+    /// New authorities of which no revocation list is published yet; nobody publishes that of a revoked node.
     pub fn without_list<'s>(&'s self, r: &'s Rotation) -> impl Iterator<Item = &'s NodeName> {
         let lists = self.view.crls.get(&self.view.trust_domain);
         let listed = move |key: &KeyId| lists.is_some_and(|lists| lists.contains_key(key));
-        r.new.iter().filter(move |(_, key)| !listed(key)).map(|(node, _)| node)
+        let unlisted = r.new.iter().filter(move |(_, key)| !listed(key)).map(|(node, _)| node);
+        unlisted.filter(|node| !self.is_revoked_node(node))
     }
 
     pub(super) fn rotate_begin(&mut self, index: u64, proposal: &Proposal, wanted: Wanted<'_>) -> Decision {

@@ -17,7 +17,6 @@ use super::keys::own_bundle;
 use super::network::Party;
 use super::propose::Purpose;
 use super::receipt::subscriber;
-use super::watch::SILENT_MS;
 use super::{At, Bug, World};
 
 /// How long a connection below an outgoing authority stays, so that SVIDs are replaced meanwhile.
@@ -25,6 +24,9 @@ const REPLACED_WITHIN_MS: u64 = 3000;
 
 /// How long the listeners of a node that has just been revoked are taken to be somewhere else.
 const LISTENERS_MOVE_MS: u64 = 2000;
+
+/// Who has heard its node so lately has a stream there that the node knows of.
+const HEARD_LATELY_MS: u64 = 1500;
 
 /// What a subscriber says of itself.
 #[derive(Clone, Debug, Default)]
@@ -185,13 +187,15 @@ impl World {
         for (other, c) in self.clusters.iter().enumerate() {
             let at_home = other == cluster;
             let joined = self.has_joined(cluster, other) && self.has_joined(other, cluster);
-            if !(at_home || joined) {
+            // On hold here it keeps no gate shut: neither side would let the other in.
+            let held = self.ledger.truth(cluster).revocations.of_cluster(&c.trust_domain).is_some();
+            if !at_home && (!joined || held) {
                 continue;
             }
             for verifier in &c.proxies {
                 let (Some(life), Some(view)) = (&verifier.running, verifier.view()) else { continue };
                 let lives = life.svid.as_ref().is_some_and(|own| self.is_in_use(other, own));
-                let hears = life.stream.as_ref().is_some_and(|s| s.heard + SILENT_MS > self.now);
+                let hears = life.stream.as_ref().is_some_and(|s| s.heard + HEARD_LATELY_MS > self.now);
                 // A join that it has not heard of yet, or a peer that has left: nothing of it is believed at all.
                 let knows = at_home || view.bundles.contains_key(domain);
                 if lives && (at_home || hears) && knows && !believes(view) {

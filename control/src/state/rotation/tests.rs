@@ -380,6 +380,19 @@ fn a_node_on_hold_keeps_its_authority_through_a_rotation_and_signs_again_when_it
     assert_eq!(east.old_states(), [None; 3]);
 }
 
+#[test]
+fn a_rotation_does_not_wait_for_the_list_of_a_node_that_was_revoked_meanwhile() {
+    let mut east = Cluster::new();
+    east.begin(true);
+    let theirs = make(&node(3));
+    assert_eq!(east.publish(&theirs, &node(3)), Ok(Answer::Done));
+    let id = revoke_node(&mut east, 3, Reason::KeyCompromise);
+    let revocation = east.state.view.revocations.get(&id).unwrap();
+    assert!(revocation.authorities.contains(&theirs.certificate().key_id), "the new one too");
+    assert_eq!(east.until(Gate::Done).len(), 2);
+    assert_eq!(east.old_states(), [None; 3]);
+}
+
 /// The order to revoke the authority of a node, as the cluster was founded.
 fn revoke_authority(east: &Cluster, n: u8) -> Command {
     let target = RevocationTarget::Authority(east.old[&node(n)].certificate().key_id);
