@@ -195,7 +195,10 @@ impl World {
             for verifier in &c.proxies {
                 let (Some(life), Some(view)) = (&verifier.running, verifier.view()) else { continue };
                 let lives = life.svid.as_ref().is_some_and(|own| self.is_in_use(other, own));
-                let hears = life.stream.as_ref().is_some_and(|s| s.heard + HEARD_LATELY_MS > self.now);
+                let hears = life
+                    .stream
+                    .as_ref()
+                    .is_some_and(|s| s.has_heard(self.now.saturating_sub(HEARD_LATELY_MS)));
                 // A join that it has not heard of yet, or a peer that has left: nothing of it is believed at all.
                 let knows = at_home || view.bundles.contains_key(domain);
                 if lives && (at_home || hears) && knows && !believes(view) {
