@@ -295,9 +295,9 @@ mod tests {
         assert_eq!(end(&of(&node, Reason::Hold)), "when lifted");
         assert_eq!(end(&of(&node, Reason::KeyCompromise)), "never");
         let authority = RevocationTarget::Authority("ab".repeat(32).parse().unwrap());
-        let expires = Some(crate::now() + Duration::from_secs(3 * 86_400 + 60));
-        let lapses = Revocation { expires, ..of(&authority, Reason::KeyCompromise) };
-        assert_eq!(end(&lapses), output::left(expires.unwrap()));
+        let at = crate::now() + Duration::from_secs(3 * 86_400 + 60);
+        let lapses = Revocation { expires: Some(at), ..of(&authority, Reason::KeyCompromise) };
+        assert_eq!(end(&lapses), output::left(at));
     }
 
     /// What a script sees when the bound (`--timeout`) has passed and somebody is behind, or could not be asked.
