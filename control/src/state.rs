@@ -7,6 +7,7 @@
 //! (how a State is written).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use hanse_federation::{Change, Revision, View};
 use hanse_identity::name::MemberRole;
@@ -32,11 +33,13 @@ pub mod revocations;
 pub mod roles;
 pub mod rotation;
 mod rules;
+pub mod shared;
 pub mod snapshot;
 pub mod strangers;
 
 use issuance::Issuance;
 use revocations::Order;
+use shared::Shared;
 
 /// How many answers are remembered so that a retried proposal is answered and not applied again.
 pub const REMEMBERED_PROPOSALS: usize = 4096;
@@ -90,9 +93,9 @@ pub struct Private {
     pub invites: BTreeMap<String, Invite>,
     pub agents: BTreeMap<NodeName, AgentRecord>,
     /// Key: `<spiffe id> <agent>`.
-    pub registrations: BTreeMap<String, Registration>,
+    pub registrations: Shared<BTreeMap<String, Arc<Registration>>>,
     /// (proposal id, its outcome), oldest first, at most `REMEMBERED_PROPOSALS`.
-    pub remembered: VecDeque<(u64, Outcome)>,
+    pub remembered: Shared<VecDeque<(u64, Outcome)>>,
     /// The rotation of authorities that runs, or ran last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<rotation::Rotation>,
@@ -231,7 +234,7 @@ impl State {
         if records && changes.is_empty() {
             return (outcome, changes);
         }
-        if matches!(&outcome.result, Ok(answer) if *answer != Answer::Already) {
+        if !changes.is_empty() || matches!(&outcome.result, Ok(answer) if *answer != Answer::Already) {
             self.private.moved = index;
         }
         if records {
@@ -348,7 +351,7 @@ impl State {
             .registrations
             .range(from..)
             .take_while(move |(key, _)| key.starts_with(&prefix))
-            .map(|(_, r)| r)
+            .map(|(_, r)| r.as_ref())
     }
 }
 

@@ -6,12 +6,16 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use aws_lc_rs::error::KeyRejected;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, SanType,
     SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::oid_registry::OID_SIG_ECDSA_WITH_SHA256;
 
 use crate::bundle::{AuthorityCertificate, KeyId};
 use crate::name::{NodeName, TrustDomain};
@@ -56,8 +60,8 @@ pub struct Authority {
 pub(crate) struct Signer {
     /// Its subject, DER.
     pub(crate) subject: Vec<u8>,
-    /// Its SubjectPublicKeyInfo, DER.
-    pub(crate) public_key: Vec<u8>,
+    /// Its P-256 key, read once.
+    key: ParsedPublicKey,
     /// How many authorities it lets stand below itself; `None` = any number.
     path_length: Option<u32>,
 }
@@ -68,7 +72,20 @@ impl Signer {
         let subject = certificate.subject().as_raw().to_vec();
         let path_length = x509::authority_path_length(&certificate);
         let path_length = path_length.ok_or_else(|| AuthorityError::Certificate("it is no CA".to_owned()))?;
-        Ok(Self { subject, public_key: certificate.public_key().raw.to_vec(), path_length })
+        let point = x509::p256_point(certificate.public_key()).ok_or(PrivateKeyError::NotP256)?;
+        let unreadable = |e: KeyRejected| AuthorityError::Certificate(e.to_string());
+        let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).map_err(unreadable)?;
+        Ok(Self { subject, key, path_length })
+    }
+
+    /// Whether it has signed this, with ECDSA and SHA-256.
+    pub(crate) fn has_signed(&self, certificate: &X509Certificate<'_>) -> bool {
+        certificate.signature_algorithm.algorithm == OID_SIG_ECDSA_WITH_SHA256
+            && certificate.signature_value.unused_bits == 0
+            && self
+                .key
+                .verify_sig(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
+                .is_ok()
     }
 }
 

@@ -16,9 +16,14 @@ use crate::time::Timestamp;
 use crate::wire::{to_hex, to_pem};
 use crate::x509;
 
-/// A certificate's serial number: 1 to 20 bytes, positive, no leading zero; written in lower-case hex.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Serial(Vec<u8>);
+/// A certificate's serial number: 1 to 20 bytes, positive, no leading zero; written in lower-case hex. Kept in place:
+/// a control node has some for every SVID that lives.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Serial {
+    length: u8,
+    /// Zero beyond `length`.
+    bytes: [u8; MAX_SERIAL_BYTES],
+}
 
 /// What is known about an SVID once it has been parsed; says nothing about whether it is to be believed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +69,8 @@ pub enum SvidError {
     ChainLength(usize),
 }
 
+/// Longest serial number, in bytes (RFC 5280 §4.1.2.2).
+const MAX_SERIAL_BYTES: usize = 20;
 /// Longest chain that is looked at, in certificates; more is refused before any signature is checked.
 pub const MAX_CHAIN: usize = 4;
 /// Largest certificate that is looked at, in bytes.
@@ -157,24 +164,39 @@ impl Serial {
     /// Big-endian bytes; leading zeros are dropped. `None` if nothing is left or more than 20 bytes are.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let start = bytes.iter().position(|b| *b != 0)?;
-        let bytes = &bytes[start..];
-        (bytes.len() <= 20).then(|| Self(bytes.to_vec()))
+        let number = &bytes[start..];
+        let mut bytes = [0; MAX_SERIAL_BYTES];
+        bytes.get_mut(..number.len())?.copy_from_slice(number);
+        Some(Self { length: u8::try_from(number.len()).ok()?, bytes })
     }
 
     /// From 16 random bytes that the caller drew; the top bit is cleared and the number is never zero.
     pub fn from_random(mut bytes: [u8; 16]) -> Self {
         bytes[0] = (bytes[0] & 0x7f) | 0x40;
-        Self(bytes.to_vec())
+        Self::new(&bytes).expect("16 bytes that do not start with zero")
     }
 
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+/// As its bytes, not as a number.
+impl Ord for Serial {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl PartialOrd for Serial {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        self.as_bytes().iter().try_for_each(|b| write!(f, "{b:02x}"))
     }
 }
 

@@ -50,7 +50,8 @@ pub async fn issue(
         not_after: issued.not_after,
         downstream: true,
     };
-    let record = Box::new(IssuedRecord { svid, granted: state.view.revision.0, handed_out: false });
+    let record =
+        Box::new(IssuedRecord { svid: svid.into(), granted: state.view.revision.0, handed_out: false });
     let outcome = context.handle.propose(caller, Command::DownstreamIssued { record }).await;
     answered(outcome.map_err(|e| no_outcome(&e))?)?;
     let state = context.handle.state();

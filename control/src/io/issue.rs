@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use hanse_federation::wire::encode;
 use hanse_identity::grant::{self, grant_member};
+use hanse_identity::issue::Issued;
 use hanse_identity::jwt::JwtIssueError;
 use hanse_identity::name::MemberRole;
 use hanse_identity::proof::HeldProof;
@@ -21,7 +22,9 @@ use hanse_identity::wire::issue::{
     AgentDown, AgentUp, AttestAgentRequest, DownstreamReply, DownstreamRequest, IssueJwtRequest,
     IssueSvidRequest, JoinAgentReply, JoinAgentRequest, JwtReply, RenewAgentRequest, SvidReply,
 };
-use hanse_identity::{Bundle, Evidence, NodeName, Selector, SpiffeId, Ticket, Timestamp, issue, verify_host};
+use hanse_identity::{
+    Bundle, Evidence, NodeName, Registration, Selector, SpiffeId, Ticket, Timestamp, issue, verify_host,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -65,14 +68,41 @@ impl IssueService {
         Self { context }
     }
 
-    /// Signs, and has the SVID recorded before anybody gets it. `state` is what the ticket was granted in.
+    /// Signs, and has the SVID recorded before anybody gets it. `state` is what the ticket was granted in. It is let go
+    /// before the log is waited for: whoever holds an old State makes the node copy the next one.
     async fn sign(
+        &self,
+        state: Arc<State>,
+        agent: &NodeName,
+        ticket: Ticket,
+        csr_der: &[u8],
+    ) -> Result<Vec<Vec<u8>>, Status> {
+        let (issued, record) = self.signed(&state, agent, ticket, csr_der)?;
+        drop(state);
+        let recorded = match self.context.recorder.record(record).await {
+            Recorded::Yes => true,
+            Recorded::Owed => false,
+            Recorded::Refused => {
+                return Err(Status::unavailable("it was revoked while it was being issued: ask again"));
+            }
+            Recorded::Overloaded => {
+                return Err(Status::resource_exhausted("too many SVIDs wait to be recorded: ask again"));
+            }
+        };
+        self.context.metrics.svid_issued.inc();
+        let facts = &issued.facts;
+        tracing::info!(id = %facts.id, serial = %facts.serial, not_after = %facts.not_after, recorded, "SVID issued");
+        Ok(issued.chain)
+    }
+
+    /// An SVID that nobody may have yet, and its record.
+    fn signed(
         &self,
         state: &State,
         agent: &NodeName,
         ticket: Ticket,
         csr_der: &[u8],
-    ) -> Result<Vec<Vec<u8>>, Status> {
+    ) -> Result<(Issued, IssuedRecord), Status> {
         let context = &self.context;
         self.may_sign(state)?;
         let now = self.time_to_sign()?;
@@ -92,7 +122,7 @@ impl IssueService {
             let why = format!("what {} asks for is revoked by {}", facts.id, revocation.id);
             return Err(Status::permission_denied(why));
         }
-        let svid = IssuedSvid {
+        let svid = Arc::new(IssuedSvid {
             serial: facts.serial.clone(),
             id: facts.id.clone(),
             key: facts.key_id,
@@ -102,21 +132,9 @@ impl IssueService {
             issued: Some(now),
             not_after: facts.not_after,
             downstream: false,
-        };
+        });
         let record = IssuedRecord { svid, granted: state.view.revision.0, handed_out: false };
-        let recorded = match context.recorder.record(record).await {
-            Recorded::Yes => true,
-            Recorded::Owed => false,
-            Recorded::Refused => {
-                return Err(Status::unavailable("it was revoked while it was being issued: ask again"));
-            }
-            Recorded::Overloaded => {
-                return Err(Status::resource_exhausted("too many SVIDs wait to be recorded: ask again"));
-            }
-        };
-        context.metrics.svid_issued.inc();
-        tracing::info!(id = %facts.id, serial = %facts.serial, not_after = %facts.not_after, recorded, "SVID issued");
-        Ok(issued.chain)
+        Ok((issued, record))
     }
 
     /// The time by which this node signs, if its clock is not contradicted.
@@ -162,7 +180,7 @@ impl IssueService {
         }
         grant::grant(
             &self.context.trust_domain,
-            state.private.registrations.values(),
+            state.registrations_of(&id),
             &state.view.revocations,
             &evidence,
             &id,
@@ -185,14 +203,15 @@ impl IssueService {
         let outcome = context.handle.propose(&id.to_string(), command).await.map_err(|e| no_outcome(&e))?;
         answered(outcome)?;
         let state = context.handle.state();
-        let chain_der = self.sign(&state, agent, self.member_ticket(&state, &id)?, csr_der).await?;
-        let bundle = own_bundle(&state)?;
+        let bundle = encode(own_bundle(&state)?);
+        let ticket = self.member_ticket(&state, &id)?;
+        let chain_der = self.sign(state, agent, ticket, csr_der).await?;
         tracing::info!(%agent, "agent joined");
         Ok(Response::new(JoinAgentReply {
             cluster: context.cluster.to_string(),
             trust_domain: context.trust_domain.to_string(),
             chain_der,
-            bundle: encode(bundle),
+            bundle,
         }))
     }
 
@@ -327,9 +346,8 @@ impl Issue for IssueService {
         if let Some(why) = state.agent_refused(&agent) {
             return Err(Status::permission_denied(why));
         }
-        let chain_der = self
-            .sign(&state, &agent, self.member_ticket(&state, &id)?, &request.into_inner().csr_der)
-            .await?;
+        let ticket = self.member_ticket(&state, &id)?;
+        let chain_der = self.sign(state, &agent, ticket, &request.into_inner().csr_der).await?;
         Ok(Response::new(SvidReply { chain_der }))
     }
 
@@ -338,7 +356,7 @@ impl Issue for IssueService {
         let request = request.into_inner();
         let state = self.fresh_state().await;
         let ticket = self.workload_ticket(&state, agent.clone(), &request.spiffe_id, &request.selectors)?;
-        let chain_der = self.sign(&state, &agent, ticket, &request.csr_der).await?;
+        let chain_der = self.sign(state, &agent, ticket, &request.csr_der).await?;
         Ok(Response::new(SvidReply { chain_der }))
     }
 
@@ -418,13 +436,17 @@ impl AgentStream<'_> {
             handle.status().leader.is_some() && handle.clock().contradiction().is_none()
         };
         let mut leash = Leash::new(is_fit(), Instant::now());
-        let mut told: Option<AgentState> = None;
+        let (mut told, mut looked): (Option<AgentState>, Option<u64>) = (None, None);
         let (mut acknowledged, mut out_since) = (0, None);
         loop {
             let state = states.borrow_and_update().clone();
-            let news = agent_state(&state, self.agent);
-            if told.as_ref().is_none_or(|old| differs(old, &news)) && !self.tell(news, &mut told).await {
-                return;
+            // What nodes have issued concerns no agent, and there is a lot of it.
+            if looked != Some(state.private.moved) {
+                looked = Some(state.private.moved);
+                let news = agent_state(&state, self.agent);
+                if told.as_ref().is_none_or(|old| differs(old, &news)) && !self.tell(news, &mut told).await {
+                    return;
+                }
             }
             // It has been told why; its connection is cut a moment later.
             let over = match state.agent_refused(self.agent) {
@@ -449,6 +471,8 @@ impl AgentStream<'_> {
                 }
                 left = Some(rest);
             }
+            // Nobody waits with a State in hand: it would have to be copied.
+            drop(state);
             tokio::select! {
                 () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => {}
                 changed = states.changed() => if changed.is_err() { return },
@@ -512,7 +536,7 @@ pub(crate) fn agent_state(state: &State, agent: &NodeName) -> AgentState {
             .registrations
             .values()
             .filter(|r| r.agent.covers(agent))
-            .cloned()
+            .map(|r| Registration::clone(r))
             .collect(),
         bundles: state.view.bundles.values().chain(foreign).cloned().collect(),
         crls: state.view.crls.clone(),

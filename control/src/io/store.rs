@@ -31,6 +31,8 @@ const HARD_STATE: &str = "hardState";
 const SNAPSHOT: &str = "snapshot";
 const SHAPE: &str = "shape";
 
+/// Bytes that redb may keep of the file in memory (it would take a gigabyte): the log is read once, at the start.
+const CACHE_BYTES: usize = 8 << 20;
 /// Bytes of a record's checksum.
 const CHECKSUM: usize = 16;
 
@@ -58,14 +60,14 @@ impl Store {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(|e| told(&e))?;
-        let opened = Self::database(|| Database::builder().create_file(file)).map_err(|e| at(&path, e))?;
+        let opened = Self::database(|| builder().create_file(file)).map_err(|e| at(&path, e))?;
         sync_directory(dir).map_err(|e| told(&e))?;
         Ok(opened)
     }
 
     /// The same on any other backend: tests put one under it that loses what was not synced.
     pub fn on(backend: impl redb::StorageBackend) -> Result<Self, DiskError> {
-        Self::database(|| Database::builder().create_with_backend(backend))
+        Self::database(|| builder().create_with_backend(backend))
     }
 
     fn database(open: impl FnOnce() -> Result<Database, redb::DatabaseError>) -> Result<Self, DiskError> {
@@ -170,6 +172,12 @@ impl Store {
         meta.insert(SHAPE, seal(SHAPE.as_bytes(), &shape.write()).as_slice()).map_err(unwritten)?;
         Ok(shape)
     }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
 }
 
 impl Disk for Store {

@@ -13,6 +13,7 @@ use hanse_identity::token::Admits;
 use hanse_identity::{Serial, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use super::shared::Shared;
 use crate::command::{Answer, Command, Proposal, Refusal};
 use crate::state::issuance::IssuedSvid;
 
@@ -66,9 +67,9 @@ pub enum AuditOutcome {
 #[serde(rename_all = "camelCase")]
 pub struct AuditTrail {
     /// Oldest first.
-    deeds: VecDeque<Arc<AuditRow>>,
+    deeds: Shared<VecDeque<Arc<AuditRow>>>,
     /// Oldest first.
-    others: VecDeque<Arc<AuditRow>>,
+    others: Shared<VecDeque<Arc<AuditRow>>>,
     /// Rows that had to make room.
     forgotten: u64,
 }
@@ -159,7 +160,7 @@ pub fn subject(command: &Command) -> Option<Subject> {
         // What nodes issue is in the issuance index.
         Command::Issued { .. } => return None,
         Command::DownstreamIssued { record } => {
-            let IssuedSvid { serial, id, agent, not_after, .. } = &record.svid;
+            let IssuedSvid { serial, id, agent, not_after, .. } = &*record.svid;
             ("downstream-issue", format!("serial {serial} to {id} on agent {agent} until {not_after}"))
         }
         Command::RevocationsClear { ids, compromised } => {

@@ -5,6 +5,7 @@
 //! the index when a revocation is applied is refused when its record comes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_federation::Change;
@@ -15,6 +16,7 @@ use hanse_identity::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::shared::Shared;
 use super::{Decision, State};
 use crate::command::{Answer, Refusal};
 
@@ -24,6 +26,8 @@ pub const MAX_ISSUED_BATCH: usize = 256;
 pub const MAX_ISSUED: usize = 500_000;
 /// Most records of one agent, so that one revocation takes all that a host has been given.
 pub const MAX_ISSUED_PER_AGENT: usize = MAX_SERIALS - 4096;
+/// Parts of the index. A batch touches a few, so a State that is copied while it is read copies little of the index.
+const PARTS: usize = 256;
 /// How long after its end a record is kept: the clock of whoever proposes may run ahead.
 pub const ISSUED_MARGIN: Duration = Duration::from_secs(300);
 
@@ -55,7 +59,7 @@ pub struct IssuedSvid {
 #[serde(rename_all = "camelCase")]
 pub struct IssuedRecord {
     #[serde(flatten)]
-    pub svid: IssuedSvid,
+    pub svid: Arc<IssuedSvid>,
     /// Revision of the State in which it was granted: later revocations were not known then.
     pub granted: u64,
     /// It has been handed out already, while there was no quorum: it cannot be refused any more, only revoked.
@@ -64,26 +68,39 @@ pub struct IssuedRecord {
 }
 
 /// The index. Written compactly: names once, and a row per SVID.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuance {
-    by_serial: BTreeMap<Serial, IssuedSvid>,
+    /// By the last byte of the serial number, which is random.
+    parts: Vec<Shared<Part>>,
+    len: usize,
+    of_agents: Shared<BTreeMap<NodeName, usize>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Part {
+    by_serial: BTreeMap<Serial, Arc<IssuedSvid>>,
     by_end: BTreeSet<(Timestamp, Serial)>,
-    of_agents: BTreeMap<NodeName, usize>,
     /// The intermediate authorities among them.
     downstream: BTreeSet<Serial>,
 }
 
+impl Default for Issuance {
+    fn default() -> Self {
+        Self { parts: vec![Shared::default(); PARTS], len: 0, of_agents: Shared::default() }
+    }
+}
+
 impl Issuance {
     pub fn len(&self) -> usize {
-        self.by_serial.len()
+        self.len
     }
 
     pub fn is_empty(&self) -> bool {
-        self.by_serial.is_empty()
+        self.len == 0
     }
 
     pub fn get(&self, serial: &Serial) -> Option<&IssuedSvid> {
-        self.by_serial.get(serial)
+        self.parts[part_of(serial)].by_serial.get(serial).map(Arc::as_ref)
     }
 
     /// How many there are of that agent and its workloads.
@@ -91,10 +108,13 @@ impl Issuance {
         self.of_agents.get(agent).copied().unwrap_or(0)
     }
 
-    /// Those that still live at `now`, or may by a clock that is behind.
+    /// Those that still live at `now`, or may by a clock that is behind; in no order that means anything.
     pub fn live(&self, now: Timestamp) -> impl Iterator<Item = &IssuedSvid> {
         let lives = move |(end, _): &&(Timestamp, Serial)| *end + ISSUED_MARGIN > now;
-        self.by_end.iter().rev().take_while(lives).filter_map(|(_, serial)| self.by_serial.get(serial))
+        self.parts.iter().flat_map(move |part| {
+            let ends = part.by_end.iter().rev().take_while(lives);
+            ends.filter_map(|(_, serial)| part.by_serial.get(serial).map(Arc::as_ref))
+        })
     }
 
     /// The intermediate authorities that live at `now`.
@@ -103,41 +123,63 @@ impl Issuance {
     }
 
     fn intermediates(&self) -> impl Iterator<Item = &IssuedSvid> {
-        self.downstream.iter().filter_map(|serial| self.by_serial.get(serial))
+        self.parts.iter().flat_map(|part| {
+            part.downstream.iter().filter_map(|serial| part.by_serial.get(serial).map(Arc::as_ref))
+        })
     }
 
-    fn insert(&mut self, svid: IssuedSvid) {
-        self.remove(&svid.serial);
+    /// All, in the order of their serial numbers.
+    fn sorted(&self) -> Vec<&IssuedSvid> {
+        let mut all: Vec<&IssuedSvid> =
+            self.parts.iter().flat_map(|part| part.by_serial.values().map(Arc::as_ref)).collect();
+        all.sort_unstable_by(|one, other| one.serial.cmp(&other.serial));
+        all
+    }
+
+    fn insert(&mut self, svid: Arc<IssuedSvid>) {
+        let at = part_of(&svid.serial);
+        self.remove(at, &svid.serial);
         *self.of_agents.entry(svid.agent.clone()).or_default() += 1;
-        self.by_end.insert((svid.not_after, svid.serial.clone()));
+        self.len += 1;
+        let part = &mut *self.parts[at];
+        part.by_end.insert((svid.not_after, svid.serial.clone()));
         if svid.downstream {
-            self.downstream.insert(svid.serial.clone());
+            part.downstream.insert(svid.serial.clone());
         }
-        self.by_serial.insert(svid.serial.clone(), svid);
-        while self.len() > MAX_ISSUED {
-            // An intermediate stands for what it has signed, too; those that live are few.
-            let mut svids = self.by_end.iter().filter(|(_, serial)| !self.downstream.contains(serial));
-            let Some((_, serial)) = svids.next().cloned() else { return };
-            self.remove(&serial);
+        part.by_serial.insert(svid.serial.clone(), svid);
+        self.keep(MAX_ISSUED);
+    }
+
+    /// At most so many: those that end first go. An intermediate stands for what it has signed, too, and stays; those
+    /// that live are few.
+    fn keep(&mut self, most: usize) {
+        while self.len > most {
+            let ends = self.parts.iter().enumerate().filter_map(|(at, part)| Some((part.first_svid()?, at)));
+            let Some(((_, serial), at)) = ends.min() else { return };
+            let serial = serial.clone();
+            self.remove(at, &serial);
         }
     }
 
     fn prune(&mut self, now: Timestamp) {
-        while self.by_end.first().is_some_and(|(end, _)| *end + ISSUED_MARGIN <= now) {
-            self.drop_first();
+        for at in 0..self.parts.len() {
+            let over = |end: Timestamp| end + ISSUED_MARGIN <= now;
+            while let Some((_, serial)) = self.parts[at].by_end.first().filter(|(end, _)| over(*end)) {
+                let serial = serial.clone();
+                self.remove(at, &serial);
+            }
         }
     }
 
-    fn drop_first(&mut self) {
-        if let Some((_, serial)) = self.by_end.first().cloned() {
-            self.remove(&serial);
+    fn remove(&mut self, at: usize, serial: &Serial) {
+        if !self.parts[at].by_serial.contains_key(serial) {
+            return;
         }
-    }
-
-    fn remove(&mut self, serial: &Serial) {
-        let Some(svid) = self.by_serial.remove(serial) else { return };
-        self.by_end.remove(&(svid.not_after, svid.serial));
-        self.downstream.remove(serial);
+        let part = &mut *self.parts[at];
+        let Some(svid) = part.by_serial.remove(serial) else { return };
+        part.by_end.remove(&(svid.not_after, svid.serial.clone()));
+        part.downstream.remove(serial);
+        self.len -= 1;
         if let Some(left) = self.of_agents.get_mut(&svid.agent) {
             *left -= 1;
             if *left == 0 {
@@ -145,6 +187,17 @@ impl Issuance {
             }
         }
     }
+}
+
+impl Part {
+    /// The one that ends first, of those that are no intermediates.
+    fn first_svid(&self) -> Option<&(Timestamp, Serial)> {
+        self.by_end.iter().find(|(_, serial)| !self.downstream.contains(serial))
+    }
+}
+
+fn part_of(serial: &Serial) -> usize {
+    serial.as_bytes().last().map_or(0, |byte| usize::from(*byte) % PARTS)
 }
 
 impl State {
@@ -220,20 +273,19 @@ impl State {
         // What is revoked by its name, or its key, needs no number: those that end last are for published lists.
         let by_name = matches!(target, RevocationTarget::Identity(_) | RevocationTarget::Key(_));
         let of = |hit: &dyn Fn(&IssuedSvid) -> bool| -> Result<BTreeSet<Serial>, Refusal> {
-            let most = if by_name { MAX_SERIALS } else { usize::MAX };
-            // Intermediates first: what they signed has another name, and is known by that number alone.
-            let (first, rest) = (self.private.issued.intermediates(), live.filter(|s| !s.downstream));
-            let all = first.filter(|s| s.not_after + ISSUED_MARGIN > now).chain(rest);
-            let serials: BTreeSet<Serial> =
-                all.filter(|s| hit(s)).take(most).map(|s| s.serial.clone()).collect();
-            if serials.len() > MAX_SERIALS {
-                let why = format!(
-                    "{} live certificates of {target}, one revocation takes {MAX_SERIALS}",
-                    serials.len()
-                );
+            let mut all: Vec<&IssuedSvid> = live.filter(|s| hit(s)).collect();
+            if all.len() > MAX_SERIALS && !by_name {
+                let live = all.len();
+                let why = format!("{live} live certificates of {target}, one revocation takes {MAX_SERIALS}");
                 return Err(Refusal::Limit(why));
             }
-            Ok(serials)
+            if all.len() > MAX_SERIALS {
+                // Intermediates first: what they signed has another name, and is known by that number alone.
+                let rank = |s: &IssuedSvid| (s.downstream, s.not_after, s.serial.clone());
+                all.sort_unstable_by_key(|s| std::cmp::Reverse(rank(s)));
+                all.truncate(MAX_SERIALS);
+            }
+            Ok(all.into_iter().map(|s| s.serial.clone()).collect())
         };
         let none = BTreeSet::new();
         Ok(match target {
@@ -258,7 +310,8 @@ impl State {
         };
         let published =
             published.filter(|a| names_node(&a.subject, node) && !shared(&a.key_id)).map(|a| a.key_id);
-        let used = self.private.issued.by_serial.values().filter(|s| s.node == *node).map(|s| s.authority);
+        let all = self.private.issued.parts.iter().flat_map(|part| part.by_serial.values());
+        let used = all.filter(|s| s.node == *node).map(|s| s.authority);
         founded.chain(published).chain(used).collect()
     }
 
@@ -327,14 +380,14 @@ impl Serialize for Issuance {
         let mut ids = Positions(BTreeMap::new());
         let mut agents = Positions(BTreeMap::new());
         let mut signers = Positions(BTreeMap::new());
-        for svid in self.by_serial.values() {
+        for svid in self.sorted() {
             let id = ids.of(&mut written.ids, &svid.id);
             let agent = agents.of(&mut written.agents, &svid.agent);
             let signer = signers.of(&mut written.signers, &(svid.node.clone(), svid.authority));
             written.svids.push((svid.serial.clone(), svid.key, id, agent, signer, svid.not_after));
             written.issued.push(svid.issued);
         }
-        written.downstream.clone_from(&self.downstream);
+        written.downstream = self.intermediates().map(|svid| svid.serial.clone()).collect();
         written.serialize(serializer)
     }
 }
@@ -348,7 +401,7 @@ impl<'de> Deserialize<'de> for Issuance {
         let issued = written.issued.into_iter().chain(std::iter::repeat(None));
         for ((serial, key, id, agent, signer, not_after), issued) in written.svids.into_iter().zip(issued) {
             let (node, authority) = written.signers.get(signer).cloned().ok_or_else(beyond)?;
-            issuance.insert(IssuedSvid {
+            issuance.insert(Arc::new(IssuedSvid {
                 downstream: written.downstream.contains(&serial),
                 serial,
                 id: written.ids.get(id).cloned().ok_or_else(beyond)?,
@@ -358,7 +411,7 @@ impl<'de> Deserialize<'de> for Issuance {
                 node,
                 issued,
                 not_after,
-            });
+            }));
         }
         Ok(issuance)
     }

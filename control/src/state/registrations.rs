@@ -1,6 +1,7 @@
 //! Commands about registrations: who may be what, on which hosts, until when.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use hanse_federation::Change;
 use hanse_identity::name::MemberRole;
@@ -24,7 +25,7 @@ impl State {
         let endpoint = self.addressed(new)?;
         let key = registration_key(&new.id, &new.agent);
         let before = self.private.registrations.get(&key);
-        if before == Some(new) {
+        if before.is_some_and(|before| **before == *new) {
             return already();
         }
         let added: Vec<&ServiceName> =
@@ -37,7 +38,7 @@ impl State {
         }
         let removed: BTreeSet<ServiceName> =
             before.map(|b| b.services.difference(&new.services).cloned().collect()).unwrap_or_default();
-        self.private.registrations.insert(key, new.clone());
+        self.private.registrations.insert(key, Arc::new(new.clone()));
         let mut changes = Vec::new();
         for name in &new.services {
             let entry = self.view.services.get(name);
@@ -113,7 +114,7 @@ impl State {
             }
         }
         let before = self.view.clone();
-        let replaced: Vec<(String, Option<Registration>)> = keys
+        let replaced: Vec<(String, Option<Arc<Registration>>)> = keys
             .into_iter()
             .map(|key| (key.clone(), self.private.registrations.get(&key).cloned()))
             .collect();
@@ -147,7 +148,9 @@ impl State {
     }
 
     pub(super) fn workload_delete(&mut self, id: &SpiffeId, agent: &AgentScope) -> Decision {
-        let Some(gone) = self.private.registrations.remove(&registration_key(id, agent)) else {
+        let key = registration_key(id, agent);
+        let there = self.private.registrations.contains_key(&key);
+        let Some(gone) = there.then(|| self.private.registrations.remove(&key)).flatten() else {
             return Err(Refusal::NotFound { what: format!("a registration of {id} on agent {agent}") });
         };
         let mut changes = self.no_longer_allowed(id, &gone.services);
@@ -176,7 +179,7 @@ impl State {
 
     /// Registrations whose end has come, at most as many as one Command takes.
     pub fn lapsed_registrations(&self, now: Timestamp) -> Vec<(SpiffeId, AgentScope)> {
-        let over = |r: &&Registration| r.expires.is_some_and(|at| at <= now);
+        let over = |r: &&Arc<Registration>| r.expires.is_some_and(|at| at <= now);
         let keys = self.private.registrations.values().filter(over);
         keys.map(|r| (r.id.clone(), r.agent.clone())).take(MAX_REGISTRATIONS_AT_ONCE).collect()
     }

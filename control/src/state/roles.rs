@@ -8,6 +8,7 @@
 //! keys are in other hands.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use hanse_identity::name::MemberRole;
 use hanse_identity::token::Admits;
@@ -155,7 +156,7 @@ impl State {
     }
 
     fn holder_on(&self, agent: &NodeName) -> Option<&Registration> {
-        let mut here = self.private.registrations.values().filter(|r| r.agent.covers(agent));
+        let mut here = self.private.registrations.values().map(Arc::as_ref).filter(|r| r.agent.covers(agent));
         here.find(|r| r.downstream || self.is_named(&r.id))
     }
 }

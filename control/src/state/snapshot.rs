@@ -12,6 +12,8 @@ pub const FORMAT: u32 = 1;
 const MAGIC: &str = "hanse-state";
 /// Longest first line.
 const MAX_HEADER_BYTES: usize = 128;
+/// SHA-256 in hex.
+const DIGEST_DIGITS: usize = 64;
 
 /// Why bytes are not a State.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,9 +30,14 @@ pub enum SnapshotError {
 
 /// Writes a State.
 pub fn encode(state: &State) -> Bytes {
-    let json = serde_json::to_vec(state).expect("a State has string keys and no failing serialisers");
-    let mut bytes = format!("{MAGIC} {FORMAT} {}\n", digest(&json)).into_bytes();
-    bytes.extend_from_slice(&json);
+    let header = |digest: &str| format!("{MAGIC} {FORMAT} {digest}\n").into_bytes();
+    // The room for the header first: a large State is not copied to put one before it.
+    let mut bytes = header(&"0".repeat(DIGEST_DIGITS));
+    let start = bytes.len();
+    serde_json::to_writer(&mut bytes, state).expect("a State has string keys and no failing serialisers");
+    let header = header(&digest(&bytes[start..]));
+    bytes[..start].copy_from_slice(&header);
+    bytes.shrink_to_fit();
     bytes.into()
 }
 
@@ -67,7 +74,7 @@ fn body(bytes: &[u8]) -> Result<&[u8], SnapshotError> {
 fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    let mut hex = String::with_capacity(64);
+    let mut hex = String::with_capacity(DIGEST_DIGITS);
     for byte in digest.as_ref() {
         write!(hex, "{byte:02x}").expect("writing to a String does not fail");
     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use hanse_federation::Change;
 use hanse_federation::stranger::{Federation, Freshness, MAX_ROOTS_BYTES, Profile, Stranger, compare};
@@ -99,8 +100,9 @@ impl State {
                 Vec::new()
             }
             Some(Dependents::Dissociate) => {
-                for registration in self.private.registrations.values_mut() {
-                    registration.federates_with.remove(trust_domain);
+                let names = |r: &&mut Arc<Registration>| r.federates_with.contains(trust_domain);
+                for registration in self.private.registrations.values_mut().filter(names) {
+                    Arc::make_mut(registration).federates_with.remove(trust_domain);
                 }
                 Vec::new()
             }
@@ -111,7 +113,8 @@ impl State {
     }
 
     fn federating_with(&self, trust_domain: &TrustDomain) -> impl Iterator<Item = &Registration> {
-        self.private.registrations.values().filter(|r| r.federates_with.contains(trust_domain))
+        let all = self.private.registrations.values().map(Arc::as_ref);
+        all.filter(|r| r.federates_with.contains(trust_domain))
     }
 
     fn check_nobody_federates_with(&self, trust_domain: &TrustDomain) -> Result<(), Refusal> {

@@ -70,7 +70,7 @@ impl Log {
         if outcome.result.is_err() || outcome.result == Ok(Answer::Already) {
             assert!(changes.is_empty());
             let without = |s: &State| Private {
-                remembered: VecDeque::new(),
+                remembered: Shared::default(),
                 audit: audit::AuditTrail::default(),
                 ..s.private.clone()
             };

@@ -1,12 +1,13 @@
 //! Attestation: what the kernel says about the process at the other end of a Unix socket.
 //!
 //! Owns `Caller` (user, groups, process, executable, unit) and the way from a peer's credentials to it. The caller
-//! itself is never asked anything. Everything here blocks; `io::socket` runs it off the runtime. What is read where:
-//! `executables` (digests), `names` (the host's tables of users and groups), `process` (`/proc`, pidfd).
+//! itself is never asked anything. Everything here blocks; `io::socket` and `io::hashing` run it off the runtime. What is
+//! read where: `executables` (digests), `names` (the host's tables of users and groups), `process` (`/proc`, pidfd).
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hanse_identity::Selector;
 use serde::Serialize;
@@ -15,7 +16,9 @@ mod executables;
 mod names;
 mod process;
 
-pub use executables::{Executables, MAX_EXECUTABLE_BYTES, MAX_HASH_TIME, MAX_REMEMBERED_EXECUTABLES};
+pub use executables::{
+    Executable, Executables, MAX_EXECUTABLE_BYTES, MAX_HASH_TIME, MAX_REMEMBERED_EXECUTABLES,
+};
 pub use names::{MAX_TABLE_BYTES, NameTable};
 
 /// Supplementary groups that are looked at, lowest first; a process in more of them shows only these.
@@ -45,8 +48,8 @@ pub struct Caller {
     /// Absolute path of the executable; `None` if it cannot be read, if the file has been deleted or replaced, or if
     /// this agent sees another file under that path.
     pub path: Option<String>,
-    /// Lower-case hex of the executable's SHA-256; `None` if it cannot be read or is too large.
-    pub sha256: Option<String>,
+    /// What it runs; `None` if that cannot be looked at.
+    pub executable: Option<Arc<Executable>>,
     /// `NAME.service` or `NAME.scope`; `None` where systemd does not run the host, or runs it outside of any.
     pub unit: Option<String>,
 }
@@ -101,7 +104,19 @@ impl Default for Attestor {
 }
 
 impl Caller {
-    /// Everything that is known of the caller, in the form that registrations ask for.
+    /// Lower-case hex of the executable's SHA-256; `None` until `hash_executable` has found it.
+    pub fn sha256(&self) -> Option<&str> {
+        self.executable.as_ref()?.digest()
+    }
+
+    /// Reads the executable for its digest. What the process has become since it was attested is not taken for it.
+    pub fn hash_executable(&self) {
+        if let Some(executable) = &self.executable {
+            executable.hash(&executable_path(self.process.pid));
+        }
+    }
+
+    /// Everything that is known of the caller by now, in the form that registrations ask for.
     pub fn selectors(&self) -> BTreeSet<Selector> {
         let mut all = BTreeSet::from([Selector::Uid(self.uid), Selector::Gid(self.gid)]);
         all.extend(self.supplementary_gids.iter().copied().map(Selector::SupplementaryGid));
@@ -109,7 +124,7 @@ impl Caller {
         all.extend(self.group.clone().map(Selector::Group));
         all.extend(self.supplementary_groups.iter().cloned().map(Selector::SupplementaryGroup));
         all.extend(self.path.clone().map(Selector::Path));
-        all.extend(self.sha256.clone().map(Selector::Sha256));
+        all.extend(self.sha256().map(|digest| Selector::Sha256(digest.to_owned())));
         all.extend(self.unit.clone().map(Selector::SystemdUnit));
         all
     }
@@ -134,7 +149,7 @@ impl Attestor {
             return Err(AttestError::UserChanged { pid });
         }
         let link = process::executable_link(pid);
-        let sha256 = self.executables.digest(Path::new(&format!("/proc/{pid}/exe")));
+        let executable = self.executables.at(&executable_path(pid));
         let path = link.clone().filter(|path| process::is_executable_of(pid, path));
         let unit = process::unit(pid);
         if process::executable_link(pid) != link {
@@ -157,10 +172,15 @@ impl Attestor {
             supplementary_groups: groups.iter().filter_map(|gid| self.groups.name(*gid)).collect(),
             supplementary_gids: credentials.supplementary,
             path,
-            sha256,
+            executable,
             unit,
         })
     }
+}
+
+/// The executable itself, whatever there is under its name by now.
+fn executable_path(pid: u32) -> PathBuf {
+    Path::new("/proc").join(pid.to_string()).join("exe")
 }
 
 #[cfg(test)]

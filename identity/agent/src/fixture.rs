@@ -97,7 +97,7 @@ pub fn caller() -> Caller {
         group: None,
         supplementary_groups: BTreeSet::new(),
         path: Some("/usr/bin/reviews".to_owned()),
-        sha256: None,
+        executable: None,
         unit: None,
     }
 }

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod control_link;
 pub mod dial;
+pub mod hashing;
 pub mod host;
 pub mod join;
 pub mod jwt;

@@ -51,6 +51,16 @@ pub enum Denial {
     NotAnId(String),
 }
 
+/// Whether the digest of the caller's executable, which nobody has read, could give it something.
+pub fn digest_decides(state: &AgentState, evidence: &Evidence) -> bool {
+    let is_digest = |s: &&Selector| matches!(s, Selector::Sha256(_));
+    !evidence.selectors.iter().any(|s| is_digest(&s))
+        && state.registrations.iter().filter(|r| r.agent.covers(&evidence.agent)).any(|r| {
+            let (digests, others): (Vec<_>, Vec<_>) = r.selectors.iter().partition(is_digest);
+            !digests.is_empty() && others.into_iter().all(|s| evidence.selectors.contains(s))
+        })
+}
+
 /// What an SDS name asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {

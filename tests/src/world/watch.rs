@@ -269,7 +269,7 @@ impl World {
         }
         // In the World every proxy is its own agent.
         let evidence = Evidence { agent: agent.clone(), selectors: BTreeSet::from([Selector::Uid(1000)]) };
-        let registrations = state.private.registrations.values();
+        let registrations = state.registrations_of(&identity);
         let trust_domain = &state.view.trust_domain;
         let ticket = grant(trust_domain, registrations, &state.view.revocations, &evidence, &identity);
         let Ok(ticket) = ticket else { return };
@@ -288,7 +288,7 @@ impl World {
         let revision = state.view.revision.0;
         self.ledger.issued(self.now, at, &self.clusters[at.cluster].nodes[at.index].name, revision, &svid);
         let record = IssuedRecord {
-            svid: IssuedSvid {
+            svid: Arc::new(IssuedSvid {
                 serial: svid.facts.serial.clone(),
                 id: svid.facts.id.clone(),
                 key: svid.facts.key_id,
@@ -298,7 +298,7 @@ impl World {
                 issued: Some(clock),
                 not_after: svid.facts.not_after,
                 downstream: false,
-            },
+            }),
             granted: revision,
             handed_out: false,
         };

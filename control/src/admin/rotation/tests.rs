@@ -146,7 +146,7 @@ fn a_host_that_is_not_heard_is_waited_for_as_long_as_its_svids_live() {
         not_after: NOW + Duration::from_secs(60),
         downstream: false,
     };
-    let records = vec![IssuedRecord { svid, granted: 1, handed_out: false }];
+    let records = vec![IssuedRecord { svid: svid.into(), granted: 1, handed_out: false }];
     let command = crate::command::Command::Issued { records };
     let (actor, certificate) = (String::new(), None);
     state.apply(2, &crate::command::Proposal { id: 2, actor, certificate, now: NOW, command });
@@ -243,7 +243,7 @@ fn a_nested_issuer_is_waited_for_by_name_and_its_agent_is_not() {
         not_after: NOW + Duration::from_secs(60),
         downstream: true,
     };
-    let record = Box::new(IssuedRecord { svid, granted: 1, handed_out: false });
+    let record = Box::new(IssuedRecord { svid: svid.into(), granted: 1, handed_out: false });
     let commands = [
         crate::command::Command::WorkloadRegister { registration },
         crate::command::Command::DownstreamIssued { record },

@@ -33,8 +33,7 @@ pub async fn list(call: Call, request: IdentityListRequest) -> Result<IdentityLi
         .filter(|item| request.of.as_ref().is_none_or(|text| item.is_meant_by(text)))
         .filter(|item| !request.revoked || item.revoked.is_some())
         .collect();
-    // The index gives those that end last first.
-    items.reverse();
+    items.sort_by(|one, other| (one.not_after, &one.serial).cmp(&(other.not_after, &other.serial)));
     let limit = request.limit.unwrap_or(IDENTITY_PAGE).clamp(1, MAX_IDENTITY_PAGE);
     let more = items.len().saturating_sub(limit);
     items.truncate(limit);

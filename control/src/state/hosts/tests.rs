@@ -73,7 +73,7 @@ impl Log {
             not_after: self.now + DAY,
             downstream: false,
         };
-        let record = IssuedRecord { svid, granted: self.index, handed_out: false };
+        let record = IssuedRecord { svid: svid.into(), granted: self.index, handed_out: false };
         self.run(Command::Issued { records: vec![record] }).unwrap();
     }
 

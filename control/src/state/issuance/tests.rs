@@ -85,7 +85,7 @@ impl Cluster {
             not_after: self.now + HOUR,
             downstream: false,
         };
-        IssuedRecord { svid, granted: self.state.view.revision.0, handed_out: false }
+        IssuedRecord { svid: svid.into(), granted: self.state.view.revision.0, handed_out: false }
     }
 }
 
@@ -194,13 +194,15 @@ fn a_host_that_has_svids_issued_without_end_can_still_be_banned_with_all_of_them
     let one = cluster.record(1, REVIEWS, "host-1");
     for number in 0..MAX_SERIALS as u32 {
         let serial = Serial::new(&(number + 1).to_be_bytes()).unwrap();
-        cluster.state.private.issued.insert(IssuedSvid { serial, ..one.svid.clone() });
+        let svid = IssuedSvid { serial, ..IssuedSvid::clone(&one.svid) };
+        cluster.state.private.issued.insert(Arc::new(svid));
     }
     let name: NodeName = "host-1".parse().unwrap();
     assert_eq!(cluster.state.private.issued.of_agent(&name), MAX_SERIALS);
     let numbered = |number: u8, record: IssuedRecord| {
         let serial = Serial::new(&[number; 8]).unwrap();
-        IssuedRecord { svid: IssuedSvid { serial, ..record.svid }, ..record }
+        let svid = Arc::new(IssuedSvid { serial, ..IssuedSvid::clone(&record.svid) });
+        IssuedRecord { svid, ..record }
     };
     let elsewhere = numbered(9, cluster.record(1, REVIEWS, "host-2"));
     let refused = cluster.issue(vec![numbered(7, one), elsewhere]);
@@ -225,16 +227,58 @@ fn an_intermediate_is_in_a_list_that_is_full_whatever_else_the_identity_has() {
     let one = cluster.record(1, REVIEWS, "host-1").svid;
     for number in 0..=MAX_SERIALS as u32 {
         let serial = Serial::new(&(number + 1).to_be_bytes()).unwrap();
-        cluster.state.private.issued.insert(IssuedSvid { serial, ..one.clone() });
+        let svid = IssuedSvid { serial, ..IssuedSvid::clone(&one) };
+        cluster.state.private.issued.insert(Arc::new(svid));
     }
     let serial = Serial::new(&[9; 8]).unwrap();
     let (not_after, downstream) = (NOW + HOUR / 2, true);
-    let intermediate = IssuedSvid { serial: serial.clone(), not_after, downstream, ..one };
-    cluster.state.private.issued.insert(intermediate);
+    let svid = IssuedSvid::clone(&one);
+    let intermediate = IssuedSvid { serial: serial.clone(), not_after, downstream, ..svid };
+    cluster.state.private.issued.insert(Arc::new(intermediate));
     // It ends before all of the others, and they alone would fill the list.
     let of_name = cluster.revoke(identity(REVIEWS), Reason::KeyCompromise, false);
     assert_eq!(of_name.serials.len(), MAX_SERIALS);
     assert!(of_name.serials.contains(&serial));
+}
+
+#[test]
+fn a_state_that_somebody_reads_is_not_copied_for_a_record() {
+    let mut cluster = Cluster::new();
+    for number in 0..=255 {
+        let mut record = cluster.record(1, REVIEWS, "host-1");
+        Arc::make_mut(&mut record.svid).serial = Serial::new(&[7, number]).unwrap();
+        cluster.issue(vec![record]);
+    }
+    assert_eq!(cluster.state.private.issued.len(), 256);
+    let read = cluster.state.clone();
+    let records = [3, 9, 12].map(|n| cluster.record(n, REVIEWS, "host-1"));
+    cluster.issue(records.into());
+    let (old, new) = (&read.private, &cluster.state.private);
+    let parts = old.issued.parts.iter().zip(&new.issued.parts);
+    assert_eq!(parts.filter(|(old, new)| !old.is(new)).count(), 3, "of {PARTS}");
+    assert!(old.registrations.is(&new.registrations) && old.remembered.is(&new.remembered));
+    assert_eq!((old.issued.len(), new.issued.len()), (256, 259), "who reads sees what was");
+    // Pruning where nothing has ended copies nothing either.
+    let read = cluster.state.clone();
+    cluster.issue(Vec::new());
+    let parts = read.private.issued.parts.iter().zip(&cluster.state.private.issued.parts);
+    assert!(parts.into_iter().all(|(old, new)| old.is(new)));
+}
+
+#[test]
+fn where_the_index_is_full_those_that_end_first_go() {
+    let cluster = Cluster::new();
+    let mut issued = Issuance::default();
+    for (number, minutes) in [(1, 50), (2, 10), (3, 40), (4, 30), (5, 20)] {
+        let mut record = cluster.record(number, REVIEWS, "host-1");
+        Arc::make_mut(&mut record.svid).not_after = NOW + Duration::from_secs(60 * minutes);
+        issued.insert(record.svid);
+    }
+    issued.keep(3);
+    let kept: Vec<u8> = issued.sorted().iter().map(|svid| svid.serial.as_bytes()[0]).collect();
+    assert_eq!((issued.len(), kept), (3, vec![1, 3, 4]));
+    issued.keep(0);
+    assert_eq!(issued, Issuance::default());
 }
 
 #[test]

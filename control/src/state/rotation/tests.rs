@@ -136,7 +136,7 @@ impl Cluster {
             not_after: self.now + HOUR,
             downstream: false,
         };
-        let record = IssuedRecord { svid, granted: self.state.view.revision.0, handed_out };
+        let record = IssuedRecord { svid: svid.into(), granted: self.state.view.revision.0, handed_out };
         match self.apply(Command::Issued { records: vec![record] }) {
             Ok(Answer::Issued { refused }) => refused,
             other => panic!("{other:?}"),
@@ -523,7 +523,8 @@ fn nested(east: &mut Cluster, serial: u8, authority: &KeyId) {
         not_after: east.now + HOUR,
         downstream: true,
     };
-    let record = Box::new(IssuedRecord { svid, granted: east.state.view.revision.0, handed_out: false });
+    let record =
+        Box::new(IssuedRecord { svid: svid.into(), granted: east.state.view.revision.0, handed_out: false });
     east.done(Command::DownstreamIssued { record });
 }
 
@@ -588,6 +589,7 @@ fn a_revoked_authority_takes_its_intermediates_along_and_signs_no_more_of_them()
         serial: Serial::from_random([9; 16]),
         ..east.state.private.issued.downstream(NOW).next().unwrap().clone()
     };
-    let record = Box::new(IssuedRecord { svid, granted: east.state.view.revision.0, handed_out: false });
+    let record =
+        Box::new(IssuedRecord { svid: svid.into(), granted: east.state.view.revision.0, handed_out: false });
     assert!(east.refused(Command::DownstreamIssued { record }).contains("revoked"));
 }

@@ -38,7 +38,7 @@ fn record(log: &Log, number: u8, host: &str) -> IssuedRecord {
         not_after: log.now + HOUR,
         downstream: true,
     };
-    IssuedRecord { svid, granted: log.state.view.revision.0, handed_out: false }
+    IssuedRecord { svid: svid.into(), granted: log.state.view.revision.0, handed_out: false }
 }
 
 fn issued(record: IssuedRecord) -> Command {
@@ -64,7 +64,7 @@ fn an_intermediate_is_recorded_for_whom_a_registration_says_downstream_where_its
     let good = record(&log, 1, "host-1");
     log.done(issued(good.clone()));
     let rows: Vec<_> = log.state.private.issued.downstream(NOW).collect();
-    assert_eq!(rows, [&good.svid]);
+    assert_eq!(rows, [&*good.svid]);
     assert_eq!(snapshot::decode(&snapshot::encode(&log.state)).unwrap(), log.state);
     let row = log.state.private.audit.newest().next().unwrap();
     assert_eq!(row.kind, "downstream-issue");
@@ -73,11 +73,11 @@ fn an_intermediate_is_recorded_for_whom_a_registration_says_downstream_where_its
     let elsewhere = record(&log, 2, "host-2");
     log.not_allowed(issued(elsewhere));
     let mut of_another = record(&log, 2, "host-1");
-    of_another.svid.id = id(REVIEWS);
+    Arc::make_mut(&mut of_another.svid).id = id(REVIEWS);
     log.not_allowed(issued(of_another));
     // It is no SVID, and an SVID is not this.
     let mut plain = record(&log, 2, "host-1");
-    plain.svid.downstream = false;
+    Arc::make_mut(&mut plain.svid).downstream = false;
     log.invalid(issued(plain));
     let batch = Command::Issued { records: vec![record(&log, 2, "host-1")] };
     log.invalid(batch);
@@ -188,7 +188,7 @@ fn one_workload_does_not_fill_the_index() {
     let mut log = log();
     for number in 0..MAX_DOWNSTREAM {
         let mut next = record(&log, 1, "host-1");
-        next.svid.serial = Serial::new(&[1, (number >> 8) as u8, number as u8]).unwrap();
+        Arc::make_mut(&mut next.svid).serial = Serial::new(&[1, (number >> 8) as u8, number as u8]).unwrap();
         log.done(issued(next));
     }
     let more = record(&log, 2, "host-1");

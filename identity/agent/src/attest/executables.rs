@@ -1,27 +1,37 @@
-//! Digests of executables, remembered by what identifies a file's content without reading it.
+//! Executables, known by what identifies a file's content without reading it. The content is read, for its digest, only
+//! when that decides what a caller may have: a large one takes a while, and most registrations ask for no digest.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use hanse_identity::wire::to_hex;
 
-/// Executables whose digest is remembered; the one that was looked at longest ago is forgotten first.
+/// Executables that are remembered; the one that was looked at longest ago is forgotten first.
 pub const MAX_REMEMBERED_EXECUTABLES: usize = 256;
 /// Largest executable that is hashed, in bytes; a larger one has no `sha256` selector.
 pub const MAX_EXECUTABLE_BYTES: u64 = 4 << 30;
 /// Longest time that hashing one executable may take; one that takes longer has no `sha256` selector this time.
 pub const MAX_HASH_TIME: Duration = Duration::from_secs(15);
 
-/// Digests of executables by what identifies their content without reading it.
+/// Executables that somebody runs, or ran a while ago.
 #[derive(Debug, Default)]
 pub struct Executables {
-    pub(super) known: Mutex<VecDeque<(FileStamp, String)>>,
+    pub(super) known: Mutex<VecDeque<Arc<Executable>>>,
+}
+
+/// One content of an executable, shared by all who run it.
+#[derive(Debug)]
+pub struct Executable {
+    stamp: FileStamp,
+    digest: OnceLock<String>,
+    /// Held while the file is read, so that it is read once.
+    reading: Mutex<()>,
 }
 
 /// Changes whenever the content of a file may have (ctime cannot be set by the file's owner, mtime can).
@@ -35,28 +45,60 @@ pub(super) struct FileStamp {
 }
 
 impl Executables {
-    /// SHA-256 of the file, from memory if it has not changed since it was read.
-    pub fn digest(&self, path: &Path) -> Option<String> {
-        self.digest_within(path, MAX_EXECUTABLE_BYTES, MAX_HASH_TIME)
+    /// What is behind that path now. Nothing is read.
+    pub fn at(&self, path: &Path) -> Option<Arc<Executable>> {
+        let stamp = FileStamp::of(&File::open(path).ok()?)?;
+        let mut known = self.known.lock().expect("no holder of this lock panics");
+        let position = known.iter().position(|executable| executable.stamp == stamp);
+        let executable = match position.and_then(|at| known.remove(at)) {
+            Some(executable) => executable,
+            None => Arc::new(Executable { stamp, digest: OnceLock::new(), reading: Mutex::default() }),
+        };
+        if known.len() >= MAX_REMEMBERED_EXECUTABLES {
+            known.pop_front();
+        }
+        known.push_back(Arc::clone(&executable));
+        Some(executable)
+    }
+}
+
+impl Executable {
+    /// Lower-case hex of the SHA-256 of its content, if it has been read.
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.get().map(String::as_str)
     }
 
-    /// As `digest`, of a file of at most `max_bytes`, if it can be read within `time`.
-    pub(super) fn digest_within(&self, path: &Path, max_bytes: u64, time: Duration) -> Option<String> {
+    /// Reads it, unless somebody has, from a path behind which it was found. Whatever else is there by now is not taken
+    /// for it.
+    pub fn hash(&self, path: &Path) -> Option<&str> {
+        self.hash_within(path, MAX_EXECUTABLE_BYTES, MAX_HASH_TIME)
+    }
+
+    /// As `hash`, of a file of at most `max_bytes`, if it can be read within `time`.
+    pub(super) fn hash_within(&self, path: &Path, max_bytes: u64, time: Duration) -> Option<&str> {
+        let _reading = self.reading.lock().expect("no holder of this lock panics");
+        if self.digest.get().is_none() {
+            let digest = self.read(path, max_bytes, time)?;
+            return Some(self.digest.get_or_init(|| digest));
+        }
+        self.digest()
+    }
+
+    fn read(&self, path: &Path, max_bytes: u64, time: Duration) -> Option<String> {
         let began = Instant::now();
-        let mut file = File::open(path).ok()?;
-        let stamp = FileStamp::of(&file)?;
-        if stamp.size > max_bytes {
-            tracing::warn!(bytes = stamp.size, "an executable is too large to be hashed");
+        let bytes = self.stamp.size;
+        if bytes > max_bytes {
+            tracing::warn!(bytes, "an executable is too large to be hashed");
             return None;
         }
-        if let Some(known) = self.recall(&stamp) {
-            return Some(known);
-        }
+        let mut file = File::open(path).ok()?;
+        let unchanged = |file: &File| (FileStamp::of(file)? == self.stamp).then_some(());
+        unchanged(&file)?;
         let mut context = digest::Context::new(&digest::SHA256);
         let mut buffer = vec![0; 1 << 16];
         loop {
             if began.elapsed() >= time {
-                tracing::warn!(bytes = stamp.size, "hashing an executable took too long");
+                tracing::warn!(bytes, "hashing an executable took too long");
                 return None;
             }
             match file.read(&mut buffer).ok()? {
@@ -64,32 +106,20 @@ impl Executables {
                 n => context.update(&buffer[..n]),
             }
         }
-        let hex = to_hex(context.finish().as_ref());
         // A file that changed while it was read has no digest worth remembering, or worth vouching for.
-        if FileStamp::of(&file)? != stamp {
-            return None;
-        }
-        self.remember(stamp, hex.clone());
-        Some(hex)
-    }
-
-    fn recall(&self, stamp: &FileStamp) -> Option<String> {
-        let mut known = self.known.lock().expect("no holder of this lock panics");
-        let position = known.iter().position(|(s, _)| s == stamp)?;
-        let entry = known.remove(position)?;
-        known.push_back(entry.clone());
-        Some(entry.1)
-    }
-
-    fn remember(&self, stamp: FileStamp, hex: String) {
-        let mut known = self.known.lock().expect("no holder of this lock panics");
-        known.retain(|(s, _)| *s != stamp);
-        if known.len() >= MAX_REMEMBERED_EXECUTABLES {
-            known.pop_front();
-        }
-        known.push_back((stamp, hex));
+        unchanged(&file)?;
+        Some(to_hex(context.finish().as_ref()))
     }
 }
+
+/// The same content.
+impl PartialEq for Executable {
+    fn eq(&self, other: &Self) -> bool {
+        self.stamp == other.stamp
+    }
+}
+
+impl Eq for Executable {}
 
 impl FileStamp {
     pub(super) fn of(file: &File) -> Option<Self> {

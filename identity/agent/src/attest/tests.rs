@@ -52,7 +52,11 @@ fn attests_this_process_over_a_real_socket() {
     assert_eq!(caller.process.pid, std::process::id());
     assert_eq!((caller.uid, caller.gid), own_ids());
     assert_eq!(caller.path.as_deref(), exe.to_str());
-    assert_eq!(caller.sha256, Some(sha256_of(&exe)));
+    assert_eq!(caller.sha256(), None, "nobody has asked for it");
+    assert!(!caller.selectors().iter().any(|s| matches!(s, Selector::Sha256(_))));
+    caller.hash_executable();
+    assert_eq!(caller.sha256(), Some(sha256_of(&exe).as_str()));
+    assert!(caller.selectors().contains(&Selector::Sha256(sha256_of(&exe))));
     let path = Selector::Path(exe.to_str().unwrap().to_owned());
     assert!(caller.selectors().contains(&path));
     assert!(caller.selectors().contains(&Selector::Uid(caller.uid)));
@@ -72,8 +76,9 @@ fn a_deleted_executable_has_no_path_but_a_digest() {
 
     let caller = Attestor::default().attest(&peer_of(child.0.id())).unwrap();
 
+    caller.hash_executable();
     assert_eq!(caller.path, None);
-    assert_eq!(caller.sha256, Some(digest));
+    assert_eq!(caller.sha256(), Some(digest.as_str()));
 }
 
 #[test]
@@ -105,15 +110,19 @@ fn a_changed_file_is_hashed_again_and_the_memory_is_bounded() {
     let path = dir.path().join("f");
     let executables = Executables::default();
     std::fs::write(&path, "one").unwrap();
-    let first = executables.digest(&path).unwrap();
-    assert_eq!(executables.digest(&path), Some(first.clone()));
+    let first = executables.at(&path).unwrap();
+    let digest = first.hash(&path).unwrap();
+    assert_eq!(executables.at(&path).unwrap().digest(), Some(digest), "known to everyone who runs it");
     assert_eq!(executables.known.lock().unwrap().len(), 1);
     std::fs::write(&path, "longer than one").unwrap();
-    assert_ne!(executables.digest(&path), Some(first));
+    let second = executables.at(&path).unwrap();
+    assert_ne!(second, first);
+    assert_eq!(second.digest(), None);
+    assert_ne!(second.hash(&path), Some(digest));
     for n in 0..MAX_REMEMBERED_EXECUTABLES + 10 {
         let path = dir.path().join(n.to_string());
         std::fs::write(&path, n.to_string()).unwrap();
-        executables.digest(&path).unwrap();
+        executables.at(&path).unwrap();
     }
     assert_eq!(executables.known.lock().unwrap().len(), MAX_REMEMBERED_EXECUTABLES);
 }
@@ -123,12 +132,25 @@ fn hashing_is_bounded_in_size_and_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f");
     std::fs::write(&path, "0123456789").unwrap();
-    let executables = Executables::default();
+    let executable = Executables::default().at(&path).unwrap();
     let minute = Duration::from_secs(60);
-    assert_eq!(executables.digest_within(&path, 9, minute), None);
-    assert_eq!(executables.digest_within(&path, 10, Duration::ZERO), None);
-    assert_eq!(executables.digest_within(&path, 10, minute), Some(sha256_of(&path)));
-    assert_eq!(executables.digest(dir.path()), None, "a directory has no content");
+    assert_eq!(executable.hash_within(&path, 9, minute), None);
+    assert_eq!(executable.hash_within(&path, 10, Duration::ZERO), None);
+    assert_eq!(executable.hash_within(&path, 10, minute), Some(sha256_of(&path).as_str()));
+    let directory = Executables::default().at(dir.path()).unwrap();
+    assert_eq!(directory.hash(dir.path()), None, "a directory has no content");
+}
+
+#[test]
+fn what_has_taken_the_place_of_an_executable_is_not_taken_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, other) = (dir.path().join("f"), dir.path().join("g"));
+    std::fs::write(&path, "one").unwrap();
+    std::fs::write(&other, "two").unwrap();
+    let executable = Executables::default().at(&path).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    assert_eq!(executable.hash(&path), None);
+    assert_eq!(executable.digest(), None);
 }
 
 /// A file that is renamed over the running one: what runs is the old one, and the path is the new one's.
@@ -141,13 +163,15 @@ fn a_replaced_executable_has_no_path_and_the_digest_of_what_runs() {
     let child = Running(Command::new(&running).arg("600").stdout(Stdio::null()).spawn().unwrap());
     let attestor = Attestor::default();
     let before = attestor.attest(&peer_of(child.0.id())).unwrap();
+    before.hash_executable();
     assert_eq!(before.path.as_deref(), running.to_str());
 
     std::fs::rename(&new, &running).unwrap();
 
     let after = attestor.attest(&peer_of(child.0.id())).unwrap();
-    assert_eq!((after.path, after.sha256.clone()), (None, before.sha256));
-    assert_ne!(after.sha256, Some(sha256_of(&running)));
+    after.hash_executable();
+    assert_eq!((&after.path, after.sha256()), (&None, before.sha256()));
+    assert!(after.sha256().is_some_and(|digest| digest != sha256_of(&running)));
 }
 
 /// Every kind of selector against a process of which each is known: it is given its identity by what is so and by
@@ -181,6 +205,7 @@ fn the_whole_matrix_of_selectors() {
     let mut caller = attestor.attest(&peer_of(child.0.id())).unwrap();
     // Not every host is run by systemd; `process` has the tests of reading it.
     caller.unit = Some("app.service".to_owned());
+    caller.hash_executable();
 
     let digest = sha256_of(&app);
     let path = app.to_str().unwrap();
@@ -285,7 +310,8 @@ fn a_caller_that_ends_is_never_taken_for_another() {
     let attestor = Attestor::default();
     let own = sha256_of(&std::env::current_exe().unwrap());
     // Known before the race, so that the rounds are short.
-    attestor.executables.digest(&std::env::current_exe().unwrap());
+    let exe = std::env::current_exe().unwrap();
+    attestor.executables.at(&exe).unwrap().hash(&exe).unwrap();
     let (mut attested, mut refused) = (0, 0);
     for round in 0..ROUNDS {
         let mut child = child_that_connects(&dir.path().join("s"), false);
@@ -309,7 +335,7 @@ fn a_caller_that_ends_is_never_taken_for_another() {
             Ok(caller) => {
                 assert_eq!(Some(i32::try_from(caller.process.pid).unwrap()), peer.pid);
                 // A process that has ended and was not waited for has no executable any more.
-                assert!(caller.sha256.is_none_or(|sha256| sha256 == own), "another process was attested");
+                assert!(caller.sha256().is_none_or(|sha256| sha256 == own), "another process was attested");
                 attested += 1;
             }
             Err(AttestError::Timeout | AttestError::NoPid) => panic!("neither is so"),

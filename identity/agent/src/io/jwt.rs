@@ -97,7 +97,7 @@ impl JwtDesk {
 async fn check(session: &mut Session, id: &SpiffeId, token: &str, audience: &str) -> Result<(), Status> {
     let checking = async {
         loop {
-            let ground = session.ground()?;
+            let ground = session.ground().await?;
             let believed = session.standing(&ground)?.validate_jwt(token, audience, now());
             match believed {
                 Ok(valid) if valid.id == *id => return Ok(()),

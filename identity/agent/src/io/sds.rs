@@ -72,7 +72,7 @@ impl SecretDiscoveryService for Sds {
         heard(conversation.hear(&request.into_inner()))?;
         let give_up = Instant::now() + FETCH_TIMEOUT;
         loop {
-            let secrets = gather(&mut session, &conversation)?;
+            let secrets = gather(&mut session, &conversation).await?;
             if secrets.ready.len() == conversation.names().len() {
                 let versions: Vec<String> = secrets.ready.values().map(version_of).collect();
                 return Ok(Response::new(DiscoveryResponse {
@@ -102,7 +102,7 @@ async fn converse<C: Conversation>(
     let mut rate = RequestRate::new(now());
     let mut answer_by: Option<Instant> = None;
     loop {
-        let Secrets { ready, missing, revision } = gather(&mut session, &conversation)?;
+        let Secrets { ready, missing, revision } = gather(&mut session, &conversation).await?;
         if let Some(response) = conversation.answer(ready, &missing)
             && send(&client, Ok(response)).await.is_err()
         {
@@ -152,8 +152,8 @@ struct Secrets {
     revision: u64,
 }
 
-fn gather<C: Conversation>(session: &mut Session, conversation: &C) -> Result<Secrets, Status> {
-    let ground = session.ground()?;
+async fn gather<C: Conversation>(session: &mut Session, conversation: &C) -> Result<Secrets, Status> {
+    let ground = session.ground().await?;
     let standing = session.standing(&ground)?;
     let mut wanted: BTreeMap<&String, Wanted> = BTreeMap::new();
     let mut missing = BTreeSet::new();

@@ -33,6 +33,8 @@ pub struct Session {
     pub shared: Arc<Shared>,
     pub caller: Arc<Caller>,
     pub evidence: Evidence,
+    /// Its executable has been read for this session, or could not be.
+    hashed: bool,
     view: watch::Receiver<View>,
     shutdown: watch::Receiver<bool>,
     leases: BTreeMap<SpiffeId, Lease>,
@@ -84,12 +86,22 @@ impl Session {
         let ticket = shared.streams.open(kind, caller.process, caller.uid, revision);
         let ticket = ticket.map_err(|full| Status::resource_exhausted(full.to_string()))?;
         let (shared, shutdown) = (Arc::clone(shared), shared.shutdown.clone());
-        Ok(Self { shared, caller, evidence, view, shutdown, leases: BTreeMap::new(), ticket })
+        let leases = BTreeMap::new();
+        let mut session = Self { shared, caller, evidence, hashed: false, view, shutdown, leases, ticket };
+        session.ground().await?;
+        session.view.mark_changed();
+        Ok(session)
     }
 
-    /// The state to decide from; `changed` waits for a newer one.
-    pub fn ground(&mut self) -> Result<Ground, Status> {
-        Ground::of(&self.view.borrow_and_update())
+    /// The state to decide from, with all the evidence that this takes; `changed` waits for a newer one.
+    pub async fn ground(&mut self) -> Result<Ground, Status> {
+        let ground = Ground::of(&self.view.borrow_and_update())?;
+        if !self.hashed {
+            let hashing = self.shared.svids.hashing();
+            self.hashed = hashing.look(&ground.state, &self.evidence, &self.caller).await;
+            self.evidence.selectors = self.caller.selectors();
+        }
+        Ok(ground)
     }
 
     /// As `ground`, without having seen it.

@@ -27,9 +27,9 @@ pub const MAX_CALLERS: usize = 4096;
 pub const MAX_CALLERS_PER_USER: usize = MAX_CALLERS / 2;
 /// Attested connections that wait for the server to take them.
 const MAX_WAITING: usize = 64;
-/// Executables that are hashed at once.
+/// Callers that are looked at at once.
 const MAX_ATTESTING: usize = 8;
-/// How long attestation may take; a large executable on a cold disk is slow.
+/// How long attestation may take.
 const ATTEST_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause after a failed accept (no descriptors left), so that it is not retried at full speed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -188,7 +188,7 @@ impl Drop for Share {
 }
 
 impl Door {
-    /// Attests in a task of its own: one slow executable does not keep others waiting at the door.
+    /// Attests in a task of its own: one slow look does not keep others waiting at the door.
     fn admit(self: &Arc<Self>, stream: UnixStream, ready: &mpsc::Sender<io::Result<Connection>>) {
         let Ok(permit) = Arc::clone(&self.callers).try_acquire_owned() else {
             self.metrics.connections_refused.inc();

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::hashing::Hashing;
 use super::telemetry::Metrics;
 use super::{View, jitter, now, stopped};
 use crate::attest::{Caller, Process};
@@ -107,6 +108,7 @@ struct Inner {
     view: watch::Receiver<View>,
     shutdown: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
+    hashing: Hashing,
     issuing: Semaphore,
     held: Mutex<BTreeMap<HeldKey, HeldEntry>>,
 }
@@ -153,8 +155,14 @@ impl Svids {
         shutdown: watch::Receiver<bool>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (issuing, held) = (Semaphore::new(MAX_ISSUING), Mutex::default());
-        Self { inner: Arc::new(Inner { agent, issuer, view, shutdown, metrics, issuing, held }) }
+        let (hashing, issuing, held) = (Hashing::default(), Semaphore::new(MAX_ISSUING), Mutex::default());
+        let inner = Inner { agent, issuer, view, shutdown, metrics, hashing, issuing, held };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Where the executables of callers are read.
+    pub fn hashing(&self) -> &Hashing {
+        &self.inner.hashing
     }
 
     /// A hold on the SVID of that identity for that process; it is made now if it is not there.
@@ -175,7 +183,8 @@ impl Svids {
         let keeper = Keeper {
             inner: Arc::clone(&self.inner),
             key: key.clone(),
-            evidence: Evidence { agent: self.inner.agent.clone(), selectors: caller.selectors() },
+            caller: Arc::clone(caller),
+            hashed: false,
             publish,
             leases: entry.leases.subscribe(),
             renew: Arc::clone(&entry.renew),
@@ -266,7 +275,9 @@ impl Drop for Lease {
 struct Keeper {
     inner: Arc<Inner>,
     key: HeldKey,
-    evidence: Evidence,
+    caller: Arc<Caller>,
+    /// The caller's executable has been read for this task, or could not be.
+    hashed: bool,
     publish: watch::Sender<Holding>,
     leases: watch::Receiver<usize>,
     renew: Arc<Notify>,
@@ -288,7 +299,7 @@ impl Keeper {
                 () = stopped(&mut shutdown) => break,
                 changed = view.changed() => {
                     let state = view.borrow_and_update().state.clone();
-                    if changed.is_err() || self.follow(state).is_break() {
+                    if changed.is_err() || self.follow(state).await.is_break() {
                         break;
                     }
                 }
@@ -312,15 +323,19 @@ impl Keeper {
     }
 
     /// Takes a new state in: drops the SVID if it may not be held, replaces it if its authority is going.
-    fn follow(&mut self, state: Option<Arc<AgentState>>) -> std::ops::ControlFlow<()> {
+    async fn follow(&mut self, state: Option<Arc<AgentState>>) -> std::ops::ControlFlow<()> {
         let Some(state) = state else { return std::ops::ControlFlow::Continue(()) };
         let held = match &*self.publish.borrow() {
             Holding::Ready(svid) => Some(Arc::clone(svid)),
             _ => None,
         };
-        let may_have = Standing::of(&state, self.key.id.trust_domain(), &self.evidence)
-            .and_then(|standing| standing.may_have(&self.key.id))
-            .and_then(|()| held.as_ref().map_or(Ok(()), |svid| still_valid(&state, svid)));
+        let mut entitled = self.entitled(&state);
+        // By a registration that has just come to ask for a digest.
+        if !self.hashed && matches!(entitled, Err(Denial::NotRegistered { .. } | Denial::NotEntitled(_))) {
+            self.hashed = self.inner.hashing.look(&state, &self.evidence(), &self.caller).await;
+            entitled = self.entitled(&state);
+        }
+        let may_have = entitled.and_then(|()| held.as_ref().map_or(Ok(()), |svid| still_valid(&state, svid)));
         if let Err(denial) = may_have {
             tracing::info!(id = %self.key.id, pid = self.key.process.pid, %denial, "SVID dropped");
             self.inner.metrics.svids_dropped.inc();
@@ -335,10 +350,19 @@ impl Keeper {
         std::ops::ControlFlow::Continue(())
     }
 
+    fn evidence(&self) -> Evidence {
+        Evidence { agent: self.inner.agent.clone(), selectors: self.caller.selectors() }
+    }
+
+    fn entitled(&self, state: &AgentState) -> Result<(), Denial> {
+        let evidence = self.evidence();
+        Standing::of(state, self.key.id.trust_domain(), &evidence)?.may_have(&self.key.id)
+    }
+
     /// Makes a key, gets it signed, publishes the SVID; or plans the next attempt.
     async fn make(&mut self) {
         let made = match self.inner.issuing.acquire().await {
-            Ok(_permit) => self.inner.make(&self.key.id, &self.evidence.selectors).await,
+            Ok(_permit) => self.inner.make(&self.key.id, &self.caller.selectors()).await,
             Err(_closed) => Err(MakeError::Timeout),
         };
         match made {

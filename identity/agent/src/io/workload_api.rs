@@ -128,7 +128,7 @@ async fn stream_svids(
     let give_up = Instant::now() + FIRST_SVID_WAIT;
     let mut last: Option<X509svidResponse> = None;
     loop {
-        let ground = session.ground()?;
+        let ground = session.ground().await?;
         let standing = session.standing(&ground)?;
         let identities: BTreeSet<SpiffeId> = standing.identities().into_iter().cloned().collect();
         session.hold(&identities)?;
@@ -165,7 +165,7 @@ async fn stream_bundles<T: Clone + PartialEq>(
 ) -> Result<(), Status> {
     let mut last: Option<T> = None;
     loop {
-        let ground = session.ground()?;
+        let ground = session.ground().await?;
         let standing = session.standing(&ground)?;
         let response = message(&standing);
         if last.as_ref() != Some(&response) {

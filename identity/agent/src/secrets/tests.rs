@@ -48,6 +48,29 @@ fn a_registration_of_another_agent_or_trust_domain_counts_for_nothing() {
 }
 
 #[test]
+fn a_digest_is_asked_for_only_where_it_decides() {
+    let (path, digest) = (Selector::Path("/usr/bin/reviews".to_owned()), Selector::Sha256("00".repeat(32)));
+    let decides = |registrations: Vec<Registration>| {
+        digest_decides(&state(registrations, vec![]), &evidence(&caller()))
+    };
+    let with_digest = |uid| {
+        registration(
+            REVIEWS,
+            [Selector::Uid(uid), Selector::Path("/usr/bin/reviews".to_owned()), digest.clone()],
+        )
+    };
+    assert!(!decides(vec![]));
+    assert!(!decides(vec![reviews()]), "no registration names one");
+    assert!(!decides(vec![with_digest(1001)]), "it is another user's");
+    assert!(decides(vec![with_digest(1001), with_digest(1000)]));
+    assert!(decides(vec![registration(REVIEWS, [digest.clone()])]));
+    let elsewhere = Registration { agent: "host-2".parse().unwrap(), ..with_digest(1000) };
+    assert!(!decides(vec![elsewhere]));
+    let known = Evidence { agent: agent(), selectors: [path, digest.clone()].into() };
+    assert!(!digest_decides(&state(vec![with_digest(1000)], vec![]), &known), "it has been read");
+}
+
+#[test]
 fn names_lead_to_their_secrets() {
     let (east_1, west_1) = (authority(&east()), authority(&west()));
     let state = state(vec![reviews(), reviews()], vec![bundle(&[&east_1]), bundle(&[&west_1])]);

@@ -116,6 +116,47 @@ async fn w_3_a_caller_proves_nothing_itself() {
     assert_eq!(soon(stream.message()).await.unwrap().unwrap().svids[0].spiffe_id, REVIEWS);
 }
 
+/// Of this very process.
+fn own_digest() -> Selector {
+    let path = std::env::current_exe().unwrap();
+    let executable = crate::attest::Executables::default().at(&path).unwrap();
+    Selector::Sha256(executable.hash(&path).unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn a_registration_by_digest_is_given_to_the_executable_and_no_other() {
+    let bench = Bench::with(&[REVIEWS]);
+    let by = |digest| vec![registration(RATINGS, [Selector::Uid(own_uid()), digest])];
+    bench.change(|state| state.registrations = by(Selector::Sha256("00".repeat(32))));
+    assert_eq!(code(fetch_jwt(&bench, &[AUDIENCE], "").await), Code::PermissionDenied);
+    bench.change(|state| state.registrations = by(own_digest()));
+    assert_eq!(fetch_jwt(&bench, &[AUDIENCE], "").await.unwrap().svids[0].spiffe_id, RATINGS);
+}
+
+#[tokio::test]
+async fn a_registration_that_comes_to_ask_for_a_digest_interrupts_nobody() {
+    let bench = Bench::with(&[REVIEWS]);
+    let mut client = SpiffeWorkloadApiClient::new(bench.connect().await);
+    let mut stream = client.fetch_x509svid(with_header(X509svidRequest {})).await.unwrap().into_inner();
+    let first = soon(stream.message()).await.unwrap().unwrap();
+    bench.change(|state| {
+        state.registrations = vec![registration(REVIEWS, [Selector::Uid(own_uid()), own_digest()])];
+    });
+    bench.change(|state| state.bundles[1] = bundle(&[&authority(&west())]));
+    let next = loop {
+        let next = soon(stream.message()).await.unwrap().unwrap();
+        if next != first {
+            break next;
+        }
+    };
+    assert_eq!(next.svids[0].x509_svid, first.svids[0].x509_svid, "it is still the same SVID");
+    bench.change(|state| {
+        let other = Selector::Sha256("00".repeat(32));
+        state.registrations = vec![registration(REVIEWS, [Selector::Uid(own_uid()), other])];
+    });
+    assert_eq!(code(soon(stream.message()).await), Code::PermissionDenied);
+}
+
 #[tokio::test]
 async fn w_5_status_codes_say_what_the_client_is_to_do() {
     let early = Bench::without_state();
