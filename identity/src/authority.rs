@@ -70,8 +70,7 @@ impl Signer {
     fn read(der: &[u8]) -> Result<Self, AuthorityError> {
         let certificate = x509::parse(der).map_err(AuthorityError::Certificate)?;
         let subject = certificate.subject().as_raw().to_vec();
-        let path_length = x509::authority_path_length(&certificate);
-        let path_length = path_length.ok_or_else(|| AuthorityError::Certificate("it is no CA".to_owned()))?;
+        let path_length = path_length(&certificate)?;
         let point = x509::p256_point(certificate.public_key()).ok_or(PrivateKeyError::NotP256)?;
         let unreadable = |e: KeyRejected| AuthorityError::Certificate(e.to_string());
         let key = ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).map_err(unreadable)?;
@@ -87,6 +86,12 @@ impl Signer {
                 .verify_sig(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
                 .is_ok()
     }
+}
+
+/// How many authorities one lets stand below itself.
+fn path_length(certificate: &X509Certificate<'_>) -> Result<Option<u32>, AuthorityError> {
+    let length = x509::authority_path_length(certificate);
+    length.ok_or_else(|| AuthorityError::Certificate("it is no CA".to_owned()))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,7 +175,8 @@ impl Authority {
             .map_err(|e| AuthorityError::Certificate(e.to_string()))?;
         let mut signer = Signer::read(&checked.der)?;
         // It is one of those that the root lets stand below itself.
-        let left = Signer::read(&root.der)?.path_length.map(|most| most.saturating_sub(1));
+        let above = x509::parse(&root.der).map_err(AuthorityError::Certificate)?;
+        let left = path_length(&above)?.map(|most| most.saturating_sub(1));
         signer.path_length = signer.path_length.into_iter().chain(left).min();
         Ok(Self {
             trust_domain: trust_domain.clone(),
