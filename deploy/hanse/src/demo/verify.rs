@@ -8,6 +8,7 @@ mod dark;
 mod envoy;
 mod failover;
 mod kinds;
+mod node;
 mod policies;
 mod revocation;
 mod rotation;

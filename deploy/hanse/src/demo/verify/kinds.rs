@@ -1,7 +1,7 @@
 //! Revoke each kind: every kind of revocation, against a thief of an identity of its own, under load.
 //!
 //! The identities are spare ones that nobody calls, so that the load has nothing to lose: not one of its requests may
-//! fail. A thief holds connections at a proxy of one cluster and at the gateway of the other, keeps knocking at both,
+//! fail. When a control node is revoked (`node`), which hits everybody, it is told how many do. A thief holds connections at a proxy of one cluster and at the gateway of the other, keeps knocking at both,
 //! and must be cut and refused. An agent that can be revoked runs for this step, and stays.
 
 use std::collections::BTreeMap;
@@ -83,16 +83,16 @@ impl Kind {
 }
 
 /// An agent, as the thieves reach it.
-struct Agent {
-    name: NodeName,
+pub(super) struct Agent {
+    pub(super) name: NodeName,
     socket: PathBuf,
 }
 
 /// What became of one revocation.
-struct Told {
-    ok: bool,
-    line: String,
-    evidence: Value,
+pub(super) struct Told {
+    pub(super) ok: bool,
+    pub(super) line: String,
+    pub(super) evidence: Value,
 }
 
 impl Story<'_> {
@@ -102,6 +102,7 @@ impl Story<'_> {
             let agent = if kind == Kind::AgentOnHold { &spare } else { &first };
             self.register_spare(&self.home, kind.name(), agent).await?;
         }
+        self.register_spare(&self.home, "node", &first).await?;
         let neighbour = self.first_agent(&self.away)?;
         self.register_spare(&self.away, "cluster", &neighbour).await?;
         let targets = [&self.home, &self.away].map(|cluster| self.demo.target(cluster, "productpage", "/"));
@@ -114,6 +115,10 @@ impl Story<'_> {
             told.push((kind.name(), self.revoke_kind(kind, agent).await));
         }
         told.push(("cluster", self.revoke_neighbour(&neighbour).await));
+        let samples = unrelated.finish().await;
+        // Not under that load: these hit what everybody rests on, and the first has a load of its own.
+        told.push(("node", self.revoke_node(&first).await));
+        told.push(("authority", self.revoke_authority().await));
         let (mut ok, mut lines, mut evidence) = (true, Vec::new(), BTreeMap::new());
         for (name, told) in told {
             // One kind that fails hides no other.
@@ -127,18 +132,12 @@ impl Story<'_> {
             evidence.insert(name, told.evidence);
         }
 
-        let samples = unrelated.finish().await;
         let failed = samples.iter().filter(|s| !s.ok).count();
         ok &= failed == 0 && !samples.is_empty();
         lines.push(format!("{failed} of {} unrelated requests failed", samples.len()));
         let unrelated =
             json!({ "requests": samples.len(), "failed": failed, "failures": load::failures(&samples) });
         evidence.insert("unrelated", unrelated);
-        // Not under the load: what is live below the authority is cut, and is not waited for.
-        let authority = self.revoke_authority().await?;
-        ok &= authority.ok;
-        lines.push(authority.line);
-        evidence.insert("authority", authority.evidence);
         Ok(Verdict::new(ok, lines.join(" · "), json!(evidence)))
     }
 
@@ -290,7 +289,7 @@ impl Story<'_> {
     }
 
     /// Waits until the thief has been refused at these doors, and watches it a little longer.
-    async fn refused_at(
+    pub(super) async fn refused_at(
         &self,
         thief: &Thief,
         doors: &[&String],
@@ -319,7 +318,13 @@ impl Story<'_> {
     }
 
     /// A thief of a spare identity of `from`, with doors there and in `to`.
-    async fn spare_thief(&self, from: &str, to: &str, name: &str, agent: &Agent) -> anyhow::Result<Thief> {
+    pub(super) async fn spare_thief(
+        &self,
+        from: &str,
+        to: &str,
+        name: &str,
+        agent: &Agent,
+    ) -> anyhow::Result<Thief> {
         let log = self.demo.directory.join(format!("logs/thief-{name}.log"));
         let doors = self.doors(from, to)?;
         Thief::start(&self.executable(from, name), &agent.socket, &doors, PACE, &log).await
@@ -387,7 +392,7 @@ impl Story<'_> {
     }
 }
 
-fn facts_of(pem: &str) -> anyhow::Result<SvidFacts> {
+pub(super) fn facts_of(pem: &str) -> anyhow::Result<SvidFacts> {
     let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).context("the thief told no certificate")?;
     Ok(SvidFacts::parse(&leaf)?)
 }
@@ -417,7 +422,7 @@ fn proof_line(receipt: &Receipt) -> String {
     }
 }
 
-fn receipt_line(receipt: &Receipt, after: Duration) -> String {
+pub(super) fn receipt_line(receipt: &Receipt, after: Duration) -> String {
     let state = if receipt.complete { "complete" } else { "NOT complete" };
     format!("receipt {state} after {} ms", ms(after))
 }

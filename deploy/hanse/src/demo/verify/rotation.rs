@@ -89,7 +89,7 @@ impl Story<'_> {
     }
 
     /// The certificate of every proxy and gateway at home, by its process.
-    async fn certificates(&self) -> anyhow::Result<BTreeMap<String, Value>> {
+    pub(super) async fn certificates(&self) -> anyhow::Result<BTreeMap<String, Value>> {
         let mut certificates = BTreeMap::new();
         for plan in self.demo.supervisor.plans() {
             if plan.key.cluster != self.home || !matches!(plan.key.role, Role::Proxy | Role::Gateway) {
