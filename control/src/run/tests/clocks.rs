@@ -67,6 +67,11 @@ async fn an_agent(east: &Cluster, client: &Client) -> Svid {
     agent
 }
 
+/// The codes of warnings about clocks; that a reading may be old is none of them, and a busy machine's to say.
+fn warned_of_clocks(warnings: &[crate::admin::Warning]) -> Vec<&str> {
+    warnings.iter().map(|w| w.code.as_str()).filter(|code| ["E3103", "E3104"].contains(code)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t29_a_node_that_the_others_contradict_signs_nothing_until_it_agrees_again() {
     let east = found("east", 3).await;
@@ -124,8 +129,7 @@ async fn t29_a_node_that_the_others_contradict_signs_nothing_until_it_agrees_aga
         let silent: Vec<_> =
             nodes.items.iter().filter(|i| i.not_signing.is_some()).map(|i| &i.node).collect();
         assert_eq!(silent, [&wrong.context.name]);
-        let warned: Vec<_> = nodes.warnings.iter().map(|w| w.code.as_str()).collect();
-        assert_eq!(warned, ["E3104"], "{:?}", nodes.warnings);
+        assert_eq!(warned_of_clocks(&nodes.warnings), ["E3104"], "{:?}", nodes.warnings);
         assert!(unready(&wrong.context).unwrap().contains("signs nothing"));
 
         wrong.context.handle.clock().set(0);
@@ -139,7 +143,7 @@ async fn t29_a_node_that_the_others_contradict_signs_nothing_until_it_agrees_aga
     wrong.context.handle.clock().set(45_000);
     svid_of(&east, wrong, &agent).await.unwrap();
     let nodes = client.call(&NodeListRequest {}).await.unwrap();
-    assert!(nodes.warnings.iter().map(|w| w.code.as_str()).eq(["E3103"]), "{:?}", nodes.warnings);
+    assert_eq!(warned_of_clocks(&nodes.warnings), ["E3103"], "{:?}", nodes.warnings);
     east.stop().await;
 }
 
@@ -180,7 +184,8 @@ async fn t29_one_node_or_two_go_on_signing_whatever_their_clocks_say() {
         compared(&east).await;
         east.any().context.handle.clock().set(HOUR);
         for node in east.running() {
-            svid_of(&east, node, &agent).await.unwrap();
+            // Two need each other for a quorum: on a busy machine they may be looking for a leader.
+            eventually_asked("an SVID", || async { svid_of(&east, node, &agent).await.ok() }).await;
         }
         east.stop().await;
     }
