@@ -8,11 +8,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hanse_identity::{ClusterName, ServiceName, SpiffeId};
-use regex::Regex;
 
 use super::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessRule, AccessTo};
-use super::document::{HeaderMatch, HeaderMatchKind, HttpMethod, PathMatch, PathMatchKind, PolicySpec};
-use super::route::compile_pattern;
+use super::document::{HeaderMatch, HttpMethod, PolicySpec};
+use super::matching::{PathTest, ValueTest};
 use super::value::Label;
 use crate::view::View;
 
@@ -105,23 +104,9 @@ struct ToTest {
 }
 
 #[derive(Debug)]
-enum PathTest {
-    Exact(String),
-    /// Without trailing slash.
-    Prefix(String),
-    Pattern(Regex),
-}
-
-#[derive(Debug)]
 struct HeaderTest {
     name: String,
     value: ValueTest,
-}
-
-#[derive(Debug)]
-enum ValueTest {
-    Exact(String),
-    Pattern(Regex),
 }
 
 /// SPIFFE IDs that a rule means, compared part by part, never as one pattern.
@@ -281,32 +266,9 @@ impl ToTest {
     }
 }
 
-impl PathTest {
-    fn compile(wanted: &PathMatch) -> Option<Self> {
-        Some(match wanted.kind {
-            PathMatchKind::Exact => Self::Exact(wanted.value.clone()),
-            PathMatchKind::PathPrefix => Self::Prefix(wanted.value.trim_end_matches('/').to_owned()),
-            PathMatchKind::RegularExpression => Self::Pattern(compile_pattern(&wanted.value).ok()?),
-        })
-    }
-
-    fn holds(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(wanted) => path == wanted,
-            Self::Prefix(prefix) => path
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            Self::Pattern(pattern) => pattern.is_match(path),
-        }
-    }
-}
-
 impl HeaderTest {
     fn compile(wanted: &HeaderMatch) -> Option<Self> {
-        let value = match wanted.kind {
-            HeaderMatchKind::Exact => ValueTest::Exact(wanted.value.clone()),
-            HeaderMatchKind::RegularExpression => ValueTest::Pattern(compile_pattern(&wanted.value).ok()?),
-        };
+        let value = ValueTest::compile(wanted.kind, &wanted.value)?;
         Some(Self { name: wanted.name.to_ascii_lowercase(), value })
     }
 
@@ -324,15 +286,6 @@ impl HeaderTest {
         match doubt {
             Doubt::Matches => matching + unread > 0,
             Doubt::DoesNot => values > 0 && matching == values,
-        }
-    }
-}
-
-impl ValueTest {
-    fn holds(&self, value: &str) -> bool {
-        match self {
-            Self::Exact(wanted) => value == wanted,
-            Self::Pattern(pattern) => pattern.is_match(value),
         }
     }
 }

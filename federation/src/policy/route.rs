@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_identity::ServiceName;
-use regex::{Regex, RegexBuilder};
 
 use super::document::{
-    BackendRef, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, PathMatch, PathMatchKind,
-    PolicyDocument, PolicyDuration, PolicyKind, PolicySpec, QueryMatch, RefKind, RouteMatch, RouteRule,
+    BackendRef, HeaderMatch, HttpMethod, HttpRoute, PathMatch, PathMatchKind, PolicyDocument, PolicyDuration,
+    PolicyKind, PolicySpec, QueryMatch, RefKind, RouteMatch, RouteRule,
 };
+use super::matching::{PathTest, ValueTest};
 use super::refers_to;
 use crate::host::{Reach, ServiceHost};
 use crate::view::View;
@@ -25,12 +25,6 @@ mod filter;
 pub(super) use filter::only_prefix;
 pub use filter::{Filters, Redirect};
 
-/// Longest regular expression that is compiled, in bytes.
-pub const MAX_PATTERN_BYTES: usize = 1024;
-/// Most memory that a compiled expression, and then its cache, may take.
-const MAX_COMPILED_BYTES: usize = 128 * 1024;
-/// Deepest nesting of an expression.
-const MAX_NESTING: u32 = 32;
 /// What a timeout of `0s` comes to: none that anybody lives to see.
 pub const NO_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -83,17 +77,6 @@ pub enum NoRoute {
     NoBackend,
 }
 
-/// Why a regular expression is not compiled.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PatternError {
-    #[error("it is longer than {MAX_PATTERN_BYTES} bytes")]
-    TooLong,
-    #[error("compiled, it needs more than {MAX_COMPILED_BYTES} bytes")]
-    TooCostly,
-    #[error("{0}")]
-    Syntax(String),
-}
-
 /// One match of one rule.
 #[derive(Debug)]
 struct Entry {
@@ -102,14 +85,6 @@ struct Entry {
     headers: Vec<HeaderTest>,
     queries: Vec<QueryTest>,
     rule: usize,
-}
-
-#[derive(Debug)]
-enum PathTest {
-    Exact(String),
-    /// Without trailing slash: empty matches every path.
-    Prefix(String),
-    Pattern(Regex),
 }
 
 #[derive(Debug)]
@@ -123,12 +98,6 @@ struct HeaderTest {
 struct QueryTest {
     name: String,
     value: ValueTest,
-}
-
-#[derive(Debug)]
-enum ValueTest {
-    Exact(String),
-    Pattern(Regex),
 }
 
 /// One rule's backends, each ready to be handed out.
@@ -246,27 +215,6 @@ impl Entry {
     }
 }
 
-impl PathTest {
-    fn compile(wanted: &PathMatch) -> Option<Self> {
-        Some(match wanted.kind {
-            PathMatchKind::Exact => Self::Exact(wanted.value.clone()),
-            PathMatchKind::PathPrefix => Self::Prefix(wanted.value.trim_end_matches('/').to_owned()),
-            PathMatchKind::RegularExpression => Self::Pattern(compile_pattern(&wanted.value).ok()?),
-        })
-    }
-
-    fn holds(&self, path: &str) -> bool {
-        match self {
-            Self::Exact(wanted) => path == wanted,
-            Self::Prefix(prefix) => match path.strip_prefix(prefix.as_str()) {
-                Some(rest) => prefix.is_empty() || rest.is_empty() || rest.starts_with('/'),
-                None => false,
-            },
-            Self::Pattern(pattern) => pattern.is_match(path),
-        }
-    }
-}
-
 impl HeaderTest {
     fn compile(wanted: &HeaderMatch) -> Option<Self> {
         let value = ValueTest::compile(wanted.kind, &wanted.value)?;
@@ -289,22 +237,6 @@ impl QueryTest {
             query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let first = parameters.find(|(name, _)| percent_decoded(name) == self.name);
         first.is_some_and(|(_, value)| self.value.holds(&percent_decoded(value)))
-    }
-}
-
-impl ValueTest {
-    fn compile(kind: HeaderMatchKind, value: &str) -> Option<Self> {
-        Some(match kind {
-            HeaderMatchKind::Exact => Self::Exact(value.to_owned()),
-            HeaderMatchKind::RegularExpression => Self::Pattern(compile_pattern(value).ok()?),
-        })
-    }
-
-    fn holds(&self, value: &str) -> bool {
-        match self {
-            Self::Exact(wanted) => value == wanted,
-            Self::Pattern(pattern) => pattern.is_match(value),
-        }
     }
 }
 
@@ -349,23 +281,6 @@ fn reached(kind: RefKind, service: ServiceName) -> ServiceHost {
         RefKind::ServiceImport => Reach::ClusterSet,
     };
     ServiceHost { service, reach }
-}
-
-/// Compiles an expression that has to match the whole text, within the limits.
-pub fn compile_pattern(pattern: &str) -> Result<Regex, PatternError> {
-    if pattern.len() > MAX_PATTERN_BYTES {
-        return Err(PatternError::TooLong);
-    }
-    RegexBuilder::new(&format!("^(?:{pattern})$"))
-        .size_limit(MAX_COMPILED_BYTES)
-        .dfa_size_limit(MAX_COMPILED_BYTES)
-        .nest_limit(MAX_NESTING)
-        .build()
-        .map_err(|e| match e {
-            regex::Error::CompiledTooBig(_) => PatternError::TooCostly,
-            // The last line says what is wrong; those above draw the (wrapped) pattern.
-            other => PatternError::Syntax(other.to_string().lines().last().unwrap_or_default().to_owned()),
-        })
 }
 
 /// The matches of a rule; one without any matches everything.

@@ -44,7 +44,7 @@ impl Shop {
     async fn open() -> Self {
         let east = Domain::new("east.example");
         let app = App::start("reviews-v1").await;
-        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         let reviews = Sidecar::start(Some(&east.workload("reviews")), &["shop/reviews"], Some(app.address));
         let mut view = view(&[&east]);
         add_service(&mut view, "shop/reviews", &[east.id("reviews")], None);
@@ -112,7 +112,8 @@ fn a_request_reaches_the_app_with_the_caller_named() {
             .iter()
             .map(|b| format!("{b:02x}"))
             .collect();
-        let expected = format!("By={};Hash={hash};URI={}", shop.east.id("reviews"), shop.east.id("product"));
+        let expected =
+            format!("By={};Hash={hash};URI={}", shop.east.id("reviews"), shop.east.id("productpage"));
         assert_eq!(headers["x-forwarded-client-cert"], expected);
 
         let logged = shop.product.logged().await;
@@ -121,7 +122,7 @@ fn a_request_reaches_the_app_with_the_caller_named() {
         assert_eq!((logged.source_cluster.as_str(), logged.destination_cluster.as_str()), ("east", "east"));
         assert_eq!(logged.bytes_sent, answer.body.len() as u64);
         let logged = shop.reviews.logged().await;
-        assert_eq!(logged.source_spiffe, shop.east.id("product").to_string());
+        assert_eq!(logged.source_spiffe, shop.east.id("productpage").to_string());
         let metrics = shop.product.plane.telemetry.to_text();
         assert!(metrics.contains("istio_requests_total{reporter=\"source\""), "{metrics}");
         assert!(metrics.contains("hanse_requests_by_tier_total{"), "{metrics}");
@@ -164,7 +165,7 @@ fn a_get_keeps_a_body_of_unknown_length() {
 fn requests_that_can_be_read_in_two_ways_never_reach_the_app() {
     on_local_set(async {
         let shop = Shop::open().await;
-        let product = plane_of(&shop.east.workload("product"), &shop.view);
+        let product = plane_of(&shop.east.workload("productpage"), &shop.view);
         let tcp = TcpStream::connect(shop.reviews.inbound).await.unwrap();
         let about = About { side: Side::Outbound, service: None, cluster: None };
         let dialled = tls::dial(tcp, &product, Expect::Anyone, None, about).await.unwrap();
@@ -239,13 +240,13 @@ fn strangers_and_plaintext_are_refused_at_the_door() {
 
         // Same names, another authority: the stranger believes in itself and in east.
         let stranger = Domain::new("east.example");
-        let plane = plane_of(&stranger.workload("product"), &shop.view);
+        let plane = plane_of(&stranger.workload("productpage"), &shop.view);
         assert!(call(&plane, shop.reviews.inbound, "/").await.is_none(), "a stranger was served");
         until("the stranger is counted", async || refused("unknown_root") == 1).await;
 
         // A trust domain that nobody has joined.
         let south = Domain::new("south.example");
-        let plane = plane_of(&south.workload("product"), &shop.view);
+        let plane = plane_of(&south.workload("productpage"), &shop.view);
         assert!(call(&plane, shop.reviews.inbound, "/").await.is_none(), "an unknown domain was served");
         assert!(shop.reviews.plane.connections.is_empty());
 
@@ -301,7 +302,7 @@ fn callers_from_abroad_need_an_export_and_lose_it_under_a_live_connection() {
         let mut shop = Shop::open().await;
         let west = Domain::new("west.example");
         shop.change(|view| add_peer(view, "west", &west));
-        let plane = plane_of(&west.workload("product"), &shop.view);
+        let plane = plane_of(&west.workload("productpage"), &shop.view);
         let denied = call(&plane, shop.reviews.inbound, "/").await.unwrap();
         assert_eq!((denied.status, denied.header("x-hanse-reason")), (StatusCode::FORBIDDEN, "not-allowed"));
 
@@ -312,7 +313,7 @@ fn callers_from_abroad_need_an_export_and_lose_it_under_a_live_connection() {
         assert_eq!(allowed.status, StatusCode::OK);
         let seen = allowed.seen();
         let caller = seen["headers"]["x-forwarded-client-cert"].as_str().unwrap();
-        assert!(caller.ends_with(&format!("URI={}", west.id("product"))), "{caller}");
+        assert!(caller.ends_with(&format!("URI={}", west.id("productpage"))), "{caller}");
 
         shop.change(|view| add_service(view, "shop/reviews", std::slice::from_ref(&identity), None));
         let denied = call(&plane, shop.reviews.inbound, "/").await.unwrap();
@@ -330,7 +331,7 @@ fn a_revocation_closes_live_connections_and_refuses_new_ones() {
         let mut body = endless.into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), ".");
         assert_eq!(shop.reviews.plane.connections.len(), 1);
-        let product = shop.east.id("product");
+        let product = shop.east.id("productpage");
         let reach = shop.reviews.plane.connections.reach(&revoke(&product, 9));
         assert_eq!((reach.connections, reach.others), (1, [shop.east.id("reviews")].into()));
         let reach = shop.product.plane.connections.reach(&revoke(&product, 9));
@@ -547,12 +548,12 @@ fn renewed_credentials_serve_new_connections() {
     on_local_set(async {
         let shop = Shop::open().await;
         assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
-        let renewed = shop.east.workload("product");
+        let renewed = shop.east.workload("productpage");
         shop.product.plane.credentials.install_svid(&renewed).unwrap();
         shop.product.plane.knowledge.refresh();
         // The old serial is revoked: its connections go, and the newest SVID takes over without a failed request.
         let old = shop.product.plane.connections.rows(1);
-        let mut revocation = revoke(&shop.east.id("product"), 11);
+        let mut revocation = revoke(&shop.east.id("productpage"), 11);
         revocation.target = hanse_identity::RevocationTarget::Serial(
             shop.reviews.plane.connections.rows(1)[0].serial.parse().unwrap(),
         );

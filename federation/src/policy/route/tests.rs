@@ -166,18 +166,6 @@ fn a_service_parent_is_for_both_names_and_an_import_for_the_wide_one() {
     assert!(!RouteTable::build(&view, &reviews()).is_empty());
 }
 
-#[test]
-fn patterns_are_bounded_and_match_the_whole() {
-    assert!(compile_pattern("/r/.*").unwrap().is_match("/r/7"));
-    assert!(!compile_pattern("a|b").unwrap().is_match("ab"));
-    assert_eq!(compile_pattern(&"a".repeat(MAX_PATTERN_BYTES + 1)).unwrap_err(), PatternError::TooLong);
-    assert_eq!(compile_pattern("(\\w{100}){100}").unwrap_err(), PatternError::TooCostly);
-    let nested = format!("{}{}", "(".repeat(100), ")".repeat(100));
-    assert!(matches!(compile_pattern(&nested), Err(PatternError::Syntax(_))));
-    let Err(PatternError::Syntax(why)) = compile_pattern("(") else { panic!("not a pattern") };
-    assert!(why.contains("unclosed group"), "{why}");
-}
-
 /// The cases of Gateway API's conformance test HTTPRouteQueryParamMatching.
 #[test]
 fn query_parameters_match_by_their_first_value_decoded_once() {

@@ -10,7 +10,8 @@ use crate::policy::document::{
     LocalityPolicy, LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch, RefKind, RouteMatch, RouteRule,
     TargetRef,
 };
-use crate::policy::route::{PatternError, compile_pattern, distinct_headers, distinct_queries, matches_of};
+use crate::policy::matching::{PatternError, compile_pattern};
+use crate::policy::route::{distinct_headers, distinct_queries, matches_of};
 use crate::policy::value::Label;
 
 pub(super) fn check_route(route: &HttpRoute, namespace: &str, findings: &mut Findings<'_>) {

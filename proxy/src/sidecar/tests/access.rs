@@ -89,7 +89,7 @@ fn a_policy_holds_for_the_next_request_of_a_living_connection() {
         while logged.response_code != 403 {
             logged = shop.reviews.logged().await;
         }
-        assert_eq!(logged.source_spiffe, shop.east.id("product").to_string());
+        assert_eq!(logged.source_spiffe, shop.east.id("productpage").to_string());
         apply(&mut shop, &policy("nobody", "Audit", "[{ name: all }]"));
         assert_eq!(status(&shop, "GET", "/").await.0, 200);
         let metrics = shop.reviews.plane.telemetry.to_text();

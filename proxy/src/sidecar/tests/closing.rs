@@ -17,7 +17,7 @@ async fn endless(shop: &Shop) -> hyper::body::Incoming {
 
 /// Revokes the product page, and lets only the server's side hear of it.
 fn revoke_product(shop: &mut Shop, closing: Closing) -> Revocation {
-    let revocation = Revocation { closing, ..revoke(&shop.east.id("product"), 9) };
+    let revocation = Revocation { closing, ..revoke(&shop.east.id("productpage"), 9) };
     shop.view.revocations.insert(revocation.clone());
     shop.view.revision.0 += 1;
     shop.reviews.publish(&shop.view);
@@ -39,7 +39,7 @@ fn connections_with_a_grace_finish_and_are_closed_when_it_is_over() {
         assert!(!is_cut(&mut body).await, "it has thirty seconds");
         assert!(shop.reviews.plane.connections.closed().is_empty());
         // New ones are refused at once, whatever becomes of those that live.
-        let again = plane_of(&shop.east.workload("product"), &world::view(&[&shop.east]));
+        let again = plane_of(&shop.east.workload("productpage"), &world::view(&[&shop.east]));
         assert!(call(&again, shop.reviews.inbound, "/").await.is_none());
 
         // Half a minute later, by the clock that the table is given.
@@ -82,11 +82,11 @@ fn connections_that_are_never_closed_stay_and_new_ones_are_refused() {
         assert!(!is_cut(&mut body).await);
         assert_eq!(shop.reviews.plane.connections.len(), 1);
         assert_eq!(shop.reviews.plane.connections.closed(), []);
-        let again = plane_of(&shop.east.workload("product"), &world::view(&[&shop.east]));
+        let again = plane_of(&shop.east.workload("productpage"), &world::view(&[&shop.east]));
         assert!(call(&again, shop.reviews.inbound, "/").await.is_none());
 
         // A second revocation that wants it closed now closes it, whatever the first one said.
-        let strict = revoke(&shop.east.id("product"), 10);
+        let strict = revoke(&shop.east.id("productpage"), 10);
         shop.view.revocations.insert(strict.clone());
         shop.view.revision.0 += 1;
         let view = std::sync::Arc::new(shop.view.clone());
@@ -109,7 +109,7 @@ fn stale_revocations_keep_new_connections_out_until_a_control_node_is_heard() {
         let heard = |ago: u64| {
             strict.plane.knowledge.heard(now() - Duration::from_secs(ago));
         };
-        let caller = plane_of(&shop.east.workload("product"), &shop.view);
+        let caller = plane_of(&shop.east.workload("productpage"), &shop.view);
         heard(0);
         // Kept open over all that follows.
         let tcp = TcpStream::connect(strict.inbound).await.unwrap();

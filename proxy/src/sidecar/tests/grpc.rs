@@ -174,7 +174,7 @@ fn a_call_has_its_trailers_and_streams_both_ways() {
             (&"trailers".parse::<http::HeaderValue>().unwrap(), &"20S".parse::<http::HeaderValue>().unwrap())
         );
         let caller = head.headers["x-forwarded-client-cert"].to_str().unwrap();
-        assert!(caller.ends_with(&format!("URI={}", shop.east.id("product"))), "{caller}");
+        assert!(caller.ends_with(&format!("URI={}", shop.east.id("productpage"))), "{caller}");
         assert!(!head.headers.contains_key("host"));
     });
 }

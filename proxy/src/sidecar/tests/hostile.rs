@@ -4,7 +4,7 @@ use super::*;
 
 /// A connection of the product page past its own sidecar.
 async fn dialled(shop: &Shop) -> Http2<Full<Bytes>> {
-    let product = plane_of(&shop.east.workload("product"), &shop.view);
+    let product = plane_of(&shop.east.workload("productpage"), &shop.view);
     let tcp = TcpStream::connect(shop.reviews.inbound).await.unwrap();
     let about = About { side: Side::Outbound, service: None, cluster: None };
     http2(tls::dial(tcp, &product, Expect::Anyone, None, about).await.unwrap().stream).await

@@ -33,7 +33,7 @@ fn a_request_waits_for_the_certificate_that_replaces_its_callers() {
         let mut shop = Shop::open().await;
         assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
         revoke_certificate(&mut shop, |shop| &shop.product, 9);
-        let next = shop.east.workload("product");
+        let next = shop.east.workload("productpage");
         let answer = answered_once_replaced(&shop, &shop.product, &next).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         let rows = shop.reviews.plane.connections.rows(10);
@@ -65,7 +65,7 @@ fn where_no_certificate_comes_a_request_waits_no_longer_than_it_has_to() {
         let waited = asked.elapsed();
         assert!(waited >= Duration::from_secs(2), "{waited:?}");
         // Of a revoked identity there is none to come: it is told so at once, as many times as one waits otherwise.
-        let identity = revoke(&shop.east.id("product"), 10);
+        let identity = revoke(&shop.east.id("productpage"), 10);
         shop.change(|view| view.revocations.insert(identity));
         let asked = tokio::time::Instant::now();
         for _ in 0..10 {

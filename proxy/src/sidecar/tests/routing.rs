@@ -409,7 +409,7 @@ fn http_route_mirrors_get_what_the_backend_gets() {
             let logged = sidecar.logged().await;
             assert_eq!((&*logged.method, &*logged.path, logged.response_code), ("POST", "/copied/x", 200));
             assert_eq!(logged.bytes_received, body.len() as u64);
-            assert_eq!(logged.source_spiffe, versions.shop.east.id("product").to_string());
+            assert_eq!(logged.source_spiffe, versions.shop.east.id("productpage").to_string());
         }
         let metrics = versions.shop.product.plane.telemetry.to_text();
         assert!(

@@ -218,7 +218,7 @@ fn through_both_gateways_the_target_sees_the_callers_own_identity() {
         let mut view = view(&[&east]);
         add_own_gateway(&mut view, &east, "gateway-1", own.address);
         west.join(&mut view, west.gateway.address);
-        let mut product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let mut product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         product.publish(&view);
 
         let answer = product.get(REVIEWS).await;
@@ -226,7 +226,7 @@ fn through_both_gateways_the_target_sees_the_callers_own_identity() {
         assert_eq!((answer.header("x-hanse-cluster"), answer.header("x-hanse-tier")), ("west", "peer"));
         let seen = answer.seen();
         let caller = seen["headers"]["x-forwarded-client-cert"].as_str().unwrap();
-        assert!(caller.ends_with(&format!("URI={}", east.id("product"))), "{caller}");
+        assert!(caller.ends_with(&format!("URI={}", east.id("productpage"))), "{caller}");
         assert!(own.carried.get() > 0, "it went through our own gateway");
         let asked = west.gateway.asked.borrow().clone();
         assert_eq!(asked.first().map(String::as_str), Some("reviews.shop.svc.cluster.local:80"));
@@ -257,7 +257,7 @@ fn a_tunnel_that_was_dialled_below_an_outgoing_authority_is_left_by_its_caller()
         let west = Abroad::found("west.example", &east).await;
         let mut view = view(&[&east]);
         west.join(&mut view, west.gateway.address);
-        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         product.publish(&view);
         assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
         let sides = || product.plane.connections.rows(10).iter().map(|row| row.side).collect::<Vec<_>>();
@@ -282,7 +282,7 @@ fn a_gateway_that_refuses_is_not_asked_for_ever() {
         west.gateway.answer.set(StatusCode::FORBIDDEN);
         let mut view = view(&[&east]);
         west.join(&mut view, west.gateway.address);
-        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         product.publish(&view);
         let answer = product.get(REVIEWS).await;
         assert_eq!(
@@ -306,7 +306,7 @@ fn a_gateway_that_dies_costs_no_idempotent_request() {
         add_own_gateway(&mut view, &east, "gateway-1", first.address);
         add_own_gateway(&mut view, &east, "gateway-2", second.address);
         west.join(&mut view, west.gateway.address);
-        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         product.publish(&view);
         until("both gateways carry", async || {
             assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
@@ -330,7 +330,7 @@ fn a_gateway_that_is_leaving_is_let_go_before_it_cuts_anybody_off() {
         add_own_gateway(&mut view, &east, "gateway-1", first.address);
         add_own_gateway(&mut view, &east, "gateway-2", second.address);
         west.join(&mut view, west.gateway.address);
-        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         product.publish(&view);
         until("both gateways carry", async || {
             assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
@@ -360,7 +360,7 @@ fn a_path_that_goes_dark_is_left_within_the_promise_and_found_again() {
         let mut view = view(&[&east]);
         north.join(&mut view, wire.address);
         west.join(&mut view, west.gateway.address);
-        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         product.publish(&view);
         assert_eq!(product.get(REVIEWS).await.header("x-hanse-cluster"), "north", "peers by name");
 
@@ -400,7 +400,7 @@ fn where_the_only_path_is_known_to_be_dead_requests_fail_fast_and_say_so() {
         let wire = Wire::to(west.gateway.address).await;
         let mut view = view(&[&east]);
         west.join(&mut view, wire.address);
-        let product = Sidecar::start(Some(&east.workload("product")), &[], None);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
         product.publish(&view);
         assert_eq!(product.get(REVIEWS).await.status, StatusCode::OK);
         wire.dark.set(true);
