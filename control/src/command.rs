@@ -76,6 +76,10 @@ pub enum Command {
     PolicyDelete {
         keys: Vec<PolicyKey>,
     },
+    /// Documents whose end has come.
+    PolicyLapse {
+        keys: Vec<PolicyKey>,
+    },
     Revoke {
         target: RevocationTarget,
         reason: Reason,

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::command::Command;
+use crate::command::{Command, Outcome};
 use crate::io::authorities::Authorities;
 use crate::io::bundle_endpoint::{self, Shown};
 use crate::io::census::Census;
@@ -32,7 +32,7 @@ const DRAIN_REST: Duration = Duration::from_secs(1);
 /// How often the leader looks for revocations that have lapsed.
 const LAPSE_EVERY: Duration = Duration::from_secs(10);
 /// How often the leader looks for registrations whose end has come.
-const REGISTRATIONS_LAPSE_EVERY: Duration = Duration::from_secs(1);
+const END_EVERY: Duration = Duration::from_secs(1);
 
 /// One control node.
 #[derive(Clone, Debug, clap::Args)]
@@ -307,7 +307,7 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
         recording.recorder.run(recording.handle.clone(), recording.stop.clone()).await;
     });
     tokio::spawn(crl::keep_publishing(context.clone()));
-    tokio::spawn(keep_registrations_lapsing(context.clone()));
+    tokio::spawn(keep_ending(context.clone()));
     tokio::spawn(jwt::keep(context.clone()));
     tokio::spawn(authorities::keep(context.clone()));
     tokio::spawn(rotation::keep(context.clone()));
@@ -336,11 +336,11 @@ async fn keep_lapsing(context: Arc<Context>) {
     }
 }
 
-/// On the leader: registrations whose end has come are deleted. No SVID of theirs is valid any longer than they,
-/// whether or not this has been done yet.
-async fn keep_registrations_lapsing(context: Arc<Context>) {
+/// On the leader: registrations and documents whose end has come are deleted. No SVID of a registration is valid any
+/// longer than it, and no fault is injected any longer, whether or not this has been done yet.
+async fn keep_ending(context: Arc<Context>) {
     let mut stop = context.stop.clone();
-    let mut tick = tokio::time::interval(REGISTRATIONS_LAPSE_EVERY);
+    let mut tick = tokio::time::interval(END_EVERY);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
@@ -349,15 +349,26 @@ async fn keep_registrations_lapsing(context: Arc<Context>) {
         if !context.handle.status().is_leader {
             continue;
         }
-        let keys = context.handle.state().lapsed_registrations(context.time());
-        if keys.is_empty() {
-            continue;
+        let (state, now) = (context.handle.state(), context.time());
+        let (keys, policies) = (state.lapsed_registrations(now), state.lapsed_policies(now));
+        drop(state);
+        let (registrations, documents) = (keys.len(), policies.len());
+        if registrations > 0 {
+            let outcome = context.handle.propose("", Command::WorkloadLapse { keys }).await;
+            lapsed(registrations, "registrations", outcome);
         }
-        let count = keys.len();
-        match context.handle.propose("", Command::WorkloadLapse { keys }).await {
-            Ok(outcome) => tracing::info!(count, revision = outcome.revision, "registrations lapsed"),
-            Err(error) => tracing::warn!(why = %error, "registrations could not lapse yet"),
+        if documents > 0 {
+            let outcome = context.handle.propose("", Command::PolicyLapse { keys: policies }).await;
+            lapsed(documents, "policies", outcome);
         }
+    }
+}
+
+fn lapsed(count: usize, what: &str, outcome: Result<Outcome, impl std::fmt::Display>) {
+    match outcome {
+        Ok(outcome) => tracing::info!(count, revision = outcome.revision, "{what} lapsed"),
+        // The next look will find them again.
+        Err(error) => tracing::warn!(why = %error, "{what} could not lapse yet"),
     }
 }
 

@@ -263,6 +263,7 @@ impl State {
             Command::Unexport { service } => self.unexport(service),
             Command::PolicyApply { documents } => self.policy_apply(documents, now),
             Command::PolicyDelete { keys } => self.policy_delete(keys),
+            Command::PolicyLapse { keys } => self.policy_lapse(keys, now),
             Command::Revoke { target, reason, note, expires, reissue, closing } => {
                 let order = Order {
                     target,

@@ -1,5 +1,5 @@
-//! Policy documents: HTTPRoute and GRPCRoute (Gateway API v1), BackendPolicy and AccessPolicy, read, checked and put to
-//! use.
+//! Policy documents: HTTPRoute and GRPCRoute (Gateway API v1), BackendPolicy, AccessPolicy and FaultInjection, read,
+//! checked and put to use.
 //!
 //! `document` has the types and `parse` reads them from YAML with file, line and suggestion for what is wrong;
 //! `validate` holds documents against a View; `route` and `access` are what the request path asks. The same functions run in the
@@ -20,8 +20,8 @@ use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
 pub use document::{
-    AccessPolicy, BackendPolicy, Diagnostic, GrpcRoute, HttpRoute, PolicyDocument, PolicyKey, PolicyKind,
-    PolicySpec, RefKind, Severity, TargetRef,
+    AccessPolicy, BackendPolicy, Diagnostic, FaultInjection, GrpcRoute, HttpRoute, PolicyDocument, PolicyKey,
+    PolicyKind, PolicySpec, RefKind, Severity, TargetRef,
 };
 pub use parse::{locate, parse};
 pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};

@@ -173,6 +173,7 @@ pub fn subject(command: &Command) -> Option<Subject> {
             ("policy-apply", several(documents.iter().map(hanse_federation::policy::PolicyDocument::key)))
         }
         Command::PolicyDelete { keys } => ("policy-delete", several(keys.iter().cloned())),
+        Command::PolicyLapse { keys } => ("policy-lapse", several(keys.iter().cloned())),
         Command::Revoke { target, reason, .. } => ("revoke", format!("{target} ({reason})")),
         Command::Lift { id } => ("revoke-lift", id.to_string()),
         Command::Lapse { ids } => ("revoke-lapse", format!("{} revocations", ids.len())),

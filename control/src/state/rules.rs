@@ -8,8 +8,15 @@ use hanse_identity::{AuthorityCertificate, AuthorityState, Bundle, Crl, NodeName
 use super::{Decision, MAX_AUTHORITIES, MAX_POLICIES, State, already, bounded, done, not_found};
 use crate::command::Refusal;
 
+/// Documents that one Command removes.
+const MAX_LAPSED_AT_ONCE: usize = 1_000;
+
+fn is_over(document: &PolicyDocument, now: Timestamp) -> bool {
+    document.ends().is_some_and(|end| end <= now)
+}
+
 impl State {
-    /// All or nothing. What was there before keeps the time of its making.
+    /// All or nothing. What was there before keeps the time of its making, unless it ends: changed, it begins anew.
     pub(super) fn policy_apply(&self, documents: &[PolicyDocument], now: Timestamp) -> Decision {
         let mut changes: Vec<Change> = Vec::new();
         let mut keys = std::collections::BTreeSet::new();
@@ -20,7 +27,8 @@ impl State {
                 return Err(Refusal::Invalid(format!("{} {} is there twice", key.kind, key.name)));
             }
             let before = self.view.policies.get(&key);
-            let document = PolicyDocument { created: before.map_or(now, |b| b.created), ..document.clone() };
+            let kept = before.filter(|b| b.ends().is_none() || b.spec == document.spec);
+            let document = PolicyDocument { created: kept.map_or(now, |b| b.created), ..document.clone() };
             if before == Some(&document) {
                 continue;
             }
@@ -44,6 +52,19 @@ impl State {
         }
         let keys: std::collections::BTreeSet<&PolicyKey> = keys.iter().collect();
         done(keys.into_iter().cloned().map(Change::PolicyGone).collect())
+    }
+
+    /// Only those whose end has come by the proposer's clock; the others stay.
+    pub(super) fn policy_lapse(&self, keys: &[PolicyKey], now: Timestamp) -> Decision {
+        let over = |key: &&PolicyKey| self.view.policies.get(*key).is_some_and(|d| is_over(d, now));
+        let keys: std::collections::BTreeSet<&PolicyKey> = keys.iter().filter(over).collect();
+        done(keys.into_iter().cloned().map(Change::PolicyGone).collect())
+    }
+
+    /// Documents whose end has come, at most as many as one Command takes.
+    pub fn lapsed_policies(&self, now: Timestamp) -> Vec<PolicyKey> {
+        let over = self.view.policies.values().filter(|document| is_over(document, now));
+        over.map(PolicyDocument::key).take(MAX_LAPSED_AT_ONCE).collect()
     }
 
     pub(super) fn authority_publish(

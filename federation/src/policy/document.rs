@@ -1,4 +1,4 @@
-//! The documents themselves: HTTPRoute, GRPCRoute, BackendPolicy and AccessPolicy as Rust types, their stored form and the user's form.
+//! The documents themselves: each kind as a Rust type, their stored form and the user's form.
 //!
 //! Every type here is camelCase and refuses unknown fields; `parse` (in `parse.rs`) reads the user's form from YAML
 //! or JSON with a line for everything that is wrong. The stored form is plain serde of `PolicyDocument`.
@@ -10,11 +10,13 @@ use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub mod access;
+pub mod fault;
 pub mod filter;
 pub mod grpc;
 pub mod retry;
 
 pub use access::AccessPolicy;
+pub use fault::FaultInjection;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
 pub use grpc::GrpcRoute;
 
@@ -39,6 +41,7 @@ pub enum PolicyKind {
     GrpcRoute,
     BackendPolicy,
     AccessPolicy,
+    FaultInjection,
 }
 
 /// `<kind>/<namespace>/<name>`.
@@ -67,6 +70,7 @@ pub enum PolicySpec {
     GrpcRoute(GrpcRoute),
     BackendPolicy(BackendPolicy),
     AccessPolicy(AccessPolicy),
+    FaultInjection(FaultInjection),
 }
 
 /// HTTPRoute.spec of Gateway API v1, in the parts that this version carries out.
@@ -357,11 +361,20 @@ impl PolicyDocument {
             PolicySpec::GrpcRoute(_) => PolicyKind::GrpcRoute,
             PolicySpec::BackendPolicy(_) => PolicyKind::BackendPolicy,
             PolicySpec::AccessPolicy(_) => PolicyKind::AccessPolicy,
+            PolicySpec::FaultInjection(_) => PolicyKind::FaultInjection,
         }
     }
 
     pub fn key(&self) -> PolicyKey {
         PolicyKey { kind: self.kind(), name: self.name.clone() }
+    }
+
+    /// When the control node takes it away by itself; `None` for what stays.
+    pub fn ends(&self) -> Option<Timestamp> {
+        match &self.spec {
+            PolicySpec::FaultInjection(fault) => Some(self.created + fault.lasts.get()),
+            _ => None,
+        }
     }
 
     /// As the user would write it (`apiVersion`, `kind`, `metadata`, `spec`), as JSON.
@@ -371,6 +384,7 @@ impl PolicyDocument {
             PolicySpec::GrpcRoute(route) => serde_json::to_value(route),
             PolicySpec::BackendPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::AccessPolicy(policy) => serde_json::to_value(policy),
+            PolicySpec::FaultInjection(fault) => serde_json::to_value(fault),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),
@@ -382,8 +396,8 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 4] =
-        [Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy, Self::AccessPolicy];
+    pub const ALL: [PolicyKind; 5] =
+        [Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy, Self::AccessPolicy, Self::FaultInjection];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -391,13 +405,14 @@ impl PolicyKind {
             Self::GrpcRoute => "GRPCRoute",
             Self::BackendPolicy => "BackendPolicy",
             Self::AccessPolicy => "AccessPolicy",
+            Self::FaultInjection => "FaultInjection",
         }
     }
 
     pub const fn api_version(self) -> &'static str {
         match self {
             Self::HttpRoute | Self::GrpcRoute => GATEWAY_API_VERSION,
-            Self::BackendPolicy | Self::AccessPolicy => HANSE_API_VERSION,
+            _ => HANSE_API_VERSION,
         }
     }
 }
@@ -472,15 +487,14 @@ impl FromStr for PolicyKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.to_ascii_lowercase().as_str() {
-            "httproute" | "httproutes" => Ok(Self::HttpRoute),
-            "grpcroute" | "grpcroutes" => Ok(Self::GrpcRoute),
-            "backendpolicy" | "backendpolicies" => Ok(Self::BackendPolicy),
-            "accesspolicy" | "accesspolicies" => Ok(Self::AccessPolicy),
-            _ => Err(format!(
-                "{text:?} is no kind of policy; known: HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy"
-            )),
-        }
+        let lower = text.to_ascii_lowercase();
+        let singular = match lower.strip_suffix("ies") {
+            Some(stem) => format!("{stem}y"),
+            None => lower.strip_suffix('s').unwrap_or(&lower).to_owned(),
+        };
+        Self::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(&singular)).ok_or_else(|| {
+            format!("{text:?} is no kind of policy; known: {}", Self::ALL.map(Self::as_str).join(", "))
+        })
     }
 }
 

@@ -13,11 +13,10 @@ use super::value::near;
 use super::workload::WORKLOAD_KIND;
 
 /// Kinds of the plan and of Gateway API that this version does not carry out.
-const NOT_YET: [&str; 11] = [
+const NOT_YET: [&str; 10] = [
     "BackendTLSPolicy",
     "ClusterPeer",
     "ExportPolicy",
-    "FaultInjection",
     "Gateway",
     "ReferenceGrant",
     "Revocation",
@@ -80,6 +79,7 @@ fn document(node: &Node) -> Result<PolicyDocument, Vec<Problem>> {
             PolicyKind::GrpcRoute => &schema::GRPC_ROUTE,
             PolicyKind::BackendPolicy => &schema::BACKEND_POLICY,
             PolicyKind::AccessPolicy => &schema::ACCESS_POLICY,
+            PolicyKind::FaultInjection => &schema::FAULT_INJECTION,
         };
         schema::check(shape, spec, "spec", &mut problems);
     }
@@ -143,6 +143,7 @@ fn typed(kind: PolicyKind, spec: &Node) -> Result<PolicySpec, Problem> {
         PolicyKind::GrpcRoute => serde_json::from_value(json).map(PolicySpec::GrpcRoute),
         PolicyKind::BackendPolicy => serde_json::from_value(json).map(PolicySpec::BackendPolicy),
         PolicyKind::AccessPolicy => serde_json::from_value(json).map(PolicySpec::AccessPolicy),
+        PolicyKind::FaultInjection => serde_json::from_value(json).map(PolicySpec::FaultInjection),
     };
     read.map_err(|e| Problem {
         code: "E4005",

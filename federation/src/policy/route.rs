@@ -20,8 +20,10 @@ use super::refers_to;
 use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
+mod fault;
 mod filter;
 
+pub use fault::{Abort, Fault, Injected};
 pub(super) use filter::only_prefix;
 pub use filter::{Filters, Redirect};
 
@@ -146,7 +148,7 @@ impl RouteTable {
                     let Some(entry) = Entry::compile(&wanted, table.rules.len()) else { continue };
                     ranked.push((precedence(&wanted), entry));
                 }
-                table.rules.push(Rule::compile(rule, index, &name, document.name.namespace(), host));
+                table.rules.push(Rule::compile(view, rule, index, &name, document.name.namespace(), host));
             }
         }
         // Stable: what is equal stays in the order of routes and rules.
@@ -222,7 +224,11 @@ impl HeaderTest {
     }
 
     fn holds(&self, request: &RequestParts<'_>) -> bool {
-        (request.header)(&self.name).is_some_and(|value| self.value.holds(value))
+        self.is_true_of((request.header)(&self.name))
+    }
+
+    fn is_true_of(&self, value: Option<&str>) -> bool {
+        value.is_some_and(|value| self.value.holds(value))
     }
 }
 
@@ -242,6 +248,7 @@ impl QueryTest {
 
 impl Rule {
     fn compile(
+        view: &View,
         rule: &RouteRule,
         index: usize,
         route: &Arc<str>,
@@ -251,7 +258,7 @@ impl Rule {
         let name: Arc<str> = rule.name.clone().unwrap_or_else(|| format!("#{index}")).into();
         let timeouts = rule.timeouts.unwrap_or_default();
         let limit = |duration: PolicyDuration| if duration.is_zero() { NO_TIMEOUT } else { duration.get() };
-        let filters = Filters::compile(rule, namespace);
+        let filters = Filters::compile(rule, namespace, view);
         let routed = |backend: ServiceHost| Routed {
             backend: Arc::new(backend),
             route: Arc::clone(route),
@@ -352,7 +359,7 @@ fn route_of<'v>(
     let route = match &document.spec {
         PolicySpec::HttpRoute(route) => Cow::Borrowed(route),
         PolicySpec::GrpcRoute(route) => Cow::Owned(route.to_http()),
-        PolicySpec::BackendPolicy(_) | PolicySpec::AccessPolicy(_) => return None,
+        _ => return None,
     };
     let applies = route.parent_refs.iter().any(|parent| refers_to(parent, document.name.namespace(), host));
     applies.then_some((document, route))

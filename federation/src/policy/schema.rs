@@ -135,11 +135,14 @@ static GRPC_METHOD: Shape = Shape::Object(&[
 ]);
 
 static GRPC_FILTER: Shape = Shape::Object(&[
-    required("type", &Shape::OneOf(&["RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror"])),
+    required(
+        "type",
+        &Shape::OneOf(&["RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror", "ExtensionRef"]),
+    ),
     optional("requestHeaderModifier", &MODIFIER),
     optional("responseHeaderModifier", &MODIFIER),
     optional("requestMirror", &MIRROR),
-    not_yet("extensionRef", "this version has no filters of its own"),
+    optional("extensionRef", &EXTENSION),
 ]);
 
 static PARENT: Shape = Shape::Object(&[
@@ -186,6 +189,7 @@ static FILTER: Shape = Shape::Object(&[
             "RequestRedirect",
             "URLRewrite",
             "RequestMirror",
+            "ExtensionRef",
         ]),
     ),
     optional("requestHeaderModifier", &MODIFIER),
@@ -195,7 +199,7 @@ static FILTER: Shape = Shape::Object(&[
     optional("requestMirror", &MIRROR),
     not_yet("cors", "let the app answer preflight requests"),
     not_yet("externalAuth", "let the app decide"),
-    not_yet("extensionRef", "this version has no filters of its own"),
+    optional("extensionRef", &EXTENSION),
 ]);
 
 static MODIFIER: Shape = Shape::Object(&[
@@ -222,6 +226,12 @@ static PATH_MODIFIER: Shape = Shape::Object(&[
     required("type", &Shape::OneOf(&["ReplaceFullPath", "ReplacePrefixMatch"])),
     optional("replaceFullPath", &NEW_PATH),
     optional("replacePrefixMatch", &NEW_PATH),
+]);
+
+static EXTENSION: Shape = Shape::Object(&[
+    required("group", &Shape::OneOf(&["hanse.dev"])),
+    required("kind", &Shape::OneOf(&["FaultInjection"])),
+    required("name", &LABEL),
 ]);
 
 static MIRROR: Shape = Shape::Object(&[
@@ -277,6 +287,24 @@ pub static BACKEND_POLICY: Shape = Shape::Object(&[
     not_yet("limits", "limits are flags of the proxy and the gateway"),
     not_yet("sessionPersistence", "use one backend per rule and match on a header"),
 ]);
+
+pub static FAULT_INJECTION: Shape = Shape::Object(&[
+    // Its absence is told by `validate`: a fault without end.
+    optional("for", &DURATION),
+    optional("only", &Shape::Object(&[required("header", &HEADER)])),
+    optional("delay", &Shape::Object(&[required("percent", &PERCENTAGE), required("fixed", &DURATION)])),
+    optional(
+        "abort",
+        &Shape::Object(&[
+            required("percent", &PERCENTAGE),
+            optional("httpStatus", &Shape::Integer { from: 400, to: 599 }),
+            optional("grpcStatus", &Shape::Integer { from: 1, to: 16 }),
+        ]),
+    ),
+]);
+
+/// A share as a bare number, as Gateway API writes it.
+static PERCENTAGE: Shape = Shape::Integer { from: 0, to: 100 };
 
 pub static ACCESS_POLICY: Shape = Shape::Object(&[
     required("targetRefs", &Shape::List { of: &ACCESS_TARGET, at_least: 1, at_most: 16 }),

@@ -15,6 +15,7 @@ use crate::view::View;
 
 mod access;
 mod alone;
+mod fault;
 mod filters;
 
 /// Most names that a message lists.
@@ -31,12 +32,14 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             PolicySpec::HttpRoute(route) => {
                 alone::check_route(route, namespace, &mut findings);
                 check_route(view, route, namespace, &mut findings);
+                fault::check_references(view, documents, route, namespace, &mut findings);
             }
             PolicySpec::GrpcRoute(route) => {
                 alone::check_methods(route, &mut findings);
                 let (before, route) = (findings.diagnostics.len(), route.to_http());
                 alone::check_route(&route, namespace, &mut findings);
                 check_route(view, &route, namespace, &mut findings);
+                fault::check_references(view, documents, &route, namespace, &mut findings);
                 // What is a path there is a method here.
                 for diagnostic in &mut findings.diagnostics[before..] {
                     diagnostic.path = diagnostic.path.replace(".path.value", ".method");
@@ -44,6 +47,7 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 check_other_kind(view, documents, document, &route, &mut findings);
             }
             PolicySpec::AccessPolicy(policy) => access::check(view, policy, namespace, &mut findings),
+            PolicySpec::FaultInjection(fault) => fault::check(fault, &mut findings),
             PolicySpec::BackendPolicy(policy) => {
                 alone::check_policy(policy, namespace, &mut findings);
                 check_policy(view, policy, namespace, &mut findings);
@@ -244,7 +248,7 @@ fn check_other_kind(
 fn as_http(document: &PolicyDocument) -> Option<&HttpRoute> {
     match &document.spec {
         PolicySpec::HttpRoute(route) => Some(route),
-        PolicySpec::GrpcRoute(_) | PolicySpec::BackendPolicy(_) | PolicySpec::AccessPolicy(_) => None,
+        _ => None,
     }
 }
 

@@ -37,6 +37,7 @@ use failed::Failed;
 
 mod describe;
 mod failed;
+mod fault;
 mod mirror;
 
 /// One worker's outbound side.
@@ -162,6 +163,10 @@ impl Outbound {
         if let Some(redirect) = plan.filters.as_ref().and_then(|filters| filters.redirect()) {
             return redirected(redirect, authority.unwrap_or(NO_AUTHORITY), request.uri(), &plan, record);
         }
+        let deadline = Instant::now() + plan.request_timeout;
+        if let Some(answer) = self.inject(&plan, &request, is_grpc, deadline, record).await? {
+            return Ok(answer);
+        }
         let tables = self.tables(view, &plan.backend);
         self.budget(&plan.backend.service, |budget| budget.deposit(now()));
 
@@ -171,7 +176,7 @@ impl Outbound {
             view,
             plan: &plan,
             tables: &tables,
-            deadline: Instant::now() + plan.request_timeout,
+            deadline,
             attempts: Attempts::new(request.method(), !request.body().is_end_stream()),
             retry: Arc::clone(&tables.ladder.borrow().settings.retry),
             tried: Vec::new(),

@@ -14,7 +14,8 @@ use super::body::{ByteCount, OnEnd};
 use crate::answer::Reason;
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::telemetry::{
-    AccessLabels, DurationLabels, MirrorLabels, RequestLabels, RetryLabels, SeriesCache, TierLabels,
+    AccessLabels, DurationLabels, FaultLabels, MirrorLabels, RequestLabels, RetryLabels, SeriesCache,
+    TierLabels,
 };
 use crate::runtime::{Plane, now};
 
@@ -28,6 +29,7 @@ pub struct Reporter {
     retries: RefCell<SeriesCache<RetryLabels, Counter>>,
     mirrored: RefCell<SeriesCache<MirrorLabels, Counter>>,
     access: RefCell<SeriesCache<AccessLabels, Counter>>,
+    faults: RefCell<SeriesCache<FaultLabels, Counter>>,
 }
 
 /// Which way a request went, seen from the app.
@@ -80,6 +82,7 @@ impl Reporter {
             retries: RefCell::default(),
             mirrored: RefCell::default(),
             access: RefCell::default(),
+            faults: RefCell::default(),
         }
     }
 
@@ -95,6 +98,12 @@ impl Reporter {
         let labels = MirrorLabels { service: service.to_owned(), outcome };
         let overflow = |labels| MirrorLabels { service: OVERFLOW.to_owned(), ..labels };
         self.mirrored.borrow_mut().handle(&self.plane.telemetry.mirrored, labels, overflow).inc();
+    }
+
+    fn injected(&self, service: &str, fault: &'static str) {
+        let labels = FaultLabels { service: service.to_owned(), fault };
+        let overflow = |labels| FaultLabels { service: OVERFLOW.to_owned(), ..labels };
+        self.faults.borrow_mut().handle(&self.plane.telemetry.faults, labels, overflow).inc();
     }
 
     fn access(&self, rule: &str, decision: &'static str) {
@@ -188,6 +197,12 @@ impl Record {
         }
         policy.push_str("audit:");
         policy.push_str(rule);
+    }
+
+    /// A fault was injected: Envoy's flag for a delay (`DI`) or an abort (`FI`).
+    pub fn injected(&mut self, flag: &'static str) {
+        self.reporter.injected(&self.entry.upstream_cluster, flag);
+        self.entry.response_flags = if self.entry.response_flags == "DI" { "DI,FI" } else { flag };
     }
 
     /// The policies let nobody through.

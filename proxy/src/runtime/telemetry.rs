@@ -89,6 +89,14 @@ pub struct AccessLabels {
     pub decision: &'static str,
 }
 
+/// `hanse_faults_injected_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FaultLabels {
+    pub service: String,
+    /// `DI`, a delay, or `FI`, an abort.
+    pub fault: &'static str,
+}
+
 /// Makes the histogram of request durations.
 #[derive(Clone, Debug)]
 pub struct DurationBuckets;
@@ -104,6 +112,7 @@ pub struct Telemetry {
     pub retries: Family<RetryLabels, Counter>,
     pub mirrored: Family<MirrorLabels, Counter>,
     pub access: Family<AccessLabels, Counter>,
+    pub faults: Family<FaultLabels, Counter>,
     pub access_log_dropped: Counter,
     pub revision: Gauge,
     pub svid_not_after: Gauge,
@@ -137,6 +146,7 @@ impl Default for Telemetry {
             retries: Family::default(),
             mirrored: Family::default(),
             access: Family::default(),
+            faults: Family::default(),
             access_log_dropped: Counter::default(),
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
@@ -160,6 +170,7 @@ impl Default for Telemetry {
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
         new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
+        new.register("hanse_faults_injected", "Delays and aborts by FaultInjections", new.faults.clone());
         new.register(
             "hanse_access_log_dropped",
             "Access log entries dropped because the writer was behind",

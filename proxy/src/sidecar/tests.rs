@@ -2,6 +2,7 @@
 
 mod access;
 mod closing;
+mod faults;
 mod grpc;
 mod hostile;
 mod replaced;

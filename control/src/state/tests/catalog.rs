@@ -1,6 +1,8 @@
 //! Services, endpoints, gateways, exports and policies: what may be registered, announced and applied.
 
 use super::*;
+use hanse_federation::policy::document::fault::FaultDelay;
+use hanse_federation::policy::{FaultInjection, PolicyDuration};
 
 #[test]
 fn a_service_has_the_identities_of_its_registrations() {
@@ -177,4 +179,34 @@ fn policies_are_applied_all_or_none() {
     assert_eq!(log.state.view.policies.len(), 2);
     log.done(Command::PolicyDelete { keys: vec![key(PolicyKind::HttpRoute, "shop/a")] });
     assert_eq!(log.state.view.policies.len(), 1);
+}
+
+#[test]
+fn a_fault_ends_by_itself_and_begins_anew_only_when_it_is_changed() {
+    let mut log = Log::new();
+    let fault = |minutes: u64| {
+        let lasts = PolicyDuration::new(Duration::from_secs(60 * minutes));
+        let delay = Some(FaultDelay { percent: 10, fixed: PolicyDuration::new(Duration::from_secs(2)) });
+        policy(
+            "shop/slow",
+            PolicySpec::FaultInjection(FaultInjection { lasts, only: None, delay, abort: None }),
+        )
+    };
+    let key = PolicyKey { kind: PolicyKind::FaultInjection, name: service("shop/slow") };
+    log.done(Command::PolicyApply { documents: vec![fault(15), route("shop/a")] });
+    let (began, quarter) = (log.now, Duration::from_secs(15 * 60));
+    log.now = began + Duration::from_secs(60);
+    // The same again, as tools that apply and apply do, prolongs nothing.
+    log.already(Command::PolicyApply { documents: vec![fault(15)] });
+    assert_eq!(log.state.view.policies[&key].ends(), Some(began + quarter));
+    log.done(Command::PolicyApply { documents: vec![fault(14)] });
+    assert_eq!(log.state.view.policies[&key].ends(), Some(began + quarter), "a minute later, a minute less");
+    log.now = began + quarter - Duration::from_millis(1);
+    assert_eq!(log.state.lapsed_policies(log.now), []);
+    log.already(Command::PolicyLapse { keys: vec![key.clone()] });
+    log.now = began + quarter;
+    assert_eq!(log.state.lapsed_policies(log.now), std::slice::from_ref(&key));
+    let stays = PolicyKey { kind: PolicyKind::HttpRoute, name: service("shop/a") };
+    log.done(Command::PolicyLapse { keys: vec![key, stays.clone()] });
+    assert_eq!(log.state.view.policies.keys().collect::<Vec<_>>(), [&stays]);
 }

@@ -17,14 +17,14 @@ pub enum PolicyCommand {
     },
     /// Print policies, of a kind, or one
     Get {
-        /// HTTPRoute, GRPCRoute, BackendPolicy or AccessPolicy
+        /// HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy or FaultInjection
         kind: Option<hanse_federation::policy::PolicyKind>,
         /// NAMESPACE/NAME, or NAME with -n
         name: Option<String>,
     },
     /// Delete policies
     Delete {
-        /// HTTPRoute, GRPCRoute, BackendPolicy or AccessPolicy
+        /// HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy or FaultInjection
         kind: hanse_federation::policy::PolicyKind,
         /// NAMESPACE/NAME, or NAME with -n
         #[arg(required = true)]

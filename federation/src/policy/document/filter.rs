@@ -3,6 +3,7 @@
 use hanse_identity::ServiceName;
 use serde::{Deserialize, Serialize};
 
+use super::fault::ExtensionRef;
 use super::{Label, RefKind, named, service_kind};
 
 /// One filter: the field that its type names, and no other.
@@ -21,6 +22,8 @@ pub struct RouteFilter {
     pub url_rewrite: Option<UrlRewrite>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_mirror: Option<RequestMirror>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extension_ref: Option<ExtensionRef>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,6 +34,7 @@ pub enum FilterKind {
     #[serde(rename = "URLRewrite")]
     UrlRewrite,
     RequestMirror,
+    ExtensionRef,
 }
 
 /// Headers to replace, to append, to drop; in this order.
@@ -152,12 +156,13 @@ pub struct QueryMatch {
 }
 
 impl FilterKind {
-    pub const ALL: [FilterKind; 5] = [
+    pub const ALL: [FilterKind; 6] = [
         Self::RequestHeaderModifier,
         Self::ResponseHeaderModifier,
         Self::RequestRedirect,
         Self::UrlRewrite,
         Self::RequestMirror,
+        Self::ExtensionRef,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -167,6 +172,7 @@ impl FilterKind {
             Self::RequestRedirect => "RequestRedirect",
             Self::UrlRewrite => "URLRewrite",
             Self::RequestMirror => "RequestMirror",
+            Self::ExtensionRef => "ExtensionRef",
         }
     }
 
@@ -178,6 +184,7 @@ impl FilterKind {
             Self::RequestRedirect => "requestRedirect",
             Self::UrlRewrite => "urlRewrite",
             Self::RequestMirror => "requestMirror",
+            Self::ExtensionRef => "extensionRef",
         }
     }
 }
@@ -191,6 +198,7 @@ impl RouteFilter {
             self.request_redirect.is_some(),
             self.url_rewrite.is_some(),
             self.request_mirror.is_some(),
+            self.extension_ref.is_some(),
         ];
         FilterKind::ALL.into_iter().zip(present).filter(|(_, there)| *there).map(|(kind, _)| kind)
     }

@@ -10,8 +10,9 @@ use super::super::document::filter::{
     Scheme,
 };
 use super::super::document::{PathMatch, PathMatchKind, RouteRule};
-use super::reached;
+use super::{Fault, reached};
 use crate::host::ServiceHost;
+use crate::view::View;
 
 /// What one rule (or one of its backends) does beside routing.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub struct Filters {
     host: Option<String>,
     path: Option<PathEdit>,
     mirrors: Vec<Mirror>,
+    fault: Option<Fault>,
 }
 
 /// Edits of headers: replace, append, drop.
@@ -65,10 +67,13 @@ const FOUND: u16 = 302;
 
 impl Filters {
     /// `None` where there is nothing to do. What is not as it should be does nothing; validation has refused it.
-    pub(super) fn compile(rule: &RouteRule, namespace: &str) -> Option<Arc<Self>> {
+    pub(super) fn compile(rule: &RouteRule, namespace: &str, view: &View) -> Option<Arc<Self>> {
         let mut filters = Self::default();
         for filter in &rule.filters {
             filters.add(filter, rule, namespace);
+            if let Some(reference) = &filter.extension_ref {
+                filters.fault = Fault::find(view, reference, namespace);
+            }
         }
         (filters != Self::default()).then(|| Arc::new(filters))
     }
@@ -89,6 +94,11 @@ impl Filters {
     /// The answer in the backend's place, if there is to be one.
     pub fn redirect(&self) -> Option<&Redirect> {
         self.redirect.as_ref()
+    }
+
+    /// What goes wrong on purpose.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
     }
 
     pub fn edit_request(&self, headers: &mut HeaderMap) {

@@ -347,3 +347,42 @@ fn a_grpc_route_is_checked_like_an_http_route_and_says_what_it_replaces() {
         "{found:#?}"
     );
 }
+
+fn fault(spec: &str) -> String {
+    format!(
+        "apiVersion: hanse.dev/v1alpha1\nkind: FaultInjection\nmetadata: {{ name: f, namespace: shop }}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn a_fault_ends_does_something_and_has_one_status() {
+    let good = "{ for: 15m, abort: { percent: 5, httpStatus: 503 } }";
+    assert_eq!(codes(&fault(good)), [""; 0]);
+    for (spec, code) in [
+        ("{ abort: { percent: 5, httpStatus: 503 } }", "E4122"),
+        ("{ for: 0s, abort: { percent: 5, httpStatus: 503 } }", "E4122"),
+        ("{ for: 25h, abort: { percent: 5, httpStatus: 503 } }", "E4122"),
+        ("{ for: 1m }", "E4004"),
+        ("{ for: 1m, delay: { percent: 5, fixed: 0s } }", "E4005"),
+        ("{ for: 1m, abort: { percent: 5 } }", "E4005"),
+        ("{ for: 1m, abort: { percent: 5, httpStatus: 503, grpcStatus: 14 } }", "E4005"),
+    ] {
+        assert_eq!(codes(&fault(spec)), [code], "{spec}");
+    }
+}
+
+#[test]
+fn a_route_names_a_fault_that_is_there_and_spares_checks_of_health() {
+    let filter = "filters: [{ type: ExtensionRef, extensionRef: { group: hanse.dev, kind: FaultInjection, name: f } }]";
+    let rule = |more: &str| route(&format!("  - {{ backendRefs: [{{ name: reviews }}], {filter}{more} }}"));
+    assert_eq!(codes(&rule("")), ["E4122"], "nothing of that name");
+    let everybody = fault("{ for: 15m, abort: { percent: 5, httpStatus: 503 } }");
+    let both = |rule: String, fault: &str| codes(&format!("{rule}---\n{fault}"));
+    assert_eq!(both(rule(""), &everybody), ["E4123"]);
+    let narrow = ", matches: [{ path: { type: PathPrefix, value: /shop } }]";
+    assert_eq!(both(rule(narrow), &everybody), [""; 0]);
+    let gated = "{ for: 15m, only: { header: { name: x-chaos, value: on-purpose } }, abort: { percent: 5, httpStatus: 503 } }";
+    assert_eq!(both(rule(""), &fault(gated)), [""; 0]);
+    let without = "  - { backendRefs: [{ name: reviews }], filters: [{ type: ExtensionRef }] }";
+    assert_eq!(codes(&route(without)), ["E4004"]);
+}

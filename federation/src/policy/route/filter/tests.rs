@@ -17,7 +17,8 @@ fn rule(text: &str) -> RouteRule {
 
 fn filters(filter: &str, prefix: &str) -> Arc<Filters> {
     let matches = format!("matches: [{{ path: {{ type: PathPrefix, value: {prefix:?} }} }}]");
-    Filters::compile(&rule(&format!("{{ {matches}, filters: [{filter}] }}")), "shop").unwrap()
+    let view = View::new("east".parse().unwrap(), "east.example".parse().unwrap());
+    Filters::compile(&rule(&format!("{{ {matches}, filters: [{filter}] }}")), "shop", &view).unwrap()
 }
 
 #[test]
