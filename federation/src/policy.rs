@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod document;
+pub mod limit;
 mod matching;
 pub mod parse;
 pub mod route;

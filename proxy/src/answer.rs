@@ -30,16 +30,19 @@ pub enum Reason {
     AppUnreachable,
     /// The app broke off before it answered: the request may have been worked on.
     AppReset,
+    /// A RateLimit of the service is reached.
+    RateLimited,
     /// This proxy stands in front of a client only.
     NothingServed,
 }
 
 /// gRPC's word for an answer that was not made by a gRPC server (gRPC, "HTTP to gRPC Status Code Mapping"; our 504 is a
-/// deadline's).
+/// deadline's, and our 429 a limit's).
 pub fn grpc_status(status: StatusCode) -> u8 {
     const UNKNOWN: u8 = 2;
     const DEADLINE_EXCEEDED: u8 = 4;
     const PERMISSION_DENIED: u8 = 7;
+    const RESOURCE_EXHAUSTED: u8 = 8;
     const UNIMPLEMENTED: u8 = 12;
     const INTERNAL: u8 = 13;
     const UNAVAILABLE: u8 = 14;
@@ -50,9 +53,8 @@ pub fn grpc_status(status: StatusCode) -> u8 {
         StatusCode::FORBIDDEN => PERMISSION_DENIED,
         StatusCode::NOT_FOUND => UNIMPLEMENTED,
         StatusCode::GATEWAY_TIMEOUT => DEADLINE_EXCEEDED,
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => {
-            UNAVAILABLE
-        }
+        StatusCode::TOO_MANY_REQUESTS => RESOURCE_EXHAUSTED,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => UNAVAILABLE,
         _ => UNKNOWN,
     }
 }
@@ -75,6 +77,7 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::AppUnreachable => "app-unreachable",
             Self::AppReset => "app-reset",
+            Self::RateLimited => "rate-limited",
             Self::NothingServed => "nothing-served",
         }
     }
@@ -85,6 +88,7 @@ impl Reason {
             Self::UnknownHost | Self::NoRoute | Self::NothingServed => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::NoSuchService
             | Self::NoHealthyEndpoint
             | Self::NotReady
@@ -106,6 +110,7 @@ impl Reason {
             Self::Unreachable | Self::AppUnreachable => "UF",
             Self::ConnectionLost | Self::AppReset => "UC",
             Self::Timeout => "UT",
+            Self::RateLimited => "RL",
             Self::BadRequest | Self::NotReady | Self::Revoked | Self::NotAllowed => "-",
         }
     }

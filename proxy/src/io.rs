@@ -9,6 +9,7 @@ pub mod copy;
 pub mod dial;
 pub mod forward;
 pub mod http;
+pub mod limits;
 pub mod listen;
 pub mod record;
 pub mod sever;

@@ -137,7 +137,8 @@ async fn supervise(
     }
     tokio::spawn(announce_readiness(app, serves, announce.clone(), stop.clone()));
 
-    let settings = Settings { plane: Arc::clone(&plane), services, app: config.app, access_log };
+    let settings =
+        Settings { plane: Arc::clone(&plane), services, app: config.app, access_log, limits: Arc::default() };
     let (exits, mut exited) = mpsc::channel(1);
     let workers = start_workers(bound.workers, &settings, &exits, &stop)?;
     drop(settings);

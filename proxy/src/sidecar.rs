@@ -17,6 +17,7 @@ use crate::connections::Side;
 use crate::io::app::Inbound;
 use crate::io::forward::Outbound;
 use crate::io::http::{Protocol, detect, serve};
+use crate::io::limits::Limits;
 use crate::io::listen::{InFlight, accept_each};
 use crate::io::record::Reporter;
 use crate::io::tls::{self, ALPN_H2, ALPN_HTTP1, About};
@@ -33,6 +34,7 @@ pub struct Settings {
     /// The app behind us.
     pub app: Option<SocketAddr>,
     pub access_log: Option<AccessLog>,
+    pub limits: Arc<Limits>,
 }
 
 /// One worker's listeners; bound before it starts.
@@ -64,7 +66,13 @@ pub async fn work(
     let outbound = Rc::new(Outbound::new(Arc::clone(&plane), Rc::clone(&reporter)));
     let in_flight = InFlight::default();
     if let Some(listener) = listeners.inbound {
-        let inbound = Rc::new(Inbound::new(Arc::clone(&plane), reporter, settings.services, settings.app));
+        let inbound = Rc::new(Inbound::new(
+            Arc::clone(&plane),
+            reporter,
+            settings.services,
+            settings.app,
+            settings.limits,
+        ));
         let listener = TcpListener::from_std(listener)?;
         let served = serve_inbound(listener, inbound, Arc::clone(&plane), in_flight.clone(), stop.clone());
         tokio::task::spawn_local(served);

@@ -13,12 +13,14 @@ pub mod access;
 pub mod fault;
 pub mod filter;
 pub mod grpc;
+pub mod limit;
 pub mod retry;
 
 pub use access::AccessPolicy;
 pub use fault::FaultInjection;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
 pub use grpc::GrpcRoute;
+pub use limit::RateLimit;
 
 pub use super::parse::{locate, parse};
 pub use super::value::{Label, Percent, PolicyDuration, ValueError};
@@ -42,6 +44,7 @@ pub enum PolicyKind {
     BackendPolicy,
     AccessPolicy,
     FaultInjection,
+    RateLimit,
 }
 
 /// `<kind>/<namespace>/<name>`.
@@ -71,6 +74,7 @@ pub enum PolicySpec {
     BackendPolicy(BackendPolicy),
     AccessPolicy(AccessPolicy),
     FaultInjection(FaultInjection),
+    RateLimit(RateLimit),
 }
 
 /// HTTPRoute.spec of Gateway API v1, in the parts that this version carries out.
@@ -362,6 +366,7 @@ impl PolicyDocument {
             PolicySpec::BackendPolicy(_) => PolicyKind::BackendPolicy,
             PolicySpec::AccessPolicy(_) => PolicyKind::AccessPolicy,
             PolicySpec::FaultInjection(_) => PolicyKind::FaultInjection,
+            PolicySpec::RateLimit(_) => PolicyKind::RateLimit,
         }
     }
 
@@ -385,6 +390,7 @@ impl PolicyDocument {
             PolicySpec::BackendPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::AccessPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::FaultInjection(fault) => serde_json::to_value(fault),
+            PolicySpec::RateLimit(limit) => serde_json::to_value(limit),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),
@@ -396,8 +402,14 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 5] =
-        [Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy, Self::AccessPolicy, Self::FaultInjection];
+    pub const ALL: [PolicyKind; 6] = [
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::BackendPolicy,
+        Self::AccessPolicy,
+        Self::FaultInjection,
+        Self::RateLimit,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -406,6 +418,7 @@ impl PolicyKind {
             Self::BackendPolicy => "BackendPolicy",
             Self::AccessPolicy => "AccessPolicy",
             Self::FaultInjection => "FaultInjection",
+            Self::RateLimit => "RateLimit",
         }
     }
 

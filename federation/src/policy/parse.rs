@@ -80,6 +80,7 @@ fn document(node: &Node) -> Result<PolicyDocument, Vec<Problem>> {
             PolicyKind::BackendPolicy => &schema::BACKEND_POLICY,
             PolicyKind::AccessPolicy => &schema::ACCESS_POLICY,
             PolicyKind::FaultInjection => &schema::FAULT_INJECTION,
+            PolicyKind::RateLimit => &schema::RATE_LIMIT,
         };
         schema::check(shape, spec, "spec", &mut problems);
     }
@@ -144,6 +145,7 @@ fn typed(kind: PolicyKind, spec: &Node) -> Result<PolicySpec, Problem> {
         PolicyKind::BackendPolicy => serde_json::from_value(json).map(PolicySpec::BackendPolicy),
         PolicyKind::AccessPolicy => serde_json::from_value(json).map(PolicySpec::AccessPolicy),
         PolicyKind::FaultInjection => serde_json::from_value(json).map(PolicySpec::FaultInjection),
+        PolicyKind::RateLimit => serde_json::from_value(json).map(PolicySpec::RateLimit),
     };
     read.map_err(|e| Problem {
         code: "E4005",

@@ -17,6 +17,7 @@ mod access;
 mod alone;
 mod fault;
 mod filters;
+mod limit;
 
 /// Most names that a message lists.
 const MAX_LISTED: usize = 8;
@@ -48,6 +49,7 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             }
             PolicySpec::AccessPolicy(policy) => access::check(view, policy, namespace, &mut findings),
             PolicySpec::FaultInjection(fault) => fault::check(fault, &mut findings),
+            PolicySpec::RateLimit(policy) => limit::check(view, policy, namespace, &mut findings),
             PolicySpec::BackendPolicy(policy) => {
                 alone::check_policy(policy, namespace, &mut findings);
                 check_policy(view, policy, namespace, &mut findings);

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::forward::mark;
 use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, STREAM_WINDOW};
+use super::limits::{Limits, retry_after};
 use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
 use crate::answer::Reason;
@@ -41,6 +42,7 @@ pub struct Inbound {
     services: Arc<BTreeSet<ServiceName>>,
     app: Option<Rc<App>>,
     in_flight: InFlight,
+    limits: Arc<Limits>,
     /// The AccessPolicies for what we serve, at that revision.
     access: RefCell<(Revision, Rc<AccessTable>)>,
 }
@@ -90,11 +92,12 @@ impl Inbound {
         reporter: Rc<Reporter>,
         services: Arc<BTreeSet<ServiceName>>,
         app: Option<SocketAddr>,
+        limits: Arc<Limits>,
     ) -> Self {
         let app =
             app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
         let access = RefCell::default();
-        Self { plane, reporter, services, app, in_flight: InFlight::default(), access }
+        Self { plane, reporter, services, app, in_flight: InFlight::default(), limits, access }
     }
 
     /// What the requests of one verified connection have in common.
@@ -115,7 +118,14 @@ impl Inbound {
         let flying = self.in_flight.begin();
         let outcome = match admitted {
             Ok(_) if full => Err(Reason::Overload),
-            Ok(admitted) => self.serve(admitted, &caller, request, &mut record).await,
+            Ok(admitted) => match self.within_limits(&caller, &request, &mut record) {
+                Ok(()) => self.serve(admitted, &caller, request, &mut record).await,
+                Err(after) => {
+                    let mut response = mesh_answer(Reason::RateLimited, record);
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after(after)));
+                    return Ok(response);
+                }
+            },
             Err(reason) => Err(reason),
         };
         Ok(match outcome {
@@ -172,6 +182,21 @@ impl Inbound {
             }
         }
         admitted.map_err(|refused| refused.reason())
+    }
+
+    /// `Err`: when there is credit again.
+    fn within_limits(
+        &self,
+        caller: &Caller,
+        request: &Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<(), Duration> {
+        let Some(view) = self.plane.knowledge.view() else { return Ok(()) };
+        let taken = self.limits.take(&view, &self.services, caller.verified.id(), request.headers());
+        taken.map_err(|limited| {
+            record.limited(&limited.name);
+            limited.after
+        })
     }
 
     /// The policies at this View; compiled on first use after it changed.

@@ -14,8 +14,8 @@ use super::body::{ByteCount, OnEnd};
 use crate::answer::Reason;
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::telemetry::{
-    AccessLabels, DurationLabels, FaultLabels, MirrorLabels, RequestLabels, RetryLabels, SeriesCache,
-    TierLabels,
+    AccessLabels, DurationLabels, FaultLabels, LimitLabels, MirrorLabels, RequestLabels, RetryLabels,
+    SeriesCache, TierLabels,
 };
 use crate::runtime::{Plane, now};
 
@@ -30,6 +30,7 @@ pub struct Reporter {
     mirrored: RefCell<SeriesCache<MirrorLabels, Counter>>,
     access: RefCell<SeriesCache<AccessLabels, Counter>>,
     faults: RefCell<SeriesCache<FaultLabels, Counter>>,
+    limited: RefCell<SeriesCache<LimitLabels, Counter>>,
 }
 
 /// Which way a request went, seen from the app.
@@ -83,6 +84,7 @@ impl Reporter {
             mirrored: RefCell::default(),
             access: RefCell::default(),
             faults: RefCell::default(),
+            limited: RefCell::default(),
         }
     }
 
@@ -203,6 +205,15 @@ impl Record {
     pub fn injected(&mut self, flag: &'static str) {
         self.reporter.injected(&self.entry.upstream_cluster, flag);
         self.entry.response_flags = if self.entry.response_flags == "DI" { "DI,FI" } else { flag };
+    }
+
+    /// A RateLimit is reached.
+    pub fn limited(&mut self, limit: &str) {
+        limit.clone_into(&mut self.entry.policy);
+        let labels = LimitLabels { limit: limit.to_owned() };
+        let overflow = |_| LimitLabels { limit: OVERFLOW.to_owned() };
+        let reporter = &self.reporter;
+        reporter.limited.borrow_mut().handle(&reporter.plane.telemetry.limited, labels, overflow).inc();
     }
 
     /// The policies let nobody through.

@@ -97,6 +97,13 @@ pub struct FaultLabels {
     pub fault: &'static str,
 }
 
+/// `hanse_rate_limited_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LimitLabels {
+    /// `namespace/name#limit`.
+    pub limit: String,
+}
+
 /// Makes the histogram of request durations.
 #[derive(Clone, Debug)]
 pub struct DurationBuckets;
@@ -113,6 +120,7 @@ pub struct Telemetry {
     pub mirrored: Family<MirrorLabels, Counter>,
     pub access: Family<AccessLabels, Counter>,
     pub faults: Family<FaultLabels, Counter>,
+    pub limited: Family<LimitLabels, Counter>,
     pub access_log_dropped: Counter,
     pub revision: Gauge,
     pub svid_not_after: Gauge,
@@ -147,6 +155,7 @@ impl Default for Telemetry {
             mirrored: Family::default(),
             access: Family::default(),
             faults: Family::default(),
+            limited: Family::default(),
             access_log_dropped: Counter::default(),
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
@@ -170,6 +179,7 @@ impl Default for Telemetry {
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
         new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
+        new.register("hanse_rate_limited", "Requests that a RateLimit refused", new.limited.clone());
         new.register("hanse_faults_injected", "Delays and aborts by FaultInjections", new.faults.clone());
         new.register(
             "hanse_access_log_dropped",

@@ -5,6 +5,7 @@ mod closing;
 mod faults;
 mod grpc;
 mod hostile;
+mod limits;
 mod replaced;
 mod routing;
 mod tunnelled;

@@ -17,14 +17,14 @@ pub enum PolicyCommand {
     },
     /// Print policies, of a kind, or one
     Get {
-        /// HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy or FaultInjection
+        /// HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy, FaultInjection or RateLimit
         kind: Option<hanse_federation::policy::PolicyKind>,
         /// NAMESPACE/NAME, or NAME with -n
         name: Option<String>,
     },
     /// Delete policies
     Delete {
-        /// HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy or FaultInjection
+        /// HTTPRoute, GRPCRoute, BackendPolicy, AccessPolicy, FaultInjection or RateLimit
         kind: hanse_federation::policy::PolicyKind,
         /// NAMESPACE/NAME, or NAME with -n
         #[arg(required = true)]

@@ -251,6 +251,7 @@ impl Sidecar {
             services: Arc::new(services),
             app,
             access_log: Some(access_log),
+            limits: Arc::default(),
         };
         let listeners = Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)] };
         let (drain, stop) = drain();

@@ -1,0 +1,76 @@
+//! RateLimits through real sidecars: the example, and a limit in gRPC's words.
+
+use hanse_federation::Change;
+use hanse_federation::policy::{parse, validate};
+
+use super::*;
+
+fn apply(shop: &mut Shop, text: &str) {
+    let documents = parse("test", text).unwrap_or_else(|e| panic!("{text}\n{e:#?}"));
+    let findings = validate(&shop.view, "test", &documents);
+    assert!(findings.is_empty(), "{findings:#?}");
+    for (document, _) in documents {
+        shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
+    }
+}
+
+fn tenant(name: &'static str) -> Request<Full<Bytes>> {
+    let mut request = get(REVIEWS);
+    request.headers_mut().insert("x-tenant", http::HeaderValue::from_static(name));
+    request
+}
+
+#[test]
+fn the_example_of_limits_refuses_who_asks_for_more() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let path = format!("{}/../deploy/examples/rate-limit.yaml", env!("CARGO_MANIFEST_DIR"));
+        apply(&mut shop, &std::fs::read_to_string(path).unwrap());
+        let mut statuses = Vec::new();
+        for _ in 0..11 {
+            statuses.push(shop.product.request(tenant("blue")).await.status.as_u16());
+        }
+        assert_eq!(statuses, [[200; 10].as_slice(), &[429]].concat(), "ten of a tenant");
+        // The eleventh took nothing of its caller's credit, of which ten are left; a change elsewhere gives none back.
+        shop.change(|_| {});
+        for _ in 0..10 {
+            assert_eq!(shop.product.request(tenant("green")).await.status, StatusCode::OK);
+        }
+        let refused = shop.product.request(tenant("red")).await;
+        assert_eq!(
+            (refused.status.as_u16(), refused.header("x-hanse-reason")),
+            (429, "rate-limited"),
+            "{refused:?}"
+        );
+        let seconds: u64 = refused.header("retry-after").parse().unwrap();
+        assert!((1..=3).contains(&seconds), "20 in a minute: {seconds}");
+        // Another workload has credit of its own.
+        let other = plane_of(&shop.east.workload("other"), &shop.view);
+        assert_eq!(call(&other, shop.reviews.inbound, "/").await.unwrap().status, StatusCode::OK);
+        let metrics = shop.reviews.plane.telemetry.to_text();
+        for line in
+            ["limit=\"shop/reviews#tenant\"} 1", "limit=\"shop/reviews#caller\"} 1", "response_flags=\"RL\""]
+        {
+            assert!(metrics.contains(line), "{line}: {metrics}");
+        }
+    });
+}
+
+#[test]
+fn a_call_of_grpc_above_the_limit_is_told_that_something_is_exhausted() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        apply(
+            &mut shop,
+            "apiVersion: hanse.dev/v1alpha1\nkind: RateLimit\nmetadata: { name: l, namespace: shop }\nspec:\n  \
+             targetRefs: [{ kind: Service, name: reviews }]\n  limits: [{ requests: 1, per: 1h }]\n",
+        );
+        assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
+        let request =
+            Request::post("/s/m").header("host", "reviews.shop").header("content-type", "application/grpc");
+        let answer = shop.product.request(request.body(Full::default()).unwrap()).await;
+        let told = (answer.status.as_u16(), answer.header("grpc-status"), answer.header("grpc-message"));
+        assert_eq!(told, (200, "8", "rate-limited"));
+        assert!(answer.header("retry-after").parse::<u64>().unwrap() > 3500);
+    });
+}
