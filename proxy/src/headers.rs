@@ -47,6 +47,30 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// What the message wants its connection for, or agrees to: one protocol, which `Connection` names too.
+pub fn upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut named = headers.get_all(header::UPGRADE).iter();
+    let (protocol, None) = (named.next()?, named.next()) else { return None };
+    let nominated = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|name| name.trim().eq_ignore_ascii_case("upgrade"));
+    (nominated && may_upgrade_to(protocol)).then_some(protocol)
+}
+
+/// Whether it is one protocol's name, and not another form of HTTP or TLS: requests inside would be seen by no policy.
+pub fn may_upgrade_to(protocol: &HeaderValue) -> bool {
+    let Ok(text) = protocol.to_str() else { return false };
+    let (name, version) = text.split_once('/').unwrap_or((text, "1"));
+    let is_token = |text: &str| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    };
+    let refused = ["h2c", "h2", "h3", "http", "tls"];
+    is_token(name) && is_token(version) && !refused.iter().any(|refused| name.eq_ignore_ascii_case(refused))
+}
+
 /// Whether it is beyond doubt where the body ends. Ask before hop-by-hop headers are gone. hyper settles most of it
 /// itself; what it lets pass must not be settled otherwise by whoever comes after us (RFC 9112 §6.1, §6.3).
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {

@@ -1,7 +1,8 @@
 //! The sockets of the sidecar, read top to bottom: one connection, one task. Decisions are in the pure modules.
 //!
 //! `listen` accepts, `tls` proves who is there, `http` serves a connection, `forward` takes our app's requests out,
-//! `copy` lets a body be sent twice, `dial` and `tunnel` make mesh connections, `app` hands requests from the mesh to our app.
+//! `copy` lets a body be sent twice, `stream` carries what is no request, `dial` and `tunnel` make mesh connections, `app`
+//! hands requests from the mesh to our app.
 
 pub mod app;
 pub mod body;
@@ -13,5 +14,6 @@ pub mod limits;
 pub mod listen;
 pub mod record;
 pub mod sever;
+pub mod stream;
 pub mod tls;
 pub mod tunnel;

@@ -16,11 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connections::Side;
 use crate::io::app::Inbound;
 use crate::io::forward::Outbound;
-use crate::io::http::{Protocol, detect, serve};
+use crate::io::http::{detect, serve};
 use crate::io::limits::Limits;
 use crate::io::listen::{InFlight, accept_each};
 use crate::io::record::Reporter;
-use crate::io::tls::{self, ALPN_H2, ALPN_HTTP1, About};
+use crate::io::stream::{IDLE_AFTER, Streams};
+use crate::io::tls::{self, ALPN_H2, ALPN_HTTP1, ALPN_STREAMS, About};
 use crate::runtime::access_log::AccessLog;
 use crate::runtime::drain::Stop;
 use crate::runtime::{Plane, now};
@@ -63,8 +64,9 @@ pub async fn work(
 ) -> anyhow::Result<()> {
     let plane = Arc::clone(&settings.plane);
     let reporter = Rc::new(Reporter::new(Arc::clone(&plane), settings.access_log));
-    let outbound = Rc::new(Outbound::new(Arc::clone(&plane), Rc::clone(&reporter)));
     let in_flight = InFlight::default();
+    let streams = || Streams::new(in_flight.clone(), IDLE_AFTER);
+    let outbound = Rc::new(Outbound::new(Arc::clone(&plane), Rc::clone(&reporter), streams()));
     if let Some(listener) = listeners.inbound {
         let inbound = Rc::new(Inbound::new(
             Arc::clone(&plane),
@@ -72,6 +74,7 @@ pub async fn work(
             settings.services,
             settings.app,
             settings.limits,
+            streams(),
         ));
         let listener = TcpListener::from_std(listener)?;
         let served = serve_inbound(listener, inbound, Arc::clone(&plane), in_flight.clone(), stop.clone());
@@ -107,7 +110,7 @@ async fn serve_inbound(
 ) {
     let trust: Arc<dyn TrustSource> = Arc::clone(&plane.knowledge) as _;
     let identity: Arc<dyn IdentitySource> = Arc::clone(&plane.credentials) as _;
-    let config = server_config(trust, identity, ClientAuth::Required, &[ALPN_H2, ALPN_HTTP1]);
+    let config = server_config(trust, identity, ClientAuth::Required, &[ALPN_STREAMS, ALPN_H2, ALPN_HTTP1]);
     accept_each(listener, stop.clone(), in_flight, |stream, from| {
         let (inbound, plane) = (Rc::clone(&inbound), Arc::clone(&plane));
         let (config, stop) = (Arc::clone(&config), stop.clone());
@@ -127,7 +130,7 @@ async fn serve_inbound(
 
 async fn inbound_connection(accepted: tls::Accepted<TcpStream>, inbound: Rc<Inbound>, stop: Stop) {
     let caller = Rc::new(inbound.caller(accepted.live.peer(), &accepted.caller_hash, accepted.own));
-    let protocol = if accepted.http2 { Protocol::Http2 } else { Protocol::Http1 };
+    let protocol = accepted.protocol;
     let service = service_fn(move |request| Rc::clone(&inbound).handle(Rc::clone(&caller), request));
     serve(accepted.stream, protocol, service, Some(accepted.live), stop).await;
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hanse_federation::policy::access::AccessTable;
 use hanse_federation::{Revision, View};
 use hanse_identity::{ServiceName, SpiffeId, VerifiedCaller};
-use http::{HeaderValue, Request, Response, Uri, Version, header};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
@@ -28,12 +28,15 @@ use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, STREAM_WINDOW};
 use super::limits::{Limits, retry_after};
 use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
+use super::stream::Streams;
 use crate::answer::Reason;
 use crate::headers;
 use crate::inbound::{Admitted, Refused, admit};
 use crate::runtime::Plane;
 use crate::runtime::drain::Stop;
 use crate::runtime::worker::LocalExecutor;
+
+mod streams;
 
 /// One worker's inbound side.
 pub struct Inbound {
@@ -43,6 +46,7 @@ pub struct Inbound {
     app: Option<Rc<App>>,
     in_flight: InFlight,
     limits: Arc<Limits>,
+    streams: Streams,
     /// The AccessPolicies for what we serve, at that revision.
     access: RefCell<(Revision, Rc<AccessTable>)>,
 }
@@ -93,11 +97,13 @@ impl Inbound {
         services: Arc<BTreeSet<ServiceName>>,
         app: Option<SocketAddr>,
         limits: Arc<Limits>,
+        streams: Streams,
     ) -> Self {
         let app =
             app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
         let access = RefCell::default();
-        Self { plane, reporter, services, app, in_flight: InFlight::default(), limits, access }
+        let in_flight = InFlight::default();
+        Self { plane, reporter, services, app, in_flight, limits, streams, access }
     }
 
     /// What the requests of one verified connection have in common.
@@ -112,6 +118,9 @@ impl Inbound {
         caller: Rc<Caller>,
         request: Request<Incoming>,
     ) -> Result<InboundResponse, Infallible> {
+        if *request.method() == Method::CONNECT {
+            return Ok(self.connect(caller, request).await);
+        }
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         let admitted = self.admit(&caller, &request, &mut record);
         let full = self.in_flight.count() >= MAX_IN_FLIGHT;
@@ -120,11 +129,7 @@ impl Inbound {
             Ok(_) if full => Err(Reason::Overload),
             Ok(admitted) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => self.serve(admitted, &caller, request, &mut record).await,
-                Err(after) => {
-                    let mut response = mesh_answer(Reason::RateLimited, record);
-                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after(after)));
-                    return Ok(response);
-                }
+                Err(after) => return Ok(limited(after, record)),
             },
             Err(reason) => Err(reason),
         };
@@ -360,7 +365,7 @@ fn prepare(
     };
     let uri = uri.map_err(|_| Reason::BadRequest)?;
     let (mut parts, body) = request.into_parts();
-    if parts.method == http::Method::CONNECT || !headers::is_framing_plain(&parts.headers) {
+    if parts.method == Method::CONNECT || !headers::is_framing_plain(&parts.headers) {
         return Err(Reason::BadRequest);
     }
     parts.uri = uri;
@@ -386,6 +391,13 @@ fn prepare(
 fn broke_off(error: &hyper::Error) -> Reason {
     tracing::debug!(%error, "the app broke off");
     Reason::AppReset
+}
+
+/// There is no credit for another, until then.
+fn limited(after: Duration, record: Record) -> InboundResponse {
+    let mut response = mesh_answer(Reason::RateLimited, record);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after(after)));
+    response
 }
 
 fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {

@@ -146,9 +146,13 @@ impl ByteCount {
         self.0.get()
     }
 
+    pub fn add_bytes(&self, bytes: usize) {
+        self.0.set(self.0.get() + bytes as u64);
+    }
+
     fn add(&self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
-            self.0.set(self.0.get() + data.len() as u64);
+            self.add_bytes(data.len());
         }
     }
 }
@@ -221,6 +225,11 @@ impl<Keep: OnEnd> ResponseBody<Keep> {
     /// What an attempt gave back.
     pub fn answer(body: AnswerBody, keep: Keep) -> Self {
         Self { content: Content::Answer(body), count: ByteCount::default(), ended: false, keep: Some(keep) }
+    }
+
+    /// No body, and nobody to be told: what follows the head is not HTTP.
+    pub fn none() -> Self {
+        Self { content: Content::Whole(None), count: ByteCount::default(), ended: false, keep: None }
     }
 
     /// A short body of the mesh's own.

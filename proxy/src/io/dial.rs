@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -22,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::body::RequestBody;
-use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, STREAM_WINDOW};
+use super::http::{MAX_HEAD_BYTES, MAX_SHARED_STREAMS, Protocol, Windows};
 use super::sever::Sever;
 use super::tls::{self, About, Dialled, TlsRefusal};
 use crate::connections::{Live, Order, Side};
@@ -40,6 +41,23 @@ pub struct MeshConnection {
     opened: Timestamp,
     used: Cell<Timestamp>,
     retired: Rc<Cell<bool>>,
+    /// Streams that it carries, where it is for streams.
+    carried: Arc<AtomicU32>,
+    protocol: Protocol,
+}
+
+/// One stream's place on its connection, until its last clone is dropped.
+#[derive(Clone)]
+pub struct Carried(#[expect(dead_code, reason = "held for its end")] Arc<Place>);
+
+struct Place(Arc<AtomicU32>);
+
+/// What a connection is dialled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    Requests,
+    /// Upgrades and plain TCP: on connections of their own, so that whoever does not read holds up no request.
+    Streams,
 }
 
 /// How a connection came to take no more requests.
@@ -120,6 +138,22 @@ const SERVICE_MAX_AGE: Duration = Duration::from_secs(30);
 const SPREAD_AGAIN: Duration = Duration::from_secs(1);
 
 impl MeshConnection {
+    /// A stream on it, counted until it is dropped.
+    pub fn carry(&self) -> Carried {
+        self.carried.fetch_add(1, Ordering::Relaxed);
+        Carried(Arc::new(Place(Arc::clone(&self.carried))))
+    }
+
+    fn has_room(&self) -> bool {
+        self.carried.load(Ordering::Relaxed) < MAX_SHARED_STREAMS
+    }
+
+    /// Whether it takes upgrades (extended CONNECT, RFC 8441): who offers connections for streams does, and need not be
+    /// waited for until its settings have come.
+    pub fn takes_upgrades(&self) -> bool {
+        self.protocol == Protocol::Streams
+    }
+
     /// A handle to send on; cheap.
     pub fn sender(&self) -> SendRequest<RequestBody> {
         self.used.set(now());
@@ -134,6 +168,22 @@ impl MeshConnection {
     /// No new requests; what is in flight goes on.
     pub fn retire(&self) {
         self.retired.set(true);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl For {
+    /// What is offered, best first: who does not know streams of their own takes them as any HTTP/2.
+    pub fn protocols(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Requests => &[tls::ALPN_H2],
+            Self::Streams => &[tls::ALPN_STREAMS, tls::ALPN_H2],
+        }
     }
 }
 
@@ -157,7 +207,8 @@ impl Pool {
             let mut slots = self.slots.borrow_mut();
             let slot = slots.entry(key.clone()).or_default();
             slot.ready.retain(|connection| connection.is_usable() && admits(&connection.peer));
-            let wanted = slot.ready.is_empty() || (slot.ready.len() < spread && now() >= slot.not_before);
+            let room = slot.ready.iter().any(|connection| connection.has_room());
+            let wanted = !room || (slot.ready.len() < spread && now() >= slot.not_before);
             if wanted && slot.dialling.is_none() {
                 slot.dialling = Some(self.start(key, dial()));
             }
@@ -184,7 +235,9 @@ impl Pool {
         self.slots.borrow_mut().retain(|key, slot| {
             slot.ready.retain(|connection| {
                 let old = matches!(key, Key::Service(..)) && now.since(connection.opened) > SERVICE_MAX_AGE;
-                if old || now.since(connection.used.get()) > IDLE_AFTER {
+                let idle = connection.carried.load(Ordering::Relaxed) == 0
+                    && now.since(connection.used.get()) > IDLE_AFTER;
+                if old || idle {
                     connection.retire();
                 }
                 connection.is_usable()
@@ -221,11 +274,13 @@ impl Pool {
 
 impl Slot {
     fn pick(&mut self) -> Option<Rc<MeshConnection>> {
-        if self.ready.is_empty() {
-            return None;
+        for _ in 0..self.ready.len() {
+            self.next = (self.next + 1) % self.ready.len();
+            if self.ready[self.next].has_room() {
+                return Some(Rc::clone(&self.ready[self.next]));
+            }
         }
-        self.next = (self.next + 1) % self.ready.len();
-        Some(Rc::clone(&self.ready[self.next]))
+        None
     }
 }
 
@@ -236,11 +291,12 @@ pub async fn dial_endpoint(
     service: ServiceName,
     cluster: ClusterName,
     expect: Expect,
+    what: For,
 ) -> Result<MeshConnection, DialError> {
     let tcp = connect(address).await?;
     let name = Sni::Service { service: service.clone(), cluster: cluster.clone() }.to_name();
     let about = About { side: Side::Outbound, service: Some(service), cluster: Some(cluster) };
-    let dialled = tls::dial(tcp, &plane, expect, name, about).await?;
+    let dialled = tls::dial_for(what.protocols(), tcp, &plane, expect, name, about).await?;
     speak_http2(dialled, WORKLOAD_PINGS, |_| {}).await
 }
 
@@ -264,10 +320,14 @@ where
 {
     let sever = Sever::default();
     let io = TokioIo::new(sever.wrap(dialled.stream));
+    let windows = match dialled.protocol {
+        Protocol::Streams => Windows::STREAMS,
+        Protocol::Http1 | Protocol::Http2 => Windows::REQUESTS,
+    };
     let mut http = hyper::client::conn::http2::Builder::new(LocalExecutor);
     http.timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .keep_alive_interval(pings.every)
         .keep_alive_timeout(pings.timeout)
@@ -275,7 +335,7 @@ where
     let handshake = http.handshake::<_, RequestBody>(io).await;
     let (sender, connection) = handshake.map_err(|e| DialError::Http(e.to_string()))?;
     let retired = Rc::new(Cell::new(false));
-    let peer = dialled.live.peer().id().clone();
+    let (peer, protocol) = (dialled.live.peer().id().clone(), dialled.protocol);
     let driver = drive(connection, dialled.live, sever, Rc::clone(&retired), ended);
     tokio::task::spawn_local(driver);
     Ok(MeshConnection {
@@ -286,6 +346,8 @@ where
         opened: now(),
         used: Cell::new(now()),
         retired,
+        carried: Arc::default(),
+        protocol,
     })
 }
 

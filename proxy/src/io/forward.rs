@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use hanse_federation::choose::{Candidate, Choice, Ladder, RetrySettings, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
@@ -21,30 +20,40 @@ use hanse_identity::tls::Expect;
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
+use hyper::ext::Protocol;
 use tokio::time::Instant;
 
 use super::body::{AnswerBody, RequestBody, ResponseBody};
-use super::dial::{DialError, Key, MeshConnection, Pool, dial_endpoint};
+use super::dial::{Carried, DialError, For, Key, MeshConnection, Pool, dial_endpoint};
 use super::record::{Direction, Record, Reporter};
+use super::stream::Streams;
 use super::tunnel::{TUNNELS_PER_CLUSTER, Tunnels};
-use crate::answer::{Reason, grpc_status};
+use crate::answer::Reason;
 use crate::attempt::{Attempts, Budget, Failure, Verdict};
 use crate::headers;
 use crate::outbound::{self, Plan};
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
+pub(super) use answers::mark;
+use answers::{grpc_answer, mesh_answer};
 use failed::Failed;
+use upgrade::Upgrade;
 
+mod answers;
 mod describe;
 mod failed;
 mod fault;
 mod mirror;
+pub mod upgrade;
 
 /// One worker's outbound side.
 pub struct Outbound {
     plane: Arc<Plane>,
     reporter: Rc<Reporter>,
     pool: Rc<Pool>,
+    /// Connections for streams.
+    stream_pool: Rc<Pool>,
+    streams: Streams,
     tunnels: Rc<Tunnels>,
     health: Rc<RefCell<Health>>,
     random: Rc<Random>,
@@ -91,7 +100,7 @@ const SAME_AGAIN_FIRST: Duration = Duration::from_millis(20);
 const SAME_AGAIN_AT_MOST: Duration = Duration::from_millis(320);
 
 impl Outbound {
-    pub fn new(plane: Arc<Plane>, reporter: Rc<Reporter>) -> Self {
+    pub fn new(plane: Arc<Plane>, reporter: Rc<Reporter>, streams: Streams) -> Self {
         let (pool, random) = (Rc::new(Pool::default()), Rc::new(Random::from_entropy()));
         let health = Rc::new(RefCell::new(Health::default()));
         let tunnels =
@@ -100,6 +109,8 @@ impl Outbound {
             plane,
             reporter,
             pool,
+            stream_pool: Rc::default(),
+            streams,
             tunnels: Rc::new(tunnels),
             health,
             random,
@@ -124,9 +135,12 @@ impl Outbound {
         self.in_flight.set(self.in_flight.get() + 1);
         let _in_flight = Decrement(&self.in_flight);
         match self.forward(bound.as_deref(), request, is_grpc, &mut record).await {
-            Ok(response) => {
+            Ok(mut response) => {
                 record.answered(response.status());
                 record.entry.response_code_details.clear();
+                if let Some(agreed) = response.extensions_mut().remove::<upgrade::Agreed>() {
+                    return Ok(self.switch(agreed, response, record));
+                }
                 let response = if is_grpc { grpc_answer(response) } else { response };
                 Ok(response.map(|body| ResponseBody::answer(body, record)))
             }
@@ -137,7 +151,7 @@ impl Outbound {
     async fn forward(
         self: &Rc<Self>,
         bound: Option<&ServiceHost>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         is_grpc: bool,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Reason> {
@@ -170,18 +184,30 @@ impl Outbound {
         let tables = self.tables(view, &plan.backend);
         self.budget(&plan.backend.service, |budget| budget.deposit(now()));
 
+        let upgrade = Upgrade::asked(&mut request);
         let mut request = prepare(request, plan.filters.as_deref(), record)?;
-        self.send_copies(view, &plan, &mut request);
+        let attempts = match &upgrade {
+            Some(upgrade) => Attempts::new(&upgrade.method, false),
+            None => Attempts::new(request.method(), !request.body().is_end_stream()),
+        };
+        match &upgrade {
+            Some(upgrade) => upgrade.put_on(&mut request)?,
+            None => self.send_copies(view, &plan, &mut request),
+        }
         let outgoing = Outgoing {
             view,
             plan: &plan,
             tables: &tables,
             deadline,
-            attempts: Attempts::new(request.method(), !request.body().is_end_stream()),
+            attempts,
             retry: Arc::clone(&tables.ladder.borrow().settings.retry),
             tried: Vec::new(),
         };
-        self.try_until_answered(outgoing, request, record).await
+        let response = self.try_until_answered(outgoing, request, record).await?;
+        Ok(match upgrade {
+            Some(upgrade) => upgrade.answered(response),
+            None => response,
+        })
     }
 
     fn plan(
@@ -328,13 +354,19 @@ impl Outbound {
         request: Request<RequestBody>,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Failed> {
-        let connected = self.connection(outgoing, candidate);
+        let is_stream = *request.method() == Method::CONNECT;
+        let connected = self.connection(outgoing, candidate, is_stream);
         let connection = match tokio::time::timeout_at(outgoing.deadline, connected).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(Failed::unconnected(&error, request, record)),
             Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request, record)),
         };
         record.entry.destination_spiffe = connection.peer.to_string();
+        if is_stream && request.extensions().get::<Protocol>().is_some() && !connection.takes_upgrades() {
+            let error = DialError::Http("the proxy there takes no upgrades".to_owned());
+            return Err(Failed::unconnected(&error, request, record));
+        }
+        let carried = is_stream.then(|| connection.carry());
         let configured = outgoing.plan.attempt_timeout.or(outgoing.retry.per_try);
         let own_limit = outgoing.attempts.timeout(configured);
         let limit = own_limit.map_or(outgoing.deadline, |own| outgoing.deadline.min(Instant::now() + own));
@@ -346,6 +378,13 @@ impl Outbound {
                 None => Failed::broken(error.into_error()),
             }),
             Ok(Ok(response)) => match nobody_there(&response) {
+                None if is_stream => {
+                    let mut response = upgrade::restored(response).map(AnswerBody::streamed);
+                    if let Some(carried) = carried {
+                        response.extensions_mut().insert(carried);
+                    }
+                    Ok(response)
+                }
                 None => Self::received(outgoing, response).await,
                 Some(undelivered) => {
                     if let Way::Tunnel(_) = candidate.way {
@@ -376,7 +415,12 @@ impl Outbound {
         &self,
         outgoing: &Outgoing<'_>,
         candidate: &Candidate,
+        is_stream: bool,
     ) -> Result<Rc<MeshConnection>, DialError> {
+        let (pool, what) = match is_stream {
+            true => (&self.stream_pool, For::Streams),
+            false => (&self.pool, For::Requests),
+        };
         let service = &outgoing.plan.backend.service;
         let expect = || Expect::Identities(Arc::clone(&candidate.identities));
         let admits = |peer: &hanse_identity::SpiffeId| candidate.identities.contains(peer);
@@ -385,9 +429,9 @@ impl Outbound {
                 let key = Key::Service(service.clone(), cluster.clone());
                 let dial = || {
                     let tunnels = Rc::clone(&self.tunnels);
-                    tunnels.dial_service(service.clone(), cluster.clone(), expect()).boxed_local()
+                    tunnels.dial_service(service.clone(), cluster.clone(), expect(), what).boxed_local()
                 };
-                self.pool.connection(key, TUNNELS_PER_CLUSTER, admits, dial).await
+                pool.connection(key, TUNNELS_PER_CLUSTER, admits, dial).await
             }
             (Way::Direct(address), target) => {
                 let Target::Endpoint(id) = target else {
@@ -395,9 +439,9 @@ impl Outbound {
                 };
                 let dial = || {
                     let (plane, cluster) = (Arc::clone(&self.plane), outgoing.view.cluster.clone());
-                    dial_endpoint(plane, *address, service.clone(), cluster, expect()).boxed_local()
+                    dial_endpoint(plane, *address, service.clone(), cluster, expect(), what).boxed_local()
                 };
-                self.pool.connection(Key::Endpoint(id.clone(), *address), 1, admits, dial).await
+                pool.connection(Key::Endpoint(id.clone(), *address), 1, admits, dial).await
             }
         }
     }
@@ -405,6 +449,7 @@ impl Outbound {
     /// Called every few seconds: forgets what is over.
     pub fn tidy(&self, now: Timestamp) {
         self.pool.tidy(now);
+        self.stream_pool.tidy(now);
         let Some(view) = self.plane.knowledge.view() else { return };
         self.tunnels.tidy(&view);
         let mut health = self.health.borrow_mut();
@@ -479,6 +524,9 @@ fn bodiless_copy(request: &Request<RequestBody>) -> Request<RequestBody> {
     request.method().clone_into(copy.method_mut());
     request.uri().clone_into(copy.uri_mut());
     *copy.version_mut() = request.version();
+    if let Some(protocol) = request.extensions().get::<Protocol>() {
+        copy.extensions_mut().insert(protocol.clone());
+    }
     request.headers().clone_into(copy.headers_mut());
     copy
 }
@@ -544,54 +592,4 @@ fn redirected(
     response.headers_mut().insert(headers::ANSWERED_BY, headers::ANSWERED_BY_MESH);
     REDIRECT.clone_into(&mut record.entry.hanse_reason);
     Ok(response)
-}
-
-fn mesh_answer(reason: Reason, is_grpc: bool, mut record: Record) -> OutboundResponse {
-    record.refused(reason);
-    let details = match record.entry.response_code_details.as_str() {
-        "" => String::new(),
-        details => format!(": {details}"),
-    };
-    let body = match is_grpc {
-        true => Bytes::new(),
-        false => Bytes::from(format!("{}{details}\n", reason.as_str())),
-    };
-    let mut response = Response::new(ResponseBody::whole(body, record));
-    *response.status_mut() = reason.status();
-    mark(response.headers_mut(), reason);
-    if is_grpc {
-        tell_grpc(&mut response);
-    }
-    response
-}
-
-/// What the far side's mesh said, as a gRPC client reads it. Answers of servers stay as they are.
-fn grpc_answer(response: Response<AnswerBody>) -> Response<AnswerBody> {
-    let headers = response.headers();
-    if !headers.contains_key(headers::ANSWERED_BY) || headers::is_grpc(headers) {
-        return response;
-    }
-    let mut response = response.map(|_| AnswerBody::empty());
-    tell_grpc(&mut response);
-    response
-}
-
-/// Puts the mesh's answer into the status of the call, in place of HTTP's (gRPC over HTTP/2, "Trailers-Only").
-fn tell_grpc<B>(response: &mut Response<B>) {
-    let status = grpc_status(response.status());
-    let headers = response.headers_mut();
-    headers.remove(header::CONTENT_LENGTH);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from(u16::from(status)));
-    if let Some(reason) = headers.get(headers::REASON).cloned() {
-        headers.insert("grpc-message", reason);
-    }
-    *response.status_mut() = StatusCode::OK;
-}
-
-/// The headers of every response that the mesh makes itself.
-pub(super) fn mark(headers: &mut http::HeaderMap, reason: Reason) {
-    headers.insert(headers::ANSWERED_BY, headers::ANSWERED_BY_MESH);
-    headers.insert(headers::REASON, HeaderValue::from_static(reason.as_str()));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
 }

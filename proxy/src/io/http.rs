@@ -1,7 +1,7 @@
 //! Serving HTTP on an accepted connection: limits, timeouts, graceful ends, and obedience to the connection table.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,6 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -38,17 +37,43 @@ const SERVER_PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a first byte is looked at again when it decides nothing yet.
 const PEEK_AGAIN: Duration = Duration::from_millis(2);
 
+/// Streams that one HTTP/2 connection for streams may carry, and their windows: together no more than the connection's,
+/// so that ends which do not read hold up nobody else's.
+pub const MAX_SHARED_STREAMS: u32 = 64;
+pub const SHARED_STREAM_WINDOW: u32 = 512 * 1024;
+pub const SHARED_CONNECTION_WINDOW: u32 = MAX_SHARED_STREAMS * SHARED_STREAM_WINDOW;
+
 /// Which protocol is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http1,
     Http2,
+    /// HTTP/2 for streams: upgrades and plain TCP.
+    Streams,
+}
+
+/// How much an HTTP/2 connection lets its other end send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    pub stream: u32,
+    pub connection: u32,
+    pub streams: u32,
+}
+
+impl Windows {
+    pub const REQUESTS: Self =
+        Self { stream: STREAM_WINDOW, connection: CONNECTION_WINDOW, streams: MAX_STREAMS };
+    pub const STREAMS: Self = Self {
+        stream: SHARED_STREAM_WINDOW,
+        connection: SHARED_CONNECTION_WINDOW,
+        streams: MAX_SHARED_STREAMS,
+    };
 }
 
 /// Serves a connection to its end: the client's, an order's, or draining's.
 pub async fn serve<I, S, B>(io: I, protocol: Protocol, service: S, live: Option<Live>, stop: Stop)
 where
-    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + 'static,
     S: HttpService<Incoming, ResBody = B, Error = Infallible>,
     <S as hyper::service::Service<Request<Incoming>>>::Future: 'static,
@@ -64,27 +89,42 @@ where
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD_BYTES)
                 .half_close(false);
-            steer(http.serve_connection(io, service), live, stop).await;
+            let connection = http.serve_connection(io, service);
+            match live {
+                // Only our own app may take a connection over: a stream must not outlive its place in the table.
+                None => {
+                    let leave = hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown;
+                    steer(connection.with_upgrades(), leave, live, stop).await;
+                }
+                Some(_) => {
+                    let leave = hyper::server::conn::http1::Connection::graceful_shutdown;
+                    steer(connection, leave, live, stop).await;
+                }
+            }
         }
-        Protocol::Http2 => {
+        Protocol::Http2 | Protocol::Streams => {
+            let windows = if protocol == Protocol::Http2 { Windows::REQUESTS } else { Windows::STREAMS };
             let mut http = hyper::server::conn::http2::Builder::new(LocalExecutor);
             http.timer(TokioTimer::new())
                 .max_header_list_size(MAX_HEAD_BYTES as u32)
-                .max_concurrent_streams(MAX_STREAMS)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_concurrent_streams(windows.streams)
+                .initial_stream_window_size(windows.stream)
+                .initial_connection_window_size(windows.connection)
                 .keep_alive_interval(SERVER_PING_EVERY)
                 .keep_alive_timeout(SERVER_PING_TIMEOUT);
-            steer(http.serve_connection(io, service), live, stop).await;
+            if live.is_some() {
+                http.enable_connect_protocol();
+            }
+            let leave = hyper::server::conn::http2::Connection::graceful_shutdown;
+            steer(http.serve_connection(io, service), leave, live, stop).await;
         }
     }
 }
 
 /// Runs a connection, and obeys: a `Close` drops it with all that is on it, a `Leave` and draining let it finish.
-async fn steer<C>(connection: C, mut live: Option<Live>, mut stop: Stop)
+async fn steer<C>(connection: C, leave: impl Fn(Pin<&mut C>), mut live: Option<Live>, mut stop: Stop)
 where
-    C: GracefulConnection,
-    C::Error: std::fmt::Display,
+    C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = pin!(connection);
     let mut leaving = false;
@@ -96,12 +136,12 @@ where
                     tracing::info!(cause = cause.label(), "connection closed");
                     return;
                 }
-                Order::Leave(_) => connection.as_mut().graceful_shutdown(),
+                Order::Leave(_) => leave(connection.as_mut()),
                 Order::Stay => {}
             },
             () = stop.draining(), if !leaving => {
                 leaving = true;
-                connection.as_mut().graceful_shutdown();
+                leave(connection.as_mut());
             }
             ended = connection.as_mut() => {
                 if let Err(error) = ended {

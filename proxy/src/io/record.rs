@@ -11,11 +11,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::body::{ByteCount, OnEnd};
+use super::stream::Ending;
 use crate::answer::Reason;
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::telemetry::{
     AccessLabels, DurationLabels, FaultLabels, LimitLabels, MirrorLabels, RequestLabels, RetryLabels,
-    SeriesCache, TierLabels,
+    SeriesCache, StreamLabels, TierLabels,
 };
 use crate::runtime::{Plane, now};
 
@@ -47,6 +48,8 @@ pub struct Record {
     direction: Direction,
     finished: bool,
     pub received: ByteCount,
+    /// What a stream has sent back so far, where it is one.
+    sent: Option<ByteCount>,
     pub entry: Entry,
 }
 
@@ -54,6 +57,8 @@ pub struct Record {
 const CLIENT_LEFT: u16 = 0;
 /// Envoy's flag for it.
 const CLIENT_LEFT_FLAG: &str = "DC";
+/// Envoy's flag for a stream that the mesh itself cut.
+const CUT_FLAG: &str = "LR";
 const OVERFLOW: &str = "overflow";
 
 impl Direction {
@@ -93,6 +98,12 @@ impl Reporter {
         let labels = RetryLabels { service: service.to_owned(), reason };
         let overflow = |labels| RetryLabels { service: OVERFLOW.to_owned(), ..labels };
         self.retries.borrow_mut().handle(&self.plane.telemetry.retries, labels, overflow).inc();
+    }
+
+    /// Counts the streams that are open, by one more or less.
+    fn stream(&self, direction: Direction, protocol: &'static str, change: i64) {
+        let labels = StreamLabels { reporter: direction.reporter(), protocol };
+        self.plane.telemetry.streams.get_or_create(&labels).inc_by(change);
     }
 
     /// Counts a copy of a request for another service.
@@ -186,6 +197,7 @@ impl Record {
             direction,
             finished: false,
             received: ByteCount::default(),
+            sent: None,
             entry,
         }
     }
@@ -244,6 +256,25 @@ impl Record {
         self.entry.response_code = status.as_u16();
     }
 
+    /// A stream follows: it is over when it ends, or when the record is dropped.
+    pub fn carries(&mut self, sent: ByteCount) {
+        self.reporter.stream(self.direction, self.entry.protocol, 1);
+        self.sent = Some(sent);
+    }
+
+    /// The stream has ended.
+    pub fn ended(mut self, ending: &Ending) {
+        self.entry.response_flags = ending.flags();
+        self.finish_stream();
+    }
+
+    fn finish_stream(&mut self) {
+        if let Some(sent) = self.sent.take() {
+            self.reporter.stream(self.direction, self.entry.protocol, -1);
+            self.finish(sent.get());
+        }
+    }
+
     fn finish(&mut self, bytes: u64) {
         self.finished = true;
         let elapsed = self.started.elapsed();
@@ -270,7 +301,11 @@ impl OnEnd for Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.finished {
+        if self.sent.is_some() {
+            // Draining, or an order, did not wait for its end.
+            self.entry.response_flags = CUT_FLAG;
+            self.finish_stream();
+        } else if !self.finished {
             self.entry.response_code = CLIENT_LEFT;
             self.entry.response_flags = CLIENT_LEFT_FLAG;
             self.finish(0);

@@ -11,6 +11,7 @@ use hanse_identity::{ClusterName, RevocationId, ServiceName, Usage, VerifyError}
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::http::Protocol;
 use crate::connections::{Entrant, Live, Side};
 use crate::runtime::knowledge::HANDSHAKE_WAITS;
 use crate::runtime::view::INTERNAL_NAME;
@@ -23,6 +24,8 @@ pub const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const DIAL_TIMEOUT: Duration = Duration::from_millis(1500);
 pub const ALPN_H2: &[u8] = b"h2";
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// HTTP/2 whose streams are long: CONNECT only, with windows for that.
+pub const ALPN_STREAMS: &[u8] = b"hanse-streams";
 
 /// A connection that was accepted, verified, entered in the table and checked again.
 pub struct Accepted<S> {
@@ -32,14 +35,14 @@ pub struct Accepted<S> {
     pub caller_hash: String,
     /// The identity that was shown to the caller.
     pub own: SpiffeId,
-    /// ALPN chose HTTP/2.
-    pub http2: bool,
+    pub protocol: Protocol,
 }
 
 /// A connection that was dialled, likewise.
 pub struct Dialled<S> {
     pub stream: tokio_rustls::client::TlsStream<S>,
     pub live: Live,
+    pub protocol: Protocol,
 }
 
 /// What the connection table is told beside who is there.
@@ -133,10 +136,10 @@ where
     let connection = stream.get_ref().1;
     let leaf = connection.peer_certificates().and_then(<[_]>::first).ok_or(VerifyError::NoCertificate)?;
     let caller_hash = sha256_hex(leaf);
-    let http2 = connection.alpn_protocol() == Some(ALPN_H2);
+    let protocol = chosen(connection, Protocol::Http1);
     let shown = own.facts.id.clone();
     let live = enter(connection, plane, own, Usage::Client, about)?;
-    Ok(Accepted { stream, live, caller_hash, own: shown, http2 })
+    Ok(Accepted { stream, live, caller_hash, own: shown, protocol })
 }
 
 /// Dials TLS over `io`: handshake (bounded) with whoever `expect` names, then as `accept`. `name` is the SNI.
@@ -150,11 +153,26 @@ pub async fn dial<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    dial_for(&[ALPN_H2], io, plane, expect, name, about).await
+}
+
+/// As `dial`, for one of these protocols.
+pub async fn dial_for<S>(
+    protocols: &[&[u8]],
+    io: S,
+    plane: &Plane,
+    expect: Expect,
+    name: Option<String>,
+    about: About,
+) -> Result<Dialled<S>, TlsRefusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     plane.admits_new(now())?;
     let own = own_identity(plane).await?;
     let trust: Arc<dyn TrustSource> = Arc::clone(&plane.knowledge) as _;
     let identity: Arc<dyn IdentitySource> = Arc::clone(&plane.credentials) as _;
-    let config = client_config(trust, identity, expect, &[ALPN_H2]);
+    let config = client_config(trust, identity, expect, protocols);
     let name = name
         .and_then(|name| ServerName::try_from(name).ok())
         .unwrap_or_else(|| ServerName::try_from(INTERNAL_NAME).expect("the internal name is a DNS name"));
@@ -162,7 +180,17 @@ where
     let handshake = tokio::time::timeout(DIAL_TIMEOUT, handshake).await;
     let stream = handshake.map_err(|_| TlsRefusal::Timeout)?.map_err(TlsRefusal::Handshake)?;
     let live = enter(stream.get_ref().1, plane, own, Usage::Server, about)?;
-    Ok(Dialled { stream, live })
+    let protocol = chosen(stream.get_ref().1, Protocol::Http2);
+    Ok(Dialled { stream, live, protocol })
+}
+
+/// What ALPN chose.
+fn chosen(connection: &rustls::CommonState, otherwise: Protocol) -> Protocol {
+    match connection.alpn_protocol() {
+        Some(ALPN_H2) => Protocol::Http2,
+        Some(ALPN_STREAMS) => Protocol::Streams,
+        _ => otherwise,
+    }
 }
 
 /// The identity to show, if we may show it.

@@ -25,7 +25,7 @@ use hyper_util::rt::TokioIo;
 
 use super::body::RequestBody;
 use super::dial::{
-    DialError, Ended, Key, MeshConnection, Pool, TUNNEL_PINGS, WORKLOAD_PINGS, connect, speak_http2,
+    DialError, Ended, For, Key, MeshConnection, Pool, TUNNEL_PINGS, WORKLOAD_PINGS, connect, speak_http2,
 };
 use super::tls::{self, About};
 use crate::connections::Side;
@@ -116,6 +116,7 @@ impl Tunnels {
         service: ServiceName,
         cluster: ClusterName,
         expect: Expect,
+        what: For,
     ) -> Result<MeshConnection, DialError> {
         if self.health.borrow().is_lost(&cluster)
             && self.pool.usable(&Key::Tunnel(cluster.clone())).is_empty()
@@ -127,7 +128,7 @@ impl Tunnels {
         let mut again = true;
         loop {
             let outer = self.outer(&cluster).await?;
-            let through = self.connect_through(&outer, &service, &cluster, expect.clone()).await;
+            let through = self.connect_through(&outer, &service, &cluster, expect.clone(), what).await;
             match through {
                 Err(DialError::Refused { .. }) | Ok(_) => return through,
                 // The tunnel may have died under us: once more, on another.
@@ -161,6 +162,7 @@ impl Tunnels {
         service: &ServiceName,
         cluster: &ClusterName,
         expect: Expect,
+        what: For,
     ) -> Result<MeshConnection, DialError> {
         let host = ServiceHost { service: service.clone(), reach: Reach::Cluster }.to_host();
         let request = Request::connect(format!("{host}:{SERVICE_PORT}"))
@@ -179,7 +181,8 @@ impl Tunnels {
         let name = Sni::Service { service: service.clone(), cluster: cluster.clone() }.to_name();
         let about =
             About { side: Side::Outbound, service: Some(service.clone()), cluster: Some(cluster.clone()) };
-        let dialled = tls::dial(TokioIo::new(upgraded), &self.plane, expect, name, about).await?;
+        let (io, protocols) = (TokioIo::new(upgraded), what.protocols());
+        let dialled = tls::dial_for(protocols, io, &self.plane, expect, name, about).await?;
         let mut connection = speak_http2(dialled, WORKLOAD_PINGS, |_| {}).await?;
         connection.outer = Some(Rc::clone(outer));
         Ok(connection)

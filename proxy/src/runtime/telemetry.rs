@@ -80,6 +80,14 @@ pub struct MirrorLabels {
     pub outcome: &'static str,
 }
 
+/// `hanse_streams_open`: upgraded connections and plain TCP.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StreamLabels {
+    pub reporter: &'static str,
+    /// What began it: `HTTP/1.1`, `HTTP/2`, or `TCP`.
+    pub protocol: &'static str,
+}
+
 /// `hanse_access_total`: requests that an AccessPolicy denied, or asked to be told of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AccessLabels {
@@ -121,6 +129,7 @@ pub struct Telemetry {
     pub access: Family<AccessLabels, Counter>,
     pub faults: Family<FaultLabels, Counter>,
     pub limited: Family<LimitLabels, Counter>,
+    pub streams: Family<StreamLabels, Gauge>,
     pub access_log_dropped: Counter,
     pub revision: Gauge,
     pub svid_not_after: Gauge,
@@ -156,6 +165,7 @@ impl Default for Telemetry {
             access: Family::default(),
             faults: Family::default(),
             limited: Family::default(),
+            streams: Family::default(),
             access_log_dropped: Counter::default(),
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
@@ -178,6 +188,7 @@ impl Default for Telemetry {
         new.register("hanse_requests_by_tier", "Outbound requests by tier of the ladder", new.tiers.clone());
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
         new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
+        new.register("hanse_streams_open", "Upgraded and plain TCP connections", new.streams.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
         new.register("hanse_rate_limited", "Requests that a RateLimit refused", new.limited.clone());
         new.register("hanse_faults_injected", "Delays and aborts by FaultInjections", new.faults.clone());

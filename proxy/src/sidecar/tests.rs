@@ -9,6 +9,7 @@ mod limits;
 mod replaced;
 mod routing;
 mod tunnelled;
+mod upgrade;
 pub(crate) mod world;
 
 use std::collections::BTreeSet;

@@ -6,7 +6,7 @@ use hanse_federation::policy::{PolicyKey, PolicyKind, parse, validate};
 use super::*;
 
 /// The document's text as `hanse policy apply` takes it.
-fn apply(shop: &mut Shop, text: &str) {
+pub(super) fn apply(shop: &mut Shop, text: &str) {
     let documents = parse("test", text).unwrap_or_else(|e| panic!("{text}\n{e:#?}"));
     let findings: Vec<_> = validate(&shop.view, "test", &documents)
         .into_iter()
@@ -19,7 +19,7 @@ fn apply(shop: &mut Shop, text: &str) {
     }
 }
 
-fn policy(name: &str, action: &str, rules: &str) -> String {
+pub(super) fn policy(name: &str, action: &str, rules: &str) -> String {
     format!(
         "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{ name: {name}, namespace: shop }}\nspec:\n  \
          targetRefs: [{{ kind: Service, name: reviews }}]\n  action: {action}\n  rules: {rules}\n"

@@ -1,0 +1,156 @@
+//! Streams to our app: upgrades, which come as extended CONNECTs (RFC 8441) and are HTTP/1.1 again from here on.
+//!
+//! A stream has a connection of its own to the app. It lives on the caller's mesh connection, and ends with that.
+
+use std::rc::Rc;
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::{
+    App, Caller, Inbound, InboundResponse, MAX_IN_FLIGHT, Serving, broke_off, limited, mesh_answer, prepare,
+};
+use crate::answer::Reason;
+use crate::headers;
+use crate::io::body::{RequestBody, ResponseBody};
+use crate::io::forward::upgrade::{METHOD, STATUS};
+use crate::io::record::{Direction, Record};
+use crate::io::stream::{self, Ending};
+
+/// What stands for the app's 2xx between proxies, where a 2xx would mean that the stream is open.
+const NOT_UPGRADED: StatusCode = StatusCode::UPGRADE_REQUIRED;
+
+/// What a CONNECT asks for.
+struct Wanted {
+    protocol: HeaderValue,
+    mesh: OnUpgrade,
+}
+
+impl Inbound {
+    /// Answers one CONNECT of the mesh.
+    pub(super) async fn connect(
+        self: Rc<Self>,
+        caller: Rc<Caller>,
+        mut request: Request<Incoming>,
+    ) -> InboundResponse {
+        let wanted = wanted(&mut request);
+        let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
+        let outcome = match (wanted, self.admit(&caller, &request, &mut record)) {
+            (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
+            (Ok(_), Ok(_)) if self.in_flight.count() >= MAX_IN_FLIGHT => Err(Reason::Overload),
+            (Ok(wanted), Ok(_)) => match self.within_limits(&caller, &request, &mut record) {
+                Ok(()) => {
+                    let _asking = self.in_flight.begin();
+                    self.upgrade(wanted, &caller, request, &mut record).await
+                }
+                Err(after) => return limited(after, record),
+            },
+        };
+        match outcome {
+            Ok((response, Some((mesh, app)))) => self.carry(response, mesh, app, record),
+            Ok((response, None)) => {
+                let serving = Serving { record, borrowed: None, _flying: Some(self.in_flight.begin()) };
+                response.map(|body| ResponseBody::streamed(body, serving))
+            }
+            Err(reason) => mesh_answer(reason, record),
+        }
+    }
+
+    async fn upgrade(
+        &self,
+        wanted: Wanted,
+        caller: &Caller,
+        request: Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<(Response<Incoming>, Option<(OnUpgrade, OnUpgrade)>), Reason> {
+        let app = self.app.as_ref().ok_or(Reason::NothingServed)?;
+        if headers::is_grpc(request.headers()) {
+            return Err(Reason::BadRequest);
+        }
+        let mut request = prepare(request, caller, record)?;
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(header::UPGRADE, wanted.protocol.clone());
+        let mut response = app.ask_upgrade(request).await?;
+        record.answered(response.status());
+        let agreed = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
+            .then(|| response.extensions_mut().remove::<OnUpgrade>())
+            .flatten();
+        let same = headers::upgrade(response.headers())
+            .is_some_and(|said| said.as_bytes().eq_ignore_ascii_case(wanted.protocol.as_bytes()));
+        headers::strip_hop_by_hop(response.headers_mut());
+        headers::strip_reserved(response.headers_mut());
+        match agreed {
+            Some(app) if same => {
+                *response.status_mut() = StatusCode::OK;
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                Ok((response, Some((wanted.mesh, app))))
+            }
+            // To something that nobody asked for.
+            Some(_) => Err(Reason::AppReset),
+            None => {
+                if response.status().is_success() {
+                    let status = HeaderValue::from_str(response.status().as_str());
+                    response.headers_mut().insert(STATUS, status.expect("three digits are a value"));
+                    *response.status_mut() = NOT_UPGRADED;
+                }
+                Ok((response, None))
+            }
+        }
+    }
+
+    /// Opens the stream, and carries it.
+    fn carry(
+        &self,
+        response: Response<Incoming>,
+        mesh: OnUpgrade,
+        app: OnUpgrade,
+        record: Record,
+    ) -> InboundResponse {
+        let Some(place) = self.streams.place() else { return mesh_answer(Reason::Overload, record) };
+        let idle = self.streams.idle();
+        tokio::task::spawn_local(async move {
+            let _place = place;
+            let Some((mut mesh, mut app)) = stream::joined(mesh, app).await else { return };
+            let ending = stream::carry(&mut mesh, &mut app, record, idle).await;
+            if !matches!(ending, Ending::Complete) {
+                tracing::debug!(?ending, "a stream ended");
+            }
+        });
+        response.map(|_| ResponseBody::none())
+    }
+}
+
+/// Reads what the CONNECT is for, and makes it the request that it stands for.
+fn wanted(request: &mut Request<Incoming>) -> Result<Wanted, Reason> {
+    let protocol = request.extensions_mut().remove::<Protocol>().ok_or(Reason::BadRequest)?;
+    let protocol = HeaderValue::from_str(protocol.as_str()).map_err(|_| Reason::BadRequest)?;
+    let method = match request.headers().get(METHOD) {
+        Some(method) => Method::from_bytes(method.as_bytes()).map_err(|_| Reason::BadRequest)?,
+        None => Method::GET,
+    };
+    *request.method_mut() = method;
+    if !headers::may_upgrade_to(&protocol) {
+        return Err(Reason::BadRequest);
+    }
+    let mesh = request.extensions_mut().remove::<OnUpgrade>().ok_or(Reason::BadRequest)?;
+    Ok(Wanted { protocol, mesh })
+}
+
+impl App {
+    /// Over a connection of its own, which the answer may take over.
+    async fn ask_upgrade(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Reason> {
+        let stream = self.connect().await?;
+        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|_| Reason::AppUnreachable)?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection to the app");
+            }
+        });
+        sender.send_request(request).await.map_err(|error| broke_off(&error))
+    }
+}
