@@ -6,7 +6,8 @@
 //! Pure: built once per (service, View), asked once per request with `now` and a random number. One ladder is
 //! asked with one `Health`, that of its worker.
 //!
-//! `build` makes the tiers, `settings` reads the policy, `shares` divides the traffic and holds back who returns.
+//! `build` makes the tiers, `settings` reads the policy, `shares` divides the traffic and holds back who returns; within a
+//! tier `pick` balances, for which `table` has the tables of consistent hashing and `warm` knows who has just come up.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -18,17 +19,29 @@ use hanse_identity::{ClusterName, ServiceName, SpiffeId, Timestamp};
 use crate::catalog::{EndpointId, Locality};
 use crate::health::{Health, Observation, OutlierSettings, Standing, Target};
 use crate::host::ServiceHost;
+use crate::load::Load;
+use crate::policy::document::balance::{Algorithm, HashOn};
 use crate::view::View;
 
 mod build;
+mod dice;
+mod limits;
+mod pick;
 mod retry;
 mod settings;
 mod shares;
+mod table;
+mod warm;
 
+pub use dice::stable_hash;
+pub use limits::Limits;
 pub use retry::RetrySettings;
 pub use settings::settings_of;
 
+use pick::Turns;
 use shares::Division;
+use table::Table;
+use warm::Warming;
 
 /// What kind of step of the ladder a tier is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -44,6 +57,8 @@ pub enum TierKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     pub target: Target,
+    /// Stands for the target wherever hashes are compared; the same in every proxy.
+    pub key: u64,
     /// Who may answer there.
     pub identities: Arc<BTreeSet<SpiffeId>>,
     pub weight: u32,
@@ -82,9 +97,42 @@ pub struct Ladder {
     division: Division,
     /// Shares at the moment and version of `Health` that `cached` says.
     shares: Vec<f64>,
-    /// At the same moment: candidates that stay in because too many would be out.
-    pardoned: Vec<Place>,
+    /// At the same moment.
+    outlook: Outlook,
     cached: Option<(Timestamp, u64)>,
+    turns: Turns,
+    /// By tier; none where nobody hashes.
+    tables: Vec<Arc<Table>>,
+    warming: Warming,
+    /// Scratch: what each candidate of a tier counts for.
+    weights: Vec<u64>,
+}
+
+/// One question to a ladder.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    pub now: Timestamp,
+    pub health: &'a Health,
+    pub load: &'a Load,
+    /// Targets that this request has failed at: they are passed over while any other is left.
+    pub tried: &'a [Target],
+    /// Uniform over u64.
+    pub random: u64,
+    /// Where the policy hashes: requests with the same hash go to the same target.
+    pub hash: Option<u64>,
+    /// The `key` of the target that the request's session has been with: it is preferred wherever it may be chosen.
+    pub session: Option<u64>,
+    /// If there is one, nobody else may be chosen.
+    pub only: Option<&'a dyn Fn(&Candidate) -> bool>,
+}
+
+/// What is out of the ordinary at a moment.
+#[derive(Debug, Default)]
+struct Outlook {
+    /// Candidates that stay in because too many would be out.
+    pardoned: Vec<Place>,
+    /// So little is healthy that ejections no longer count.
+    panic: bool,
 }
 
 /// Index of a tier, and in it of a candidate.
@@ -98,7 +146,7 @@ struct Sight<'s> {
     health: &'s Health,
     /// No target of the service has failed of late: nothing needs to be looked up.
     quiet: bool,
-    pardoned: &'s [Place],
+    outlook: &'s Outlook,
 }
 
 /// BackendPolicy in the form that the ladder uses.
@@ -117,8 +165,16 @@ pub struct LadderSettings {
     /// still answer, if only with 5xx: what hits most of them is no fault of the endpoint. One that nobody reaches
     /// is out all the same.
     pub max_ejected: f64,
+    /// While less than this share of all tiers together is healthy, ejections do not count; default 0.
+    pub panic_below: f64,
     pub outlier: OutlierSettings,
     pub retry: Arc<RetrySettings>,
+    pub algorithm: Algorithm,
+    /// What is hashed, where the algorithm hashes.
+    pub hash_on: Option<Arc<HashOn>>,
+    /// Time in which an endpoint that has come up gets its full share.
+    pub warmup: Duration,
+    pub limits: Arc<Limits>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,9 +206,6 @@ pub enum NoChoice {
     NobodyHealthy,
 }
 
-/// Within a tier, one on trial gets this fraction of what it would get if it were well.
-const TRIAL_FRACTION: u64 = 8;
-
 impl Ladder {
     /// Builds the ladder for a caller at `from`. Carries the memory of `previous` (same service) over.
     pub fn build(view: &View, host: &ServiceHost, from: &Locality, previous: Option<&Ladder>) -> Self {
@@ -163,38 +216,39 @@ impl Ladder {
             service: host.service.clone(),
             known: build::is_known(view, host, &settings),
             shares: Vec::with_capacity(tiers.len()),
-            pardoned: Vec::new(),
+            outlook: Outlook::default(),
             cached: None,
             division,
+            turns: Turns::new(&tiers, previous.map(|ladder| (&ladder.turns, ladder.tiers.as_slice()))),
+            tables: table::tables(
+                &tiers,
+                settings.algorithm,
+                previous.map(|ladder| ladder.tables.as_slice()),
+            ),
+            warming: Warming::new(
+                &tiers,
+                settings.warmup,
+                previous.map(|l| (&l.warming, l.tiers.as_slice())),
+            ),
+            weights: Vec::new(),
             tiers,
             settings,
         }
     }
 
-    /// Picks a target. `tried` are targets that this request has failed at: they are passed over while any
-    /// other is left. `random` is uniform over u64. If nothing is healthy, the least bad is tried rather than
-    /// nothing (panic), as long as anything is registered.
+    /// Picks a target. If nothing is healthy, the least bad is tried rather than nothing, as long as anything is
+    /// registered.
     ///
     /// A healthy target that has been tried goes before one that is ejected: the latter is known to fail.
-    pub fn choose(
-        &mut self,
-        now: Timestamp,
-        health: &Health,
-        tried: &[Target],
-        random: u64,
-    ) -> Result<Choice, NoChoice> {
+    pub fn choose(&mut self, ask: &Ask<'_>) -> Result<Choice, NoChoice> {
         if self.tiers.is_empty() {
             return Err(if self.known { NoChoice::NobodyHealthy } else { NoChoice::NoSuchService });
         }
-        self.divide(now, health);
-        let sight = Sight::new(now, &self.service, health, &self.pardoned);
-        let mut dice = Dice(random);
-        let picked = match self.open_tier(dice.unit()) {
-            None => self.pick_least_bad(sight, tried, &mut dice),
-            Some(first) => self
-                .pick_healthy_from(first, sight, tried, &mut dice)
-                .or_else(|| self.pick_healthy_from(first, sight, &[], &mut dice)),
-        };
+        self.warming.step(ask.now, self.settings.warmup);
+        self.divide(ask.now, ask.health);
+        let (mut turns, mut weights) = (std::mem::take(&mut self.turns), std::mem::take(&mut self.weights));
+        let picked = self.pick(ask, &mut turns, &mut weights);
+        (self.turns, self.weights) = (turns, weights);
         let (tier, index) = picked.ok_or(NoChoice::NobodyHealthy)?;
         Ok(Choice { tier, candidate: self.tiers[tier].candidates[index].clone() })
     }
@@ -202,8 +256,8 @@ impl Ladder {
     /// Share of traffic per tier at this moment, 0.0 to 1.0, for `service endpoints` and `/clusters`.
     pub fn shares(&self, now: Timestamp, health: &Health) -> Vec<f64> {
         let mut shares = Vec::with_capacity(self.tiers.len());
-        let pardoned = self.pardoned_at(now, health);
-        let sight = Sight::new(now, &self.service, health, &pardoned);
+        let outlook = self.outlook_at(now, health);
+        let sight = Sight::new(now, &self.service, health, &outlook);
         self.division.clone().divide(now, sight.capacities(&self.tiers), &self.settings, &mut shares);
         shares
     }
@@ -220,10 +274,24 @@ impl Ladder {
         if self.cached == moment {
             return;
         }
-        self.pardoned = self.pardoned_at(now, health);
-        let sight = Sight::new(now, &self.service, health, &self.pardoned);
+        self.outlook = self.outlook_at(now, health);
+        let sight = Sight::new(now, &self.service, health, &self.outlook);
         self.division.divide(now, sight.capacities(&self.tiers), &self.settings, &mut self.shares);
         self.cached = moment;
+    }
+
+    /// Whether so little is healthy that ejections do not count, as far as is known without looking at each.
+    pub fn is_in_panic(&self, now: Timestamp, health: &Health) -> bool {
+        self.outlook_at(now, health).panic
+    }
+
+    fn outlook_at(&self, now: Timestamp, health: &Health) -> Outlook {
+        let mut outlook = Outlook { pardoned: self.pardoned_at(now, health), panic: false };
+        if self.settings.panic_below > 0.0 && !health.is_quiet(&self.service) {
+            let sight = Sight::new(now, &self.service, health, &outlook);
+            outlook.panic = sight.capacity_of_all(&self.tiers) < self.settings.panic_below;
+        }
+        outlook
     }
 
     /// The own endpoints beyond `max_ejected` that are out for answers of 5xx.
@@ -231,7 +299,8 @@ impl Ladder {
         if self.settings.max_ejected >= 1.0 || health.is_quiet(&self.service) {
             return Vec::new();
         }
-        let sight = Sight::new(now, &self.service, health, &[]);
+        let none = Outlook::default();
+        let sight = Sight::new(now, &self.service, health, &none);
         let (mut all, mut out, mut answering) = (0usize, 0usize, Vec::new());
         for (tier, t) in self.tiers.iter().enumerate().filter(|(_, t)| t.kind != TierKind::Peer) {
             for (index, candidate) in t.candidates.iter().enumerate() {
@@ -262,62 +331,18 @@ impl Ladder {
         }
         last
     }
+}
 
-    /// In this tier, else in those after it, else in those before it, whatever their shares: that is how one
-    /// request survives a tier that has just died.
-    fn pick_healthy_from(
-        &self,
-        first: usize,
-        sight: Sight<'_>,
-        tried: &[Target],
-        dice: &mut Dice,
-    ) -> Option<Place> {
-        let weight = |place: Place, candidate: &Candidate| {
-            let ready = u64::from(candidate.ready_weight);
-            if ready == 0 || tried.contains(&candidate.target) {
-                return 0;
-            }
-            match sight.standing(place, candidate) {
-                Standing::Well => ready * TRIAL_FRACTION,
-                Standing::OnTrial => ready,
-                Standing::Ejected(_) | Standing::PathLost => 0,
-            }
-        };
-        let mut in_order = (first..self.tiers.len()).chain(0..first);
-        in_order.find_map(|tier| {
-            let candidates = self.tiers[tier].candidates.iter().enumerate();
-            dice.pick(candidates.map(|(index, c)| weight((tier, index), c))).map(|index| (tier, index))
-        })
-    }
-
-    /// Panic: nobody is healthy. What has a path before what has none, what was not tried before what was, what
-    /// is ready before what is not, what still answered before what could not be reached, upper tiers first.
-    fn pick_least_bad(&self, sight: Sight<'_>, tried: &[Target], dice: &mut Dice) -> Option<Place> {
-        let badness = |tier: usize, index: usize, candidate: &Candidate| {
-            let standing = sight.standing((tier, index), candidate);
-            let was_tried = tried.contains(&candidate.target);
-            let not_ready = candidate.ready_weight == 0;
-            (standing == Standing::PathLost, was_tried, not_ready, severity(standing), tier)
-        };
-        // Weight 0: a peer that has exported the service and has nobody registered for it.
-        let registered = |candidate: &Candidate| candidate.weight > 0;
-        let least_in = |(tier, t): (usize, &Tier)| {
-            let candidates = t.candidates.iter().enumerate().filter(|(_, c)| registered(c));
-            candidates.map(|(index, c)| badness(tier, index, c)).min()
-        };
-        let least = self.tiers.iter().enumerate().filter_map(least_in).min()?;
-        let tier = least.4;
-        let weights = self.tiers[tier].candidates.iter().enumerate().map(|(index, candidate)| {
-            let least_bad = registered(candidate) && badness(tier, index, candidate) == least;
-            u64::from(if least_bad { candidate.weight } else { 0 })
-        });
-        dice.pick(weights).map(|index| (tier, index))
+impl<'a> Ask<'a> {
+    /// A first attempt by whatever balances best.
+    pub fn new(now: Timestamp, health: &'a Health, load: &'a Load, random: u64) -> Self {
+        Self { now, health, load, tried: &[], random, hash: None, session: None, only: None }
     }
 }
 
 impl<'s> Sight<'s> {
-    fn new(now: Timestamp, service: &'s ServiceName, health: &'s Health, pardoned: &'s [Place]) -> Self {
-        Self { now, service, health, quiet: health.is_quiet(service), pardoned }
+    fn new(now: Timestamp, service: &'s ServiceName, health: &'s Health, outlook: &'s Outlook) -> Self {
+        Self { now, service, health, quiet: health.is_quiet(service), outlook }
     }
 
     fn standing(&self, place: Place, candidate: &Candidate) -> Standing {
@@ -325,26 +350,40 @@ impl<'s> Sight<'s> {
             return Standing::Well;
         }
         match self.health.standing(self.now, self.service, &candidate.target) {
-            Standing::Ejected(_) if self.pardoned.contains(&place) => Standing::OnTrial,
+            Standing::Ejected(_) if self.outlook.panic => Standing::Well,
+            Standing::Ejected(_) if self.outlook.pardoned.contains(&place) => Standing::OnTrial,
             standing => standing,
         }
     }
 
     /// Healthy and ready weight by all weight, 0.0 to 1.0, per tier.
     fn capacities(self, tiers: &[Tier]) -> impl Iterator<Item = f64> {
-        tiers.iter().enumerate().map(move |(tier, t)| {
-            let (mut ready, mut all) = (0u64, 0u64);
-            for (index, candidate) in t.candidates.iter().enumerate() {
-                all += u64::from(candidate.weight);
-                let standing = || self.standing((tier, index), candidate);
-                if candidate.ready_weight > 0 && matches!(standing(), Standing::Well | Standing::OnTrial) {
-                    ready += u64::from(candidate.ready_weight);
-                }
-            }
-            // Weights are far below 2⁵², so that both are exact.
-            if all == 0 { 0.0 } else { (ready as f64 / all as f64).min(1.0) }
-        })
+        tiers.iter().enumerate().map(move |(tier, t)| share(self.capacity(tier, t)))
     }
+
+    /// The same of all tiers together.
+    fn capacity_of_all(self, tiers: &[Tier]) -> f64 {
+        let each = tiers.iter().enumerate().map(|(tier, t)| self.capacity(tier, t));
+        share(each.fold((0, 0), |(ready, all), (r, a)| (ready + r, all + a)))
+    }
+
+    /// Healthy and ready weight, and all weight.
+    fn capacity(self, tier: usize, t: &Tier) -> (u64, u64) {
+        let (mut ready, mut all) = (0u64, 0u64);
+        for (index, candidate) in t.candidates.iter().enumerate() {
+            all += u64::from(candidate.weight);
+            let standing = || self.standing((tier, index), candidate);
+            if candidate.ready_weight > 0 && matches!(standing(), Standing::Well | Standing::OnTrial) {
+                ready += u64::from(candidate.ready_weight);
+            }
+        }
+        (ready, all)
+    }
+}
+
+/// Weights are far below 2⁵², so that both are exact.
+fn share((ready, all): (u64, u64)) -> f64 {
+    if all == 0 { 0.0 } else { (ready as f64 / all as f64).min(1.0) }
 }
 
 impl Candidate {
@@ -371,57 +410,14 @@ impl Default for LadderSettings {
             open_next_tier_below: Self::DEFAULT_OPEN_NEXT_TIER_BELOW,
             return_after: Self::DEFAULT_RETURN_AFTER,
             max_ejected: 1.0,
+            panic_below: 0.0,
             outlier: OutlierSettings::default(),
             retry: Arc::default(),
+            algorithm: Algorithm::default(),
+            hash_on: None,
+            warmup: Duration::ZERO,
+            limits: Arc::default(),
         }
-    }
-}
-
-/// Order of ejected targets in panic: one that answers badly may yet answer, one that nobody reaches will not.
-fn severity(standing: Standing) -> u8 {
-    match standing {
-        Standing::Well | Standing::OnTrial => 0,
-        Standing::Ejected(Observation::ServerError | Observation::Success) => 1,
-        Standing::Ejected(Observation::NobodyThere | Observation::Reset | Observation::Timeout) => 2,
-        Standing::Ejected(Observation::ConnectFailure) | Standing::PathLost => 3,
-    }
-}
-
-/// The request's one random number, stretched to as many as are needed (SplitMix64, Steele et al. 2014).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in 0.0..1.0.
-    fn unit(&mut self) -> f64 {
-        (self.roll() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Uniform in 0..n; n > 0.
-    fn below(&mut self, n: u64) -> u64 {
-        let wide = u128::from(self.roll()) * u128::from(n);
-        (wide >> 64) as u64
-    }
-
-    /// An index by weight, in one pass: each replaces the one picked so far with the chance that its weight has
-    /// in the sum up to it. `None` if there is no weight.
-    fn pick(&mut self, weights: impl Iterator<Item = u64>) -> Option<usize> {
-        let mut picked = None;
-        let mut sum = 0;
-        for (index, weight) in weights.enumerate().filter(|(_, weight)| *weight > 0) {
-            sum += weight;
-            if picked.is_none() || self.below(sum) < weight {
-                picked = Some(index);
-            }
-        }
-        picked
     }
 }
 

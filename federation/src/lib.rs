@@ -11,6 +11,7 @@ pub mod health;
 pub mod host;
 pub mod join;
 pub mod lease;
+pub mod load;
 pub mod policy;
 pub mod reserved;
 pub mod session;

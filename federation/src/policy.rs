@@ -61,7 +61,7 @@ pub(crate) fn winner<'v>(
             .filter(|target| refers_to(target, document.name.namespace(), host))
             .map(|target| target.kind != RefKind::ServiceImport)
             .min()?;
-        Some((rank, document.created, &document.name, document, policy))
+        Some((rank, document.created, &document.name, document, &**policy))
     };
     documents
         .into_iter()

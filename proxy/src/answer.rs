@@ -21,6 +21,8 @@ pub enum Reason {
     /// The caller's cluster may not use the service.
     NotAllowed,
     Overload,
+    /// A limit of the service's policy is reached here, before anything was sent.
+    Overflow,
     /// No attempt reached anybody.
     Unreachable,
     /// The connection broke under the request.
@@ -72,6 +74,7 @@ impl Reason {
             Self::Revoked => "revoked",
             Self::NotAllowed => "not-allowed",
             Self::Overload => "overload",
+            Self::Overflow => "overflow",
             Self::Unreachable => "unreachable",
             Self::ConnectionLost => "connection-lost",
             Self::Timeout => "timeout",
@@ -93,6 +96,7 @@ impl Reason {
             | Self::NoHealthyEndpoint
             | Self::NotReady
             | Self::Overload
+            | Self::Overflow
             | Self::Unreachable
             | Self::AppUnreachable => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectionLost | Self::AppReset => StatusCode::BAD_GATEWAY,
@@ -106,7 +110,7 @@ impl Reason {
             Self::UnknownHost | Self::NoRoute | Self::NoBackend | Self::NothingServed => "NR",
             Self::NoSuchService => "NC",
             Self::NoHealthyEndpoint => "UH",
-            Self::Overload => "UO",
+            Self::Overload | Self::Overflow => "UO",
             Self::Unreachable | Self::AppUnreachable => "UF",
             Self::ConnectionLost | Self::AppReset => "UC",
             Self::Timeout => "UT",

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod attempt;
+pub mod breaker;
 pub mod config;
 pub mod connections;
 pub mod headers;
@@ -137,8 +138,15 @@ async fn supervise(
     }
     tokio::spawn(announce_readiness(app, serves, announce.clone(), stop.clone()));
 
-    let settings =
-        Settings { plane: Arc::clone(&plane), services, app: config.app, access_log, limits: Arc::default() };
+    let workers = u32::try_from(bound.workers.len()).unwrap_or(u32::MAX);
+    let settings = Settings {
+        plane: Arc::clone(&plane),
+        services,
+        app: config.app,
+        access_log,
+        limits: Arc::default(),
+        workers,
+    };
     let (exits, mut exited) = mpsc::channel(1);
     let workers = start_workers(bound.workers, &settings, &exits, &stop)?;
     drop(settings);

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hanse_federation::choose::NoChoice;
+use hanse_federation::choose::{NoChoice, stable_hash};
 use hanse_federation::host::ServiceHost;
+use hanse_federation::policy::document::balance::HashOn;
 use hanse_federation::policy::route::{NO_TIMEOUT, NoRoute};
 use hanse_federation::policy::{Filters, RequestParts, RouteTable};
+
+use hanse_identity::SpiffeId;
+use http::{HeaderMap, header};
 
 use crate::answer::Reason;
 use crate::attempt::DEFAULT_REQUEST_TIMEOUT;
@@ -85,6 +89,28 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
+/// The hash by which the policy has a request's target chosen; `None` where the request has nothing of that.
+pub fn hash_of(on: &HashOn, headers: &HeaderMap, query: Option<&str>, caller: &SpiffeId) -> Option<u64> {
+    if let Some(name) = &on.header {
+        return headers.get(name.as_str()).map(|value| stable_hash(value.as_bytes()));
+    }
+    if let Some(name) = &on.cookie {
+        return cookie(headers, name).map(|value| stable_hash(value.as_bytes()));
+    }
+    if let Some(name) = &on.query {
+        let mut pairs = query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        return pairs.find(|(n, _)| n == name).map(|(_, value)| stable_hash(value.as_bytes()));
+    }
+    (on.source_identity == Some(true)).then(|| stable_hash(caller.to_string().as_bytes()))
+}
+
+/// The value of the first cookie of that name (RFC 6265 §4.2.1).
+pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let all = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+    let pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.filter(|(n, _)| *n == name).map(|(_, value)| value).next()
+}
+
 impl From<NoChoice> for Reason {
     fn from(no: NoChoice) -> Self {
         match no {
@@ -134,6 +160,31 @@ mod tests {
             filters: None,
         };
         assert_eq!(plan, expected);
+    }
+
+    #[test]
+    fn a_request_is_hashed_by_what_the_policy_names() {
+        let mut headers = HeaderMap::new();
+        headers.append("x-user", "ann".parse().unwrap());
+        headers.append("cookie", "a=1; user=ann".parse().unwrap());
+        headers.append("cookie", "user=bob".parse().unwrap());
+        let caller: SpiffeId = "spiffe://east.example/ns/shop/sa/ann".parse().unwrap();
+        let hash = |on: HashOn| hash_of(&on, &headers, Some("x=1&user=ann&user=bob"), &caller);
+        let named = |name: &str| Some(name.to_owned());
+        let ann = Some(stable_hash(b"ann"));
+        assert_eq!(hash(HashOn { header: named("X-User"), ..HashOn::default() }), ann);
+        assert_eq!(hash(HashOn { cookie: named("user"), ..HashOn::default() }), ann);
+        assert_eq!(hash(HashOn { query: named("user"), ..HashOn::default() }), ann);
+        let caller = Some(stable_hash(b"spiffe://east.example/ns/shop/sa/ann"));
+        assert_eq!(hash(HashOn { source_identity: Some(true), ..HashOn::default() }), caller);
+        for absent in [
+            HashOn { header: named("x-other"), ..HashOn::default() },
+            HashOn { cookie: named("x"), ..HashOn::default() },
+            HashOn { query: named("y"), ..HashOn::default() },
+            HashOn::default(),
+        ] {
+            assert_eq!(hash(absent), None);
+        }
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct Settings {
     pub app: Option<SocketAddr>,
     pub access_log: Option<AccessLog>,
     pub limits: Arc<Limits>,
+    /// How many there are; what a policy limits is divided among them.
+    pub workers: u32,
 }
 
 /// One worker's listeners; bound before it starts.
@@ -66,7 +68,8 @@ pub async fn work(
     let reporter = Rc::new(Reporter::new(Arc::clone(&plane), settings.access_log));
     let in_flight = InFlight::default();
     let streams = || Streams::new(in_flight.clone(), IDLE_AFTER);
-    let outbound = Rc::new(Outbound::new(Arc::clone(&plane), Rc::clone(&reporter), streams()));
+    let outbound =
+        Rc::new(Outbound::new(Arc::clone(&plane), Rc::clone(&reporter), streams(), settings.workers));
     if let Some(listener) = listeners.inbound {
         let inbound = Rc::new(Inbound::new(
             Arc::clone(&plane),

@@ -9,7 +9,7 @@ use hanse_federation::catalog::{
     Announcement, Export, GatewaySummary, Locality, Serves, ServiceSummary, Session,
 };
 use hanse_federation::join::Offer;
-use hanse_federation::policy::document::{BackendPolicy, HttpRoute, PolicySpec};
+use hanse_federation::policy::document::{HttpRoute, PolicySpec};
 use hanse_federation::policy::{PolicyDocument, PolicyKey, PolicyKind};
 use hanse_identity::token::Admits;
 use hanse_identity::{

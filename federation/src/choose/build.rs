@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hanse_identity::{ClusterName, SpiffeId};
 
-use super::{Candidate, LadderSettings, LocalityMode, Tier, TierKind, Way};
+use super::{Candidate, LadderSettings, LocalityMode, Tier, TierKind, Way, stable_hash};
 use crate::catalog::{Endpoint, Locality, ServiceSummary};
 use crate::health::Target;
 use crate::host::{Reach, ServiceHost};
@@ -66,6 +66,7 @@ fn local_candidate(view: &View, endpoint: &Endpoint) -> Candidate {
     let ready = endpoint.ready && may_answer(view, &identities);
     Candidate {
         target: Target::Endpoint(endpoint.id.clone()),
+        key: key("endpoint", endpoint.id.as_str()),
         identities: Arc::new(identities),
         weight,
         ready_weight: if ready { weight } else { 0 },
@@ -90,11 +91,16 @@ fn peer_candidate(view: &View, peer: &Peer, summary: &ServiceSummary) -> Option<
     let ready = peer.gateways.iter().any(|gateway| gateway.ready) && may_answer(view, &summary.identities);
     Some(Candidate {
         target: Target::Cluster(peer.record.cluster.clone()),
+        key: key("cluster", peer.record.cluster.as_str()),
         identities: Arc::new(summary.identities.clone()),
         weight: summary.weight(),
         ready_weight: if ready { summary.ready_weight() } else { 0 },
         way: Way::Tunnel(peer.record.cluster.clone()),
     })
+}
+
+fn key(kind: &str, name: &str) -> u64 {
+    stable_hash(format!("{kind}/{name}").as_bytes())
 }
 
 /// Whoever is revoked would be refused by our own TLS: to the ladder it is not ready.

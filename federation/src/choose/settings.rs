@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hanse_identity::ClusterName;
 
-use super::{LadderSettings, LocalityMode, RetrySettings, TierKind};
+use super::{LadderSettings, Limits, LocalityMode, RetrySettings, TierKind};
 use crate::health::OutlierSettings;
 use crate::host::ServiceHost;
 use crate::policy::backend_policy;
@@ -17,6 +17,17 @@ pub fn settings_of(view: &View, host: &ServiceHost) -> LadderSettings {
     let Some(policy) = backend_policy(view, host) else { return settings };
     if let Some(locality) = &policy.locality {
         apply_locality(&mut settings, locality, &view.cluster);
+    }
+    if let Some(balancing) = &policy.load_balancing {
+        settings.algorithm = balancing.algorithm;
+        settings.hash_on = balancing.hash_on.clone().map(Arc::new);
+        settings.warmup = balancing.warmup.map_or(settings.warmup, |warmup| warmup.get());
+    }
+    if let Some(limits) = &policy.limits {
+        settings.limits = Arc::new(Limits::of(limits));
+    }
+    if let Some(percent) = policy.health.as_ref().and_then(|health| health.panic_below) {
+        settings.panic_below = percent.fraction();
     }
     if let Some(outlier) = policy.health.as_ref().and_then(|health| health.outlier.as_ref()) {
         apply_outlier(&mut settings.outlier, outlier);

@@ -3,12 +3,14 @@
 
 use hanse_identity::{Reason, Revocation, RevocationId, RevocationTarget};
 
+use super::dice::Dice;
 use super::*;
 use crate::catalog::{Endpoint, Export, GatewaySummary, LocalityWeight, Service, ServiceSummary, Session};
 use crate::change::{Change, PeerFact, PeerRecord};
 use crate::health::Observation::{ConnectFailure, ServerError, Success, Timeout};
 use crate::policy::{PolicyDocument, PolicySpec};
 
+mod balance;
 mod properties;
 mod timeline;
 
@@ -160,10 +162,10 @@ fn census(
     tried: &[Target],
     n: u32,
 ) -> std::collections::BTreeMap<Target, f64> {
-    let mut seed = Dice(42);
+    let mut seed = Dice::new(42);
     let mut counts = std::collections::BTreeMap::new();
     for _ in 0..n {
-        let choice = ladder.choose(NOW, health, tried, seed.roll()).unwrap();
+        let choice = ladder.choose_at(NOW, health, tried, seed.roll()).unwrap();
         assert!(ladder.tiers[choice.tier].candidates.contains(&choice.candidate));
         *counts.entry(choice.candidate.target).or_insert(0.0) += 1.0 / f64::from(n);
     }
@@ -327,13 +329,13 @@ fn what_was_tried_is_passed_over_while_another_is_left() {
     let mut tried = Vec::new();
     let mut tiers = Vec::new();
     for _ in 0..6 {
-        let choice = ladder.choose(NOW, &health, &tried, 7).unwrap();
+        let choice = ladder.choose_at(NOW, &health, &tried, 7).unwrap();
         assert!(!tried.contains(&choice.candidate.target));
         tiers.push(choice.tier);
         tried.push(choice.candidate.target);
     }
     assert_eq!(tiers, [0, 0, 1, 2, 3, 4], "same tier first, then the next, whatever their shares");
-    let again = ladder.choose(NOW, &health, &tried, 7).unwrap();
+    let again = ladder.choose_at(NOW, &health, &tried, 7).unwrap();
     assert_eq!(again.tier, 0, "all are tried: better again than not at all");
 }
 
@@ -388,7 +390,7 @@ fn a_lost_path_is_tried_only_where_nothing_else_exists() {
 fn there_is_no_choice_where_nobody_is() {
     let choose = |view: &View, host: &ServiceHost| {
         Ladder::build(view, host, &here(), None)
-            .choose(NOW, &Health::default(), &[], 0)
+            .choose_at(NOW, &Health::default(), &[], 0)
             .map(|c| c.candidate.target)
     };
     let empty = View::new("west".parse().unwrap(), "west.example".parse().unwrap());
@@ -493,7 +495,7 @@ fn local_only_has_no_peers() {
     assert_eq!(tiers(&ladder), "zone:a,b region:c cluster:d");
     let mut health = Health::default();
     eject(&mut health, &["a", "b", "c", "d"].map(at));
-    assert!(matches!(ladder.choose(NOW, &health, &[], 3).unwrap().candidate.target, Target::Endpoint(_)));
+    assert!(matches!(ladder.choose_at(NOW, &health, &[], 3).unwrap().candidate.target, Target::Endpoint(_)));
 }
 
 const EIGHTY_TWENTY: &str = r#"{ "locality": { "mode": "Distribute",
@@ -577,10 +579,10 @@ fn shares_are_what_choose_goes_by() {
     let mut health = Health::default();
     eject(&mut health, &[at("a")]);
     let shares = ladder.shares(NOW, &health);
-    let mut seed = Dice(1);
+    let mut seed = Dice::new(1);
     let mut counts = vec![0.0; shares.len()];
     for _ in 0..10_000 {
-        counts[ladder.choose(NOW, &health, &[], seed.roll()).unwrap().tier] += 1e-4;
+        counts[ladder.choose_at(NOW, &health, &[], seed.roll()).unwrap().tier] += 1e-4;
     }
     assert!(
         shares.iter().zip(&counts).all(|(a, b): (&f64, &f64)| (a - b).abs() < 0.02),
@@ -592,11 +594,11 @@ fn shares_are_what_choose_goes_by() {
 fn a_choice_goes_by_what_was_observed_in_the_same_millisecond() {
     let mut ladder = ladder(&full_world());
     let mut health = Health::default();
-    assert_eq!(ladder.choose(NOW, &health, &[], 5).unwrap().tier, 0);
+    assert_eq!(ladder.choose_at(NOW, &health, &[], 5).unwrap().tier, 0);
     for _ in 0..3 {
         ["a", "b"].iter().for_each(|name| {
             health.observe(NOW, &reviews(), &at(name), Timeout, &OutlierSettings::default());
         });
     }
-    assert_eq!(ladder.choose(NOW, &health, &[], 5).unwrap().tier, 1);
+    assert_eq!(ladder.choose_at(NOW, &health, &[], 5).unwrap().tier, 1);
 }

@@ -10,6 +10,7 @@ use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub mod access;
+pub mod balance;
 pub mod fault;
 pub mod filter;
 pub mod grpc;
@@ -71,7 +72,7 @@ pub enum PolicySpec {
     HttpRoute(HttpRoute),
     #[serde(rename = "GRPCRoute")]
     GrpcRoute(GrpcRoute),
-    BackendPolicy(BackendPolicy),
+    BackendPolicy(Box<BackendPolicy>),
     AccessPolicy(AccessPolicy),
     FaultInjection(FaultInjection),
     RateLimit(RateLimit),
@@ -229,7 +230,7 @@ pub struct BackendRef {
 /// Largest weight that Gateway API allows.
 pub const MAX_WEIGHT: u32 = 1_000_000;
 
-/// BackendPolicy.spec: locality, passive health, retries.
+/// BackendPolicy.spec: locality, balancing, passive health, retries, limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendPolicy {
@@ -239,9 +240,13 @@ pub struct BackendPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locality: Option<LocalityPolicy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<balance::LoadBalancingPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthPolicy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<retry::RetryPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<balance::LimitsPolicy>,
 }
 
 /// Whom a policy is for.
@@ -312,6 +317,9 @@ pub struct DistributeShares {
 pub struct HealthPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier: Option<OutlierPolicy>,
+    /// Share of healthy endpoints in all tiers below which ejections no longer count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_below: Option<Percent>,
 }
 
 /// When a target is taken out for a while. Absent fields keep the defaults of `OutlierSettings`.

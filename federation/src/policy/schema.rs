@@ -283,8 +283,8 @@ pub static BACKEND_POLICY: Shape = Shape::Object(&[
     optional("locality", &LOCALITY),
     optional("health", &HEALTH),
     optional("retry", &RETRY),
-    not_yet("loadBalancing", "requests go to ready endpoints by weight"),
-    not_yet("limits", "limits are flags of the proxy and the gateway"),
+    optional("loadBalancing", &LOAD_BALANCING),
+    optional("limits", &LIMITS),
     not_yet("sessionPersistence", "use one backend per rule and match on a header"),
 ]);
 
@@ -395,7 +395,30 @@ static DISTRIBUTE: Shape = Shape::Object(&[
 
 static HEALTH: Shape = Shape::Object(&[
     optional("outlier", &OUTLIER),
+    optional("panicBelow", &PERCENT),
     not_yet("active", "endpoints are watched by their own proxies; outlier detection sees the rest"),
+]);
+
+static LOAD_BALANCING: Shape = Shape::Object(&[
+    optional("algorithm", &Shape::OneOf(&["LeastRequest", "RoundRobin", "Random", "RingHash", "Maglev"])),
+    optional("hashOn", &HASH_ON),
+    optional("warmup", &DURATION),
+]);
+
+static HASH_ON: Shape = Shape::Object(&[
+    optional("header", &HEADER_NAME),
+    optional("cookie", &HEADER_NAME),
+    optional("query", &QUERY_NAME),
+    optional("sourceIdentity", &Shape::Truth),
+]);
+
+static LIMITS: Shape = Shape::Object(&[
+    optional("maxConnections", &COUNT),
+    optional("maxPending", &COUNT),
+    optional("maxRequests", &COUNT),
+    optional("maxRetries", &Shape::Integer { from: 0, to: 1_000_000 }),
+    optional("connectTimeout", &DURATION),
+    optional("idleTimeout", &DURATION),
 ]);
 
 static RETRY: Shape = Shape::Object(&[

@@ -15,6 +15,7 @@ use crate::view::View;
 
 mod access;
 mod alone;
+mod balance;
 mod fault;
 mod filters;
 mod limit;

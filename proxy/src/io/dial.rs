@@ -38,6 +38,8 @@ pub struct MeshConnection {
     pub via: Option<NodeName>,
     /// The tunnel that it runs in, if it does: new requests go elsewhere when that is on its way out.
     pub outer: Option<Rc<MeshConnection>>,
+    /// Let go when it has carried nothing for so long.
+    pub idle_after: Duration,
     opened: Timestamp,
     used: Cell<Timestamp>,
     retired: Rc<Cell<bool>>,
@@ -230,13 +232,25 @@ impl Pool {
         ready.filter(|connection| connection.is_usable()).cloned().collect()
     }
 
+    /// Whether a request for `key` need not wait.
+    pub fn is_ready(&self, key: &Key) -> bool {
+        let slots = self.slots.borrow();
+        slots.get(key).is_some_and(|slot| slot.ready.iter().any(|connection| connection.is_usable()))
+    }
+
+    /// Whether there is a connection for `key`, or will be.
+    pub fn holds(&self, key: &Key) -> bool {
+        let dialling = self.slots.borrow().get(key).is_some_and(|slot| slot.dialling.is_some());
+        dialling || self.is_ready(key)
+    }
+
     /// Lets go of what is dead, idle or old; called every few seconds.
     pub fn tidy(&self, now: Timestamp) {
         self.slots.borrow_mut().retain(|key, slot| {
             slot.ready.retain(|connection| {
                 let old = matches!(key, Key::Service(..)) && now.since(connection.opened) > SERVICE_MAX_AGE;
                 let idle = connection.carried.load(Ordering::Relaxed) == 0
-                    && now.since(connection.used.get()) > IDLE_AFTER;
+                    && now.since(connection.used.get()) > connection.idle_after;
                 if old || idle {
                     connection.retire();
                 }
@@ -288,12 +302,13 @@ impl Slot {
 pub async fn dial_endpoint(
     plane: Arc<Plane>,
     address: SocketAddr,
+    within: Duration,
     service: ServiceName,
     cluster: ClusterName,
     expect: Expect,
     what: For,
 ) -> Result<MeshConnection, DialError> {
-    let tcp = connect(address).await?;
+    let tcp = connect(address, within).await?;
     let name = Sni::Service { service: service.clone(), cluster: cluster.clone() }.to_name();
     let about = About { side: Side::Outbound, service: Some(service), cluster: Some(cluster) };
     let dialled = tls::dial_for(what.protocols(), tcp, &plane, expect, name, about).await?;
@@ -301,8 +316,8 @@ pub async fn dial_endpoint(
 }
 
 /// TCP, bounded in time.
-pub async fn connect(address: SocketAddr) -> Result<TcpStream, DialError> {
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+pub async fn connect(address: SocketAddr, within: Duration) -> Result<TcpStream, DialError> {
+    let connected = tokio::time::timeout(within, TcpStream::connect(address)).await;
     let tcp = connected.map_err(|_| DialError::ConnectTimeout)?;
     let tcp = tcp.map_err(|e| DialError::Connect(e.to_string()))?;
     let _ = tcp.set_nodelay(true);
@@ -343,6 +358,7 @@ where
         peer,
         via: None,
         outer: None,
+        idle_after: IDLE_AFTER,
         opened: now(),
         used: Cell::new(now()),
         retired,

@@ -10,13 +10,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use hanse_federation::choose::{Candidate, Choice, Ladder, RetrySettings, TierKind, Way};
+use hanse_federation::choose::{Candidate, Choice, Ladder, Limits, RetrySettings, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::ServiceHost;
 use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable};
 use hanse_federation::{Revision, View};
-use hanse_identity::tls::Expect;
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
@@ -24,22 +22,28 @@ use hyper::ext::Protocol;
 use tokio::time::Instant;
 
 use super::body::{AnswerBody, RequestBody, ResponseBody};
-use super::dial::{Carried, DialError, For, Key, MeshConnection, Pool, dial_endpoint};
+use super::dial::{Carried, DialError, For, Pool};
 use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
-use super::tunnel::{TUNNELS_PER_CLUSTER, Tunnels};
+use super::tunnel::Tunnels;
 use crate::answer::Reason;
-use crate::attempt::{Attempts, Budget, Failure, Verdict};
+use crate::attempt::{Attempts, Failure, Verdict};
+use crate::breaker::Held;
 use crate::headers;
 use crate::outbound::{self, Plan};
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
 pub(super) use answers::mark;
 use answers::{grpc_answer, mesh_answer};
+use backend::Backend;
 use failed::Failed;
 use upgrade::Upgrade;
 
+pub use backend::UnderWay;
+
 mod answers;
+mod backend;
+mod connect;
 mod describe;
 mod failed;
 mod fault;
@@ -58,7 +62,9 @@ pub struct Outbound {
     health: Rc<RefCell<Health>>,
     random: Rc<Random>,
     tables: RefCell<HashMap<ServiceHost, Rc<Tables>>>,
-    budgets: RefCell<HashMap<ServiceName, Budget>>,
+    backends: RefCell<HashMap<ServiceName, Rc<Backend>>>,
+    /// Of this proxy; limits are divided among them.
+    workers: u32,
     in_flight: Cell<usize>,
     /// Copies under way.
     mirroring: Cell<usize>,
@@ -69,6 +75,9 @@ struct Tables {
     revision: Revision,
     routes: RouteTable,
     ladder: RefCell<Ladder>,
+    backend: Rc<Backend>,
+    /// This worker's share.
+    limits: Limits,
 }
 
 /// A request that is being tried.
@@ -80,6 +89,11 @@ struct Outgoing<'r> {
     attempts: Attempts,
     retry: Arc<RetrySettings>,
     tried: Vec<Target>,
+    what: For,
+    /// What its target is chosen by, where the policy hashes.
+    hash: Option<u64>,
+    /// Its place among the retries, once it is one.
+    retrying: Option<Held>,
 }
 
 pub type OutboundResponse = Response<ResponseBody<Record>>;
@@ -100,7 +114,7 @@ const SAME_AGAIN_FIRST: Duration = Duration::from_millis(20);
 const SAME_AGAIN_AT_MOST: Duration = Duration::from_millis(320);
 
 impl Outbound {
-    pub fn new(plane: Arc<Plane>, reporter: Rc<Reporter>, streams: Streams) -> Self {
+    pub fn new(plane: Arc<Plane>, reporter: Rc<Reporter>, streams: Streams, workers: u32) -> Self {
         let (pool, random) = (Rc::new(Pool::default()), Rc::new(Random::from_entropy()));
         let health = Rc::new(RefCell::new(Health::default()));
         let tunnels =
@@ -115,7 +129,8 @@ impl Outbound {
             health,
             random,
             tables: RefCell::default(),
-            budgets: RefCell::default(),
+            backends: RefCell::default(),
+            workers,
             in_flight: Cell::new(0),
             mirroring: Cell::new(0),
         }
@@ -182,8 +197,11 @@ impl Outbound {
             return Ok(answer);
         }
         let tables = self.tables(view, &plan.backend);
-        self.budget(&plan.backend.service, |budget| budget.deposit(now()));
+        tables.backend.budget.borrow_mut().deposit(now());
 
+        let on = tables.ladder.borrow().settings.hash_on.clone();
+        let caller = &own.identity.facts.id;
+        let hash = on.and_then(|on| outbound::hash_of(&on, request.headers(), request.uri().query(), caller));
         let upgrade = Upgrade::asked(&mut request);
         let mut request = prepare(request, plan.filters.as_deref(), record)?;
         let attempts = match &upgrade {
@@ -202,6 +220,9 @@ impl Outbound {
             attempts,
             retry: Arc::clone(&tables.ladder.borrow().settings.retry),
             tried: Vec::new(),
+            what: if upgrade.is_some() { For::Streams } else { For::Requests },
+            hash,
+            retrying: None,
         };
         let response = self.try_until_answered(outgoing, request, record).await?;
         Ok(match upgrade {
@@ -240,7 +261,10 @@ impl Outbound {
         let known = !ladder.tiers.is_empty() || held.is_some();
         let routes = RouteTable::build(view, host);
         let known = known || !routes.is_empty();
-        let built = Rc::new(Tables { revision: view.revision, routes, ladder: RefCell::new(ladder) });
+        let limits = ladder.settings.limits.share(self.workers);
+        let backend = self.backend(&host.service, known);
+        let ladder = RefCell::new(ladder);
+        let built = Rc::new(Tables { revision: view.revision, routes, ladder, backend, limits });
         // Names that nothing is known of are not remembered: anybody can make up more of them.
         if known && tables.len() < MAX_TABLES {
             tables.insert(host.clone(), Rc::clone(&built));
@@ -248,11 +272,12 @@ impl Outbound {
         built
     }
 
-    fn budget<R>(&self, service: &ServiceName, with: impl FnOnce(&mut Budget) -> R) -> R {
-        let mut budgets = self.budgets.borrow_mut();
-        match budgets.get_mut(service) {
-            Some(budget) => with(budget),
-            None => with(budgets.entry(service.clone()).or_default()),
+    fn backend(&self, service: &ServiceName, remember: bool) -> Rc<Backend> {
+        let mut backends = self.backends.borrow_mut();
+        match backends.get(service) {
+            Some(backend) => Rc::clone(backend),
+            None if remember => Rc::clone(backends.entry(service.clone()).or_default()),
+            None => Rc::default(),
         }
     }
 
@@ -265,7 +290,7 @@ impl Outbound {
         let mut pause = SAME_AGAIN_FIRST;
         let mut request = Some(request);
         loop {
-            let choice = self.choose(&outgoing)?;
+            let choice = self.choose(&outgoing, record)?;
             if outgoing.tried.contains(&choice.candidate.target) {
                 tokio::time::sleep(pause.mul_f64(0.5 + self.random.fraction())).await;
                 pause = (pause * 2).min(SAME_AGAIN_AT_MOST);
@@ -276,6 +301,7 @@ impl Outbound {
             let (tier, cluster) = self.describe(&outgoing, &choice);
             record.entry.tier = tier;
             record.entry.destination_cluster = cluster.to_string();
+            self.admit(&outgoing, &choice.candidate.target, &cluster, record)?;
             outgoing.attempts.begin();
             record.entry.attempts = outgoing.attempts.made();
             // Kept only if it may be sent again; a body is not.
@@ -288,14 +314,24 @@ impl Outbound {
                 Ok(response) => return Ok(finish(response, outgoing.plan, tier, &cluster, record)),
                 Err(failed) => failed,
             };
+            if failed.reason == Reason::Overflow {
+                return Err(failed.reason);
+            }
             request = failed.request.take().or(spare);
-            let service = &outgoing.plan.backend.service;
-            let (attempts, retry) = (&mut outgoing.attempts, &outgoing.retry);
-            let verdict = self.budget(service, |budget| attempts.after(failed.failure, retry, budget, now()));
+            let (attempts, backend) = (&mut outgoing.attempts, &outgoing.tables.backend);
+            let mut budget = backend.budget.borrow_mut();
+            let verdict = attempts.after(failed.failure, &outgoing.retry, &mut budget, now());
+            drop(budget);
             match verdict {
                 Verdict::GiveUp => return give_up(failed, outgoing.plan, tier, &cluster, record),
                 Verdict::PickAgain => {}
                 Verdict::Retry => {
+                    if outgoing.retrying.is_none() {
+                        match self.take_retry(&outgoing, &cluster, record) {
+                            Ok(place) => outgoing.retrying = Some(place),
+                            Err(_) => return give_up(failed, outgoing.plan, tier, &cluster, record),
+                        }
+                    }
                     self.reporter.retried(&record.entry.upstream_cluster, failed.failure.label())
                 }
             }
@@ -305,12 +341,6 @@ impl Outbound {
         }
     }
 
-    fn choose(&self, outgoing: &Outgoing<'_>) -> Result<Choice, Reason> {
-        let mut ladder = outgoing.tables.ladder.borrow_mut();
-        let health = self.health.borrow();
-        Ok(ladder.choose(now(), &health, &outgoing.tried, self.random.next())?)
-    }
-
     fn describe(&self, outgoing: &Outgoing<'_>, choice: &Choice) -> (&'static str, ClusterName) {
         let tier = match outgoing.tables.ladder.borrow().tiers[choice.tier].kind {
             TierKind::Zone => "zone",
@@ -318,11 +348,7 @@ impl Outbound {
             TierKind::Cluster => "cluster",
             TierKind::Peer => "peer",
         };
-        let cluster = match &choice.candidate.way {
-            Way::Direct(_) => outgoing.view.cluster.clone(),
-            Way::Tunnel(cluster) => cluster.clone(),
-        };
-        (tier, cluster)
+        (tier, choice.candidate.cluster(&outgoing.view.cluster).clone())
     }
 
     /// One attempt, and health told of it.
@@ -355,12 +381,17 @@ impl Outbound {
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Failed> {
         let is_stream = *request.method() == Method::CONNECT;
-        let connected = self.connection(outgoing, candidate, is_stream);
+        let waiting = match self.wait_for_connection(outgoing, candidate, record) {
+            Ok(waiting) => waiting,
+            Err(reason) => return Err(Failed::refused(reason, request)),
+        };
+        let connected = self.connection(outgoing, candidate);
         let connection = match tokio::time::timeout_at(outgoing.deadline, connected).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(Failed::unconnected(&error, request, record)),
             Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request, record)),
         };
+        drop(waiting);
         record.entry.destination_spiffe = connection.peer.to_string();
         if is_stream && request.extensions().get::<Protocol>().is_some() && !connection.takes_upgrades() {
             let error = DialError::Http("the proxy there takes no upgrades".to_owned());
@@ -371,7 +402,18 @@ impl Outbound {
         let own_limit = outgoing.attempts.timeout(configured);
         let limit = own_limit.map_or(outgoing.deadline, |own| outgoing.deadline.min(Instant::now() + own));
         let mut sender = connection.sender();
-        match tokio::time::timeout_at(limit, sender.try_send_request(request)).await {
+        let asked = Instant::now();
+        let answered = tokio::time::timeout_at(limit, sender.try_send_request(request)).await;
+        let says_how_loaded = match &answered {
+            Ok(Ok(response)) => !response.status().is_server_error(),
+            Ok(Err(_)) => false,
+            Err(_) => true,
+        };
+        if says_how_loaded {
+            let mut load = outgoing.tables.backend.load.borrow_mut();
+            load.answered(now(), &candidate.target, asked.elapsed());
+        }
+        match answered {
             Err(_) => Err(Failed::late()),
             Ok(Err(mut error)) => Err(match error.take_message() {
                 Some(request) => Failed::unsent(request),
@@ -411,41 +453,6 @@ impl Outbound {
         Ok(Response::from_parts(head, body))
     }
 
-    async fn connection(
-        &self,
-        outgoing: &Outgoing<'_>,
-        candidate: &Candidate,
-        is_stream: bool,
-    ) -> Result<Rc<MeshConnection>, DialError> {
-        let (pool, what) = match is_stream {
-            true => (&self.stream_pool, For::Streams),
-            false => (&self.pool, For::Requests),
-        };
-        let service = &outgoing.plan.backend.service;
-        let expect = || Expect::Identities(Arc::clone(&candidate.identities));
-        let admits = |peer: &hanse_identity::SpiffeId| candidate.identities.contains(peer);
-        match (&candidate.way, &candidate.target) {
-            (Way::Tunnel(cluster), _) => {
-                let key = Key::Service(service.clone(), cluster.clone());
-                let dial = || {
-                    let tunnels = Rc::clone(&self.tunnels);
-                    tunnels.dial_service(service.clone(), cluster.clone(), expect(), what).boxed_local()
-                };
-                pool.connection(key, TUNNELS_PER_CLUSTER, admits, dial).await
-            }
-            (Way::Direct(address), target) => {
-                let Target::Endpoint(id) = target else {
-                    return Err(DialError::Connect("a cluster has no address of its own".to_owned()));
-                };
-                let dial = || {
-                    let (plane, cluster) = (Arc::clone(&self.plane), outgoing.view.cluster.clone());
-                    dial_endpoint(plane, *address, service.clone(), cluster, expect(), what).boxed_local()
-                };
-                pool.connection(Key::Endpoint(id.clone(), *address), 1, admits, dial).await
-            }
-        }
-    }
-
     /// Called every few seconds: forgets what is over.
     pub fn tidy(&self, now: Timestamp) {
         self.pool.tidy(now);
@@ -462,7 +469,15 @@ impl Outbound {
             view.services.contains_key(service)
                 || view.peers.values().any(|p| p.services.contains_key(service))
         };
-        self.budgets.borrow_mut().retain(|service, _| known(service));
+        let mut backends = self.backends.borrow_mut();
+        backends.retain(|service, _| known(service));
+        for backend in backends.values() {
+            backend.load.borrow_mut().retain(|target| match target {
+                Target::Endpoint(id) => view.endpoints.contains_key(id),
+                Target::Cluster(cluster) => view.peers.contains_key(cluster),
+            });
+        }
+        drop(backends);
         self.tables.borrow_mut().retain(|host, tables| known(&host.service) || !tables.routes.is_empty());
     }
 }

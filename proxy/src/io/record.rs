@@ -13,10 +13,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use super::body::{ByteCount, OnEnd};
 use super::stream::Ending;
 use crate::answer::Reason;
+use crate::io::forward::UnderWay;
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::telemetry::{
-    AccessLabels, DurationLabels, FaultLabels, LimitLabels, MirrorLabels, RequestLabels, RetryLabels,
-    SeriesCache, StreamLabels, TierLabels,
+    AccessLabels, DurationLabels, FaultLabels, LimitLabels, MirrorLabels, OverflowLabels, RequestLabels,
+    RetryLabels, SeriesCache, StreamLabels, TierLabels,
 };
 use crate::runtime::{Plane, now};
 
@@ -32,6 +33,7 @@ pub struct Reporter {
     access: RefCell<SeriesCache<AccessLabels, Counter>>,
     faults: RefCell<SeriesCache<FaultLabels, Counter>>,
     limited: RefCell<SeriesCache<LimitLabels, Counter>>,
+    overflows: RefCell<SeriesCache<OverflowLabels, Counter>>,
 }
 
 /// Which way a request went, seen from the app.
@@ -51,6 +53,8 @@ pub struct Record {
     /// What a stream has sent back so far, where it is one.
     sent: Option<ByteCount>,
     pub entry: Entry,
+    /// Counts among what is under way to a target until the record is over.
+    pub under_way: Option<UnderWay>,
 }
 
 /// Code of a request that got no response because its client left, as Envoy counts it.
@@ -90,6 +94,7 @@ impl Reporter {
             access: RefCell::default(),
             faults: RefCell::default(),
             limited: RefCell::default(),
+            overflows: RefCell::default(),
         }
     }
 
@@ -117,6 +122,14 @@ impl Reporter {
         let labels = FaultLabels { service: service.to_owned(), fault };
         let overflow = |labels| FaultLabels { service: OVERFLOW.to_owned(), ..labels };
         self.faults.borrow_mut().handle(&self.plane.telemetry.faults, labels, overflow).inc();
+    }
+
+    /// Counts a request that a limit of its service's policy stopped.
+    pub fn overflowed(&self, service: &str, cluster: &str, limit: &'static str) {
+        let (service, destination_cluster) = (service.to_owned(), cluster.to_owned());
+        let labels = OverflowLabels { service, destination_cluster, limit };
+        let overflow = |labels| OverflowLabels { service: OVERFLOW.to_owned(), ..labels };
+        self.overflows.borrow_mut().handle(&self.plane.telemetry.overflows, labels, overflow).inc();
     }
 
     fn access(&self, rule: &str, decision: &'static str) {
@@ -199,6 +212,7 @@ impl Record {
             received: ByteCount::default(),
             sent: None,
             entry,
+            under_way: None,
         }
     }
 

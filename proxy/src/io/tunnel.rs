@@ -25,7 +25,8 @@ use hyper_util::rt::TokioIo;
 
 use super::body::RequestBody;
 use super::dial::{
-    DialError, Ended, For, Key, MeshConnection, Pool, TUNNEL_PINGS, WORKLOAD_PINGS, connect, speak_http2,
+    CONNECT_TIMEOUT, DialError, Ended, For, Key, MeshConnection, Pool, TUNNEL_PINGS, WORKLOAD_PINGS, connect,
+    speak_http2,
 };
 use super::tls::{self, About};
 use crate::connections::Side;
@@ -257,7 +258,7 @@ impl Tunnels {
             Some((_, passthrough)) => *passthrough,
             None => resolve(&pair.tunnel).await?,
         };
-        let tcp = connect(address).await?;
+        let tcp = connect(address, CONNECT_TIMEOUT).await?;
         let name = Sni::Gateway { gateway: pair.gateway.clone(), cluster: cluster.clone() }.to_name();
         let expect = Expect::Identities(Arc::new(BTreeSet::from([pair.identity.clone()])));
         let about = About { side: Side::Tunnel, service: None, cluster: Some(cluster.clone()) };
@@ -342,8 +343,7 @@ fn is_ready_pair(view: &View, cluster: &ClusterName, via: &Option<NodeName>, ide
 }
 
 async fn resolve(host_and_port: &str) -> Result<SocketAddr, DialError> {
-    let looked_up =
-        tokio::time::timeout(super::dial::CONNECT_TIMEOUT, tokio::net::lookup_host(host_and_port));
+    let looked_up = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host(host_and_port));
     let mut addresses = looked_up
         .await
         .map_err(|_| DialError::ConnectTimeout)?

@@ -88,6 +88,15 @@ pub struct StreamLabels {
     pub protocol: &'static str,
 }
 
+/// `hanse_overflows_total`: requests that a limit of BackendPolicy.limits stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OverflowLabels {
+    pub service: String,
+    pub destination_cluster: String,
+    /// The field: `maxRequests` …
+    pub limit: &'static str,
+}
+
 /// `hanse_access_total`: requests that an AccessPolicy denied, or asked to be told of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AccessLabels {
@@ -130,6 +139,7 @@ pub struct Telemetry {
     pub faults: Family<FaultLabels, Counter>,
     pub limited: Family<LimitLabels, Counter>,
     pub streams: Family<StreamLabels, Gauge>,
+    pub overflows: Family<OverflowLabels, Counter>,
     pub access_log_dropped: Counter,
     pub revision: Gauge,
     pub svid_not_after: Gauge,
@@ -166,6 +176,7 @@ impl Default for Telemetry {
             faults: Family::default(),
             limited: Family::default(),
             streams: Family::default(),
+            overflows: Family::default(),
             access_log_dropped: Counter::default(),
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
@@ -189,6 +200,7 @@ impl Default for Telemetry {
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
         new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
         new.register("hanse_streams_open", "Upgraded and plain TCP connections", new.streams.clone());
+        new.register("hanse_overflows", "Requests that a limit of a policy stopped", new.overflows.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
         new.register("hanse_rate_limited", "Requests that a RateLimit refused", new.limited.clone());
         new.register("hanse_faults_injected", "Delays and aborts by FaultInjections", new.faults.clone());

@@ -5,9 +5,10 @@
 
 use hanse_federation::View;
 use hanse_federation::catalog::Locality;
-use hanse_federation::choose::{Candidate, Ladder, Way};
+use hanse_federation::choose::{Ask, Candidate, Ladder, Way};
 use hanse_federation::health::{Observation, Target};
 use hanse_federation::host::{Reach, ServiceHost};
+use hanse_federation::load::Load;
 use hanse_gateway::route;
 use hanse_identity::{ClusterName, NodeName, ServiceName};
 
@@ -134,7 +135,10 @@ impl World {
             }
             std::collections::btree_map::Entry::Vacant(vacant) => vacant.insert(ladder),
         };
-        let choice = ladder.choose(now, &life.health, &request.tried, random);
+        // Of latency and what is under way this world knows nothing: an even draw by weight.
+        let load = Load::default();
+        let choice =
+            ladder.choose(&Ask { tried: &request.tried, ..Ask::new(now, &life.health, &load, random) });
         let choice = match choice {
             Ok(choice) if attempt <= MAX_ATTEMPTS => choice,
             Ok(_) => {

@@ -171,7 +171,7 @@ fn policies_are_applied_all_or_none() {
     log.now = NOW + Duration::from_secs(5);
     log.already(Command::PolicyApply { documents: vec![route("shop/a")] });
     log.invalid(Command::PolicyApply { documents: vec![route("shop/b"), route("shop/b")] });
-    let backend = policy("shop/a", PolicySpec::BackendPolicy(BackendPolicy::default()));
+    let backend = policy("shop/a", PolicySpec::BackendPolicy(Box::default()));
     log.done(Command::PolicyApply { documents: vec![route("shop/a"), backend] });
     assert_eq!(log.state.view.policies.len(), 2);
     let keys = vec![key(PolicyKind::HttpRoute, "shop/a"), key(PolicyKind::HttpRoute, "shop/zz")];

@@ -130,7 +130,7 @@ proptest! {
             } else if ladder.settings.max_ejected >= 1.0 {
                 prop_assert_eq!(sum, 0.0);
             }
-            let _ = ladder.choose(now, health, &[], 1);
+            let _ = ladder.choose_at(now, health, &[], 1);
             prop_assert_eq!(&shares, &ladder.shares);
             Ok(())
         })?;
@@ -152,11 +152,11 @@ proptest! {
 
     #[test]
     fn an_unhealthy_one_is_never_chosen_while_a_healthy_untried_one_is_left(plan in plan(), seed: u64) {
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         live(&plan, |ladder, health, now| {
             let mut tried: Vec<Target> = Vec::new();
             for _ in 0..8 {
-                let choice = match ladder.choose(now, health, &tried, dice.roll()) {
+                let choice = match ladder.choose_at(now, health, &tried, dice.roll()) {
                     Ok(choice) => choice,
                     Err(_) => {
                         let anyone = ladder.tiers.iter().flat_map(|t| &t.candidates).any(|c| c.weight > 0);
@@ -167,7 +167,7 @@ proptest! {
                 let chosen = &choice.candidate;
                 let healthy = choosable(ladder, health, now);
                 let untried = healthy.iter().any(|c| !tried.contains(&c.target));
-                let pardoned = ladder.pardoned.iter().any(|(t, i)| ladder.tiers[*t].candidates[*i] == *chosen);
+                let pardoned = ladder.outlook.pardoned.iter().any(|(t, i)| ladder.tiers[*t].candidates[*i] == *chosen);
                 if untried && !pardoned {
                     prop_assert!(healthy.contains(&chosen), "{:?} is not among {:?}", chosen, healthy);
                 }

@@ -16,7 +16,7 @@ struct Stage {
 impl Stage {
     fn new(view: View) -> Self {
         let ladder = ladder(&view);
-        Self { view, ladder, health: Health::default(), now: NOW, random: Dice(3) }
+        Self { view, ladder, health: Health::default(), now: NOW, random: Dice::new(3) }
     }
 
     fn event(&mut self, verb: &str, name: &str) {
@@ -57,7 +57,7 @@ impl Stage {
                 self.event(verb, words.next().unwrap());
             }
             let asked = self.ladder.shares(self.now, &self.health);
-            self.ladder.choose(self.now, &self.health, &[], self.random.roll()).unwrap();
+            self.ladder.choose_at(self.now, &self.health, &[], self.random.roll()).unwrap();
             assert_eq!(asked, self.ladder.shares, "{line}: shares and choose agree");
             let percent = |share: &f64| format!("{:.0}", share * 100.0);
             let shares: Vec<_> = self.ladder.shares.iter().map(percent).collect();

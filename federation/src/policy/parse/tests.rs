@@ -136,7 +136,6 @@ spec:
 20:7 E4003 kind | unknown kind \"HttpRoute\" | did you mean HTTPRoute?
 22:11 E4004 metadata.name | metadata has no name | add name
 29:15 E4002 spec.targetRefs | targetRefs has to be a list, found an object | put a - before it
-30:3 E4125 spec.limits | limits is not supported by this version | limits are flags of the proxy and the gateway
 31:34 E4002 spec.locality.openNextTierBelow | openNextTierBelow has to be a percentage, found the number 70 | write 70%
 31:44 E4005 spec.locality.mode | mode cannot be \"Failovr\" | did you mean Failover?
 31:86 E4005 spec.locality.distribute[0].to.East | cluster name \"East\" has a character outside a-z 0-9 - | 

@@ -47,6 +47,7 @@ pub(super) fn check_policy(policy: &BackendPolicy, namespace: &str, findings: &m
     if let Some(retry) = &policy.retry {
         check_retry(retry, findings);
     }
+    super::balance::check(policy, findings);
     if let Some(locality) = &policy.locality {
         check_mode(locality, findings);
         check_failover(locality, findings);

@@ -386,3 +386,22 @@ fn a_route_names_a_fault_that_is_there_and_spares_checks_of_health() {
     let without = "  - { backendRefs: [{ name: reviews }], filters: [{ type: ExtensionRef }] }";
     assert_eq!(codes(&route(without)), ["E4004"]);
 }
+#[test]
+fn balancing_health_and_limits_have_to_make_sense() {
+    for (spec, expected) in [
+        ("  loadBalancing: { algorithm: Maglev, hashOn: { header: x-user }, warmup: 30s }", &[][..]),
+        ("  loadBalancing: { algorithm: RingHash, hashOn: { sourceIdentity: true } }", &[]),
+        ("  loadBalancing: { algorithm: RingHash }", &["E4134"]),
+        ("  loadBalancing: { hashOn: { header: x-user } }", &["E4134"]),
+        ("  loadBalancing: { algorithm: Maglev, hashOn: { header: a, cookie: b } }", &["E4134"]),
+        ("  loadBalancing: { algorithm: Maglev, hashOn: { sourceIdentity: false } }", &["E4134"]),
+        ("  health: { outlier: { consecutive5xx: 1 } }", &["E4116"]),
+        ("  health: { outlier: { consecutive5xx: 1, maxEjected: 50% } }", &[]),
+        ("  health: { panicBelow: 100% }", &["E4116"]),
+        ("  limits: { maxPending: 2, maxRequests: 2, maxRetries: 0 }", &[]),
+        ("  limits: { maxPending: 3, maxRequests: 2 }", &["E4135"]),
+        ("  limits: { connectTimeout: 0s, idleTimeout: 0s }", &["E4135", "E4135"]),
+    ] {
+        assert_eq!(codes(&policy("p", spec)), expected, "{spec}");
+    }
+}

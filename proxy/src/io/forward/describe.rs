@@ -16,6 +16,13 @@ impl Outbound {
         let ladder = |(host, tables): (&ServiceHost, &Rc<Tables>)| {
             let ladder = tables.ladder.borrow();
             let shares = ladder.shares(at, &health);
+            let load = tables.backend.load.borrow();
+            let under_way = tables.backend.breakers.all().into_iter().map(|(cluster, counts)| {
+                serde_json::json!({
+                    "cluster": cluster, "requests": counts.requests.get(), "pending": counts.pending.get(),
+                    "retries": counts.retries.get(),
+                })
+            });
             let tiers = ladder.tiers.iter().zip(shares).map(|(tier, share)| {
                 let candidate = |c: &Candidate| {
                     serde_json::json!({
@@ -23,6 +30,8 @@ impl Outbound {
                         "weight": c.weight,
                         "readyWeight": c.ready_weight,
                         "healthy": health.is_healthy(at, &host.service, &c.target),
+                        "underWay": load.of(at, &c.target).under_way,
+                        "latencyMs": load.of(at, &c.target).latency,
                     })
                 };
                 serde_json::json!({
@@ -37,6 +46,9 @@ impl Outbound {
                 "service": host.service,
                 "revision": tables.revision,
                 "tiers": tiers.collect::<Vec<_>>(),
+                "algorithm": ladder.settings.algorithm,
+                "panic": ladder.is_in_panic(at, &health),
+                "underWay": under_way.collect::<Vec<_>>(),
             })
         };
         let ejected = |(service, target, until): &(ServiceName, Target, Timestamp)| {

@@ -38,6 +38,11 @@ impl Failed {
         }
     }
 
+    /// The mesh lets it go no further, whatever comes.
+    pub fn refused(reason: Reason, request: Request<RequestBody>) -> Self {
+        Self { failure: Failure::Unsent, observation: None, reason, request: Some(request), response: None }
+    }
+
     pub fn unsent(request: Request<RequestBody>) -> Self {
         // The connection closed between being picked and being used: nobody's fault that health should hear of.
         let failure = Failure::Unsent;

@@ -12,6 +12,7 @@ use super::{Decrement, Outbound, Outgoing, bodiless_copy};
 use crate::attempt::Attempts;
 use crate::io::body::{OnEnd as _, RequestBody};
 use crate::io::copy::copy;
+use crate::io::dial::For;
 use crate::io::record::{Direction, Record};
 use crate::outbound::Plan;
 
@@ -75,13 +76,19 @@ impl Outbound {
             attempts: Attempts::new(request.method(), HAS_BODY),
             retry: Arc::default(),
             tried: Vec::new(),
+            what: For::Requests,
+            hash: None,
+            retrying: None,
         };
         outgoing.attempts.begin();
-        let answered = match self.choose(&outgoing) {
+        let admitted = self.choose(&outgoing, &mut record).and_then(|choice| {
+            let (tier, cluster) = self.describe(&outgoing, &choice);
+            record.entry.tier = tier;
+            record.entry.destination_cluster = cluster.to_string();
+            self.admit(&outgoing, &choice.candidate.target, &cluster, &mut record).map(|()| choice)
+        });
+        let answered = match admitted {
             Ok(choice) => {
-                let (tier, cluster) = self.describe(&outgoing, &choice);
-                record.entry.tier = tier;
-                record.entry.destination_cluster = cluster.to_string();
                 record.entry.attempts = outgoing.attempts.made();
                 let attempt = self.attempt(&outgoing, &choice.candidate, request, &mut record).await;
                 attempt.map_err(|failed| failed.reason)

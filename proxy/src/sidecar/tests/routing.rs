@@ -520,15 +520,15 @@ fn the_examples_do_what_they_say() {
             .each(&[("POST /shop.Reviews/Rate", "reviews-v2"), ("POST /shop.Reviews/List", "reviews-v1")])
             .await;
         // These, access-policy in tests of access, fault-injection in tests of faults, rate-limit in tests of limits,
-        // and backend-policy-retry below.
-        let tested = 8 + 4;
+        // two of balancing, and backend-policy-retry below.
+        let tested = 8 + 6;
         let there = std::fs::read_dir(format!("{}/../deploy/examples", env!("CARGO_MANIFEST_DIR"))).unwrap();
         assert_eq!(there.count(), tested, "an example that nobody applies is not known to work");
     });
 }
 
 /// An app that answers 503 to everything.
-async fn ailing_app() -> SocketAddr {
+pub(super) async fn ailing_app() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::task::spawn_local(async move {

@@ -252,6 +252,7 @@ impl Sidecar {
             app,
             access_log: Some(access_log),
             limits: Arc::default(),
+            workers: 1,
         };
         let listeners = Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)] };
         let (drain, stop) = drain();

@@ -1,0 +1,68 @@
+//! BackendPolicy.loadBalancing and BackendPolicy.limits as documents write them. Plain data.
+
+use serde::{Deserialize, Serialize};
+
+use super::PolicyDuration;
+
+/// Which of a tier's endpoints gets a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoadBalancingPolicy {
+    #[serde(default)]
+    pub algorithm: Algorithm,
+    /// Only with RingHash and Maglev; without it each request has a hash of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_on: Option<HashOn>,
+    /// An endpoint that has come up gets its full share after this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<PolicyDuration>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// The better of two that are drawn by weight: requests under way, and how long they take.
+    #[default]
+    LeastRequest,
+    RoundRobin,
+    Random,
+    RingHash,
+    Maglev,
+}
+
+/// What the same endpoint is chosen by: exactly one of these.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HashOn {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<String>,
+    /// A parameter of the query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// The identity of the workload that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_identity: Option<bool>,
+}
+
+/// Circuit breakers: the most that may be under way from one proxy to the service in one cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitsPolicy {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Requests that wait for a connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pending: Option<u32>,
+    /// Requests whose response has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_requests: Option<u32>,
+    /// Requests that are being tried again; 0 = none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_retries: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<PolicyDuration>,
+    /// A connection that has carried nothing for so long is let go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<PolicyDuration>,
+}

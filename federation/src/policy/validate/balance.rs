@@ -1,0 +1,84 @@
+//! Balancing, health and limits, as far as a document alone tells whether they make sense.
+
+use super::Findings;
+use crate::policy::document::balance::{Algorithm, HashOn, LimitsPolicy, LoadBalancingPolicy};
+use crate::policy::document::{BackendPolicy, HealthPolicy};
+
+const WHOLE: u32 = 1000;
+
+pub(super) fn check(policy: &BackendPolicy, findings: &mut Findings<'_>) {
+    if let Some(balancing) = &policy.load_balancing {
+        check_balancing(balancing, findings);
+    }
+    if let Some(health) = &policy.health {
+        check_health(health, findings);
+    }
+    if let Some(limits) = &policy.limits {
+        check_limits(limits, findings);
+    }
+}
+
+fn check_balancing(balancing: &LoadBalancingPolicy, findings: &mut Findings<'_>) {
+    let hashes = matches!(balancing.algorithm, Algorithm::RingHash | Algorithm::Maglev);
+    match &balancing.hash_on {
+        None if hashes => {
+            let message = "without hashOn each request has a hash of its own, as with Random".to_owned();
+            let fix = "say what the same endpoint is chosen by: hashOn: { header: x-user }".to_owned();
+            findings.warning("E4134", "spec.loadBalancing.algorithm".to_owned(), message, fix);
+        }
+        Some(_) if !hashes => {
+            let message = format!("{:?} does not hash, so hashOn has no effect", balancing.algorithm);
+            let fix = "write algorithm: RingHash or Maglev, or remove hashOn".to_owned();
+            findings.warning("E4134", "spec.loadBalancing.hashOn".to_owned(), message, fix);
+        }
+        Some(on) if sources(on) != 1 => {
+            let message = "hashOn has to name exactly one thing to hash".to_owned();
+            let fix = "write one of: header, cookie, query, sourceIdentity: true".to_owned();
+            findings.error("E4134", "spec.loadBalancing.hashOn".to_owned(), message, fix);
+        }
+        _ => {}
+    }
+}
+
+fn sources(on: &HashOn) -> usize {
+    let named = [&on.header, &on.cookie, &on.query].into_iter().flatten().count();
+    named + usize::from(on.source_identity == Some(true))
+}
+
+fn check_health(health: &HealthPolicy, findings: &mut Findings<'_>) {
+    if let Some(outlier) = &health.outlier
+        && outlier.consecutive_5xx == Some(1)
+        && outlier.max_ejected.is_none_or(|most| most.permille() == WHOLE)
+    {
+        let message = "every single 5xx takes an endpoint out, and all of them may be out at once".to_owned();
+        let fix = "write consecutive5xx: 5, or keep some in: maxEjected: 50%".to_owned();
+        findings.warning("E4116", "spec.health.outlier".to_owned(), message, fix);
+    }
+    if health.panic_below.is_some_and(|share| share.permille() == WHOLE) {
+        let message =
+            "below 100% means always: an endpoint that is out would get requests all the same".to_owned();
+        let fix = "write panicBelow: 30%, or less".to_owned();
+        findings.warning("E4116", "spec.health.panicBelow".to_owned(), message, fix);
+    }
+}
+
+fn check_limits(limits: &LimitsPolicy, findings: &mut Findings<'_>) {
+    for (field, limit) in [("connectTimeout", limits.connect_timeout), ("idleTimeout", limits.idle_timeout)] {
+        if limit.is_some_and(|limit| limit.is_zero()) {
+            let message = format!("with {field}: 0s no connection could be used");
+            findings.error(
+                "E4135",
+                format!("spec.limits.{field}"),
+                message,
+                "write 1s, or remove it".to_owned(),
+            );
+        }
+    }
+    if let (Some(pending), Some(requests)) = (limits.max_pending, limits.max_requests)
+        && pending > requests
+    {
+        let message = format!("what waits is among the {requests} requests, so {pending} never wait");
+        let fix = format!("write maxPending: {requests} or less");
+        findings.warning("E4135", "spec.limits.maxPending".to_owned(), message, fix);
+    }
+}

@@ -1,0 +1,132 @@
+//! What one worker keeps of a service from View to View: its retry budget, its load, what is under way; and how a request
+//! is let in by the limits of the policy.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use hanse_federation::choose::{Ask, Candidate, Choice, Ladder, NoChoice};
+use hanse_federation::health::Target;
+use hanse_federation::load::Load;
+use hanse_identity::ClusterName;
+
+use super::connect::key;
+use super::{Outbound, Outgoing};
+use crate::answer::Reason;
+use crate::attempt::Budget;
+use crate::breaker::{Breakers, Held, Limit};
+use crate::io::record::Record;
+use crate::runtime::now;
+
+/// One service as this worker has it.
+#[derive(Default)]
+pub(super) struct Backend {
+    pub budget: RefCell<Budget>,
+    pub load: Rc<RefCell<Load>>,
+    pub breakers: Breakers,
+}
+
+/// A request on its way to a target, from the choice to the end of the response.
+pub struct UnderWay {
+    load: Rc<RefCell<Load>>,
+    target: Target,
+    _place: Held,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.load.borrow_mut().end(&self.target);
+    }
+}
+
+impl Outbound {
+    /// The ladder's choice, within the limit of connections: where that is reached, those that have one are left to
+    /// choose from.
+    pub(super) fn choose(&self, outgoing: &Outgoing<'_>, record: &mut Record) -> Result<Choice, Reason> {
+        let mut ladder = outgoing.tables.ladder.borrow_mut();
+        let (health, load) = (self.health.borrow(), outgoing.tables.backend.load.borrow());
+        let ask = Ask {
+            tried: &outgoing.tried,
+            hash: outgoing.hash,
+            ..Ask::new(now(), &health, &load, self.random.next())
+        };
+        let choice = ladder.choose(&ask)?;
+        let Some(most) = outgoing.tables.limits.connections else { return Ok(choice) };
+        let cluster = choice.candidate.cluster(&outgoing.view.cluster);
+        let connected = |candidate: &Candidate| {
+            candidate.cluster(&outgoing.view.cluster) == cluster
+                && key(outgoing, candidate).is_some_and(|key| self.pool_for(outgoing.what).holds(&key))
+        };
+        if connected(&choice.candidate) || count(&ladder, connected) < most as usize {
+            return Ok(choice);
+        }
+        let among_them = ladder.choose(&Ask { only: Some(&connected), ..ask });
+        among_them.map_err(|no| match no {
+            NoChoice::NobodyHealthy => self.overflow(outgoing, cluster, Limit::Connections, record),
+            NoChoice::NoSuchService => no.into(),
+        })
+    }
+
+    /// Lets a request go to a target, and keeps count of it for as long as `record` lives.
+    pub(super) fn admit(
+        &self,
+        outgoing: &Outgoing<'_>,
+        target: &Target,
+        cluster: &ClusterName,
+        record: &mut Record,
+    ) -> Result<(), Reason> {
+        // What the attempt before had is free again.
+        record.under_way = None;
+        let backend = &outgoing.tables.backend;
+        let place = backend.breakers.of(cluster).take(Limit::Requests, &outgoing.tables.limits);
+        let place = place.map_err(|limit| self.overflow(outgoing, cluster, limit, record))?;
+        backend.load.borrow_mut().begin(target);
+        let (load, target) = (Rc::clone(&backend.load), target.clone());
+        record.under_way = Some(UnderWay { load, target, _place: place });
+        Ok(())
+    }
+
+    /// A place among those that wait for a connection; `None` where there is one already.
+    pub(super) fn wait_for_connection(
+        &self,
+        outgoing: &Outgoing<'_>,
+        candidate: &Candidate,
+        record: &mut Record,
+    ) -> Result<Option<Held>, Reason> {
+        if key(outgoing, candidate).is_some_and(|key| self.pool_for(outgoing.what).is_ready(&key)) {
+            return Ok(None);
+        }
+        let cluster = candidate.cluster(&outgoing.view.cluster);
+        let place =
+            outgoing.tables.backend.breakers.of(cluster).take(Limit::Pending, &outgoing.tables.limits);
+        place.map(Some).map_err(|limit| self.overflow(outgoing, cluster, limit, record))
+    }
+
+    /// A place among the retries to that cluster.
+    pub(super) fn take_retry(
+        &self,
+        outgoing: &Outgoing<'_>,
+        cluster: &ClusterName,
+        record: &mut Record,
+    ) -> Result<Held, Reason> {
+        let place =
+            outgoing.tables.backend.breakers.of(cluster).take(Limit::Retries, &outgoing.tables.limits);
+        place.map_err(|limit| self.overflow(outgoing, cluster, limit, record))
+    }
+
+    fn overflow(
+        &self,
+        outgoing: &Outgoing<'_>,
+        cluster: &ClusterName,
+        limit: Limit,
+        record: &mut Record,
+    ) -> Reason {
+        let service = outgoing.plan.backend.service.to_string();
+        self.reporter.overflowed(&service, cluster.as_str(), limit.as_str());
+        record.entry.response_code_details = format!("limits.{} of {service} in {cluster}", limit.as_str());
+        Reason::Overflow
+    }
+}
+
+fn count(ladder: &Ladder, is: impl Fn(&Candidate) -> bool) -> usize {
+    ladder.tiers.iter().flat_map(|tier| &tier.candidates).filter(|candidate| is(candidate)).count()
+}

@@ -1,0 +1,265 @@
+//! BackendPolicy.loadBalancing and BackendPolicy.limits through real sidecars, with the documents of `deploy/examples`.
+
+use std::collections::BTreeMap;
+
+use hanse_federation::Change;
+use hanse_federation::policy::{parse, validate};
+
+use super::*;
+
+pub(super) fn example(name: &str) -> String {
+    let path = format!("{}/../deploy/examples/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(path).unwrap()
+}
+
+impl Shop {
+    /// As `hanse policy apply` would, with no finding to tell.
+    pub(super) fn apply(&mut self, text: &str) {
+        let documents = parse("test", text).unwrap_or_else(|e| panic!("{text}\n{e:#?}"));
+        let findings = validate(&self.view, "test", &documents);
+        assert!(findings.is_empty(), "{text}\n{findings:#?}");
+        for (document, _) in documents {
+            self.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
+        }
+    }
+
+    /// A BackendPolicy for reviews.
+    pub(super) fn policy(&mut self, spec: &str) {
+        self.apply(&format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{ name: reviews, namespace: shop }}\n\
+             spec:\n  targetRefs: [{{ group: multicluster.x-k8s.io, kind: ServiceImport, name: reviews }}]\n{spec}\n"
+        ));
+    }
+
+    fn metrics(&self) -> String {
+        self.product.plane.telemetry.to_text()
+    }
+
+    fn overflows(&self, limit: &str) -> u64 {
+        let series = format!(
+            "hanse_overflows_total{{service=\"shop/reviews\",destination_cluster=\"east\",limit=\"{limit}\"}} "
+        );
+        let metrics = self.metrics();
+        metrics.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+    }
+}
+
+/// Three instances of reviews, whose apps say their names.
+pub(super) struct Three {
+    pub shop: Shop,
+    pub others: Vec<(App, Sidecar)>,
+}
+
+impl Three {
+    pub async fn open() -> Self {
+        let mut shop = Shop::open().await;
+        let mut others = Vec::new();
+        for (endpoint, name) in [("reviews-2", "second"), ("reviews-3", "third")] {
+            let app = App::start(name).await;
+            let sidecar = shop.another(endpoint, app.address);
+            others.push((app, sidecar));
+        }
+        others.iter().for_each(|(_, sidecar)| sidecar.publish(&shop.view));
+        Self { shop, others }
+    }
+
+    /// Who answers so many requests with these headers.
+    pub async fn ask(&self, times: usize, headers: &[(&'static str, &str)]) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for _ in 0..times {
+            let mut request = get(REVIEWS);
+            for (name, value) in headers {
+                request.headers_mut().insert(*name, value.parse().unwrap());
+            }
+            let answer = self.shop.product.request(request).await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+            *counts.entry(answer.header("x-app").to_owned()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// A request that the app never answers; it is under way until the task is aborted. One that is refused is sent again.
+fn hang(shop: &Shop) -> tokio::task::JoinHandle<()> {
+    let outbound = shop.product.outbound;
+    tokio::task::spawn_local(async move {
+        loop {
+            let mut sender = http1(TcpStream::connect(outbound).await.unwrap()).await;
+            let request = Request::post("/silent").header("host", "reviews.shop");
+            drop(sender.send_request(request.body(Full::default()).unwrap()).await);
+        }
+    })
+}
+
+#[test]
+fn above_its_limit_a_request_is_answered_at_once_with_503() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.apply(&example("backend-policy-limits"));
+        assert_eq!(shop.product.get(REVIEWS).await.status, 200, "connected");
+        let hung = [hang(&shop), hang(&shop)];
+        let mut overflow = None;
+        until("both places are taken", async || {
+            let answer = shop.product.get(REVIEWS).await;
+            let taken = answer.status == 503;
+            overflow = Some(answer);
+            taken
+        })
+        .await;
+        let answer = overflow.unwrap();
+        assert_eq!(
+            (answer.header("x-hanse-reason"), answer.header("x-hanse-answered-by")),
+            ("overflow", "mesh")
+        );
+        assert_eq!(&answer.body[..], b"overflow: limits.maxRequests of shop/reviews in east\n");
+        assert!(shop.overflows("maxRequests") >= 1);
+        let metrics = shop.metrics();
+        assert!(metrics.lines().any(|line| line.contains("response_flags=\"UO\"")), "{metrics}");
+        hung.iter().for_each(tokio::task::JoinHandle::abort);
+        until("the places are free again", async || shop.product.get(REVIEWS).await.status == 200).await;
+    });
+}
+
+/// Listens and never says a word: a dial to it lasts as long as it may.
+fn mute() -> (std::net::TcpListener, SocketAddr) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+#[test]
+fn few_wait_for_a_connection_and_not_for_long() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let (_mute, address) = mute();
+        let id = shop.east.id("reviews");
+        shop.change(|view| {
+            view.endpoints.clear();
+            add_endpoint(view, "reviews-mute", "shop/reviews", &id, address);
+        });
+        shop.policy("  limits: { maxPending: 1, connectTimeout: 400ms }");
+        let (first, second) = tokio::join!(shop.product.get(REVIEWS), shop.product.get(REVIEWS));
+        assert_eq!([first.status, second.status], [503, 503]);
+        let reasons = [first.header("x-hanse-reason"), second.header("x-hanse-reason")];
+        assert!(reasons.contains(&"overflow") && reasons.contains(&"unreachable"), "{reasons:?}");
+        assert!(shop.overflows("maxPending") >= 1);
+
+        // With somebody else there, whoever met the mute one is answered after the policy's time.
+        let inbound = shop.reviews.inbound;
+        shop.change(|view| add_endpoint(view, "reviews-1", "shop/reviews", &id, inbound));
+        shop.policy("  limits: { connectTimeout: 100ms }\n  loadBalancing: { algorithm: RoundRobin }");
+        for _ in 0..4 {
+            let begun = std::time::Instant::now();
+            assert_eq!(shop.product.get(REVIEWS).await.status, 200);
+            assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+        }
+    });
+}
+
+#[test]
+fn above_the_limit_of_connections_those_that_there_are_are_used() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.policy("  limits: { maxConnections: 2 }\n  loadBalancing: { algorithm: RoundRobin }");
+        let counts = three.ask(20, &[]).await;
+        assert_eq!(counts.len(), 2, "{counts:?}");
+        three.shop.policy("  loadBalancing: { algorithm: RoundRobin }");
+        assert_eq!(three.ask(6, &[]).await.len(), 3);
+    });
+}
+
+#[test]
+fn with_no_retry_allowed_the_failure_is_passed_on() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let _ailing = shop.second(routing::ailing_app().await);
+        let policy = |limits: &str| {
+            format!(
+                "  retry: {{ on: [503] }}\n  loadBalancing: {{ algorithm: RoundRobin }}\n  \
+                 health: {{ outlier: {{ consecutive5xx: 100000, consecutiveGatewayErrors: 100000 }} }}\n{limits}"
+            )
+        };
+        shop.policy(&policy(""));
+        for _ in 0..6 {
+            assert_eq!(shop.product.get(REVIEWS).await.status, 200);
+        }
+        shop.policy(&policy("  limits: { maxRetries: 0 }"));
+        let mut failed = 0;
+        for _ in 0..6 {
+            let answer = shop.product.get(REVIEWS).await;
+            failed += usize::from(answer.status == 503 && answer.header("x-app") == "ailing");
+        }
+        assert_eq!(failed, 3);
+        assert_eq!(shop.overflows("maxRetries"), 3);
+    });
+}
+
+#[test]
+fn an_idle_connection_is_let_go_when_the_policy_says() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.policy("  limits: { idleTimeout: 500ms }");
+        assert_eq!(shop.product.get(REVIEWS).await.status, 200);
+        let live = || shop.product.plane.connections.len();
+        assert_eq!(live(), 1);
+        until("it is closed", async || live() == 0).await;
+    });
+}
+
+#[test]
+fn round_robin_shares_exactly() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.policy("  loadBalancing: { algorithm: RoundRobin }");
+        let counts = three.ask(30, &[]).await;
+        assert!(counts.len() == 3 && counts.values().all(|count| *count == 10), "{counts:?}");
+    });
+}
+
+#[test]
+fn whoever_has_much_under_way_gets_no_more() {
+    on_local_set(async {
+        let three = Three::open().await;
+        let hung: Vec<_> = (0..9).map(|_| hang(&three.shop)).collect();
+        let under_way = |three: &Three| {
+            let sidecars = three.others.iter().map(|(app, _)| app).chain(&three.shop.app);
+            sidecars.map(App::live).collect::<Vec<_>>()
+        };
+        until("all are under way", async || under_way(&three).iter().sum::<usize>() >= 9).await;
+        let shares = under_way(&three);
+        assert!(shares.iter().all(|share| (1..=5).contains(share)), "{shares:?}");
+        hung.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+#[test]
+fn the_same_user_goes_to_the_same_endpoint() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.apply(&example("backend-policy-balancing"));
+        let mut seen = BTreeMap::new();
+        for user in ["ann", "bob", "cem", "dan", "eve", "fay", "gil", "hal", "ina", "jon"] {
+            let counts = three.ask(4, &[("x-user", user)]).await;
+            assert_eq!(counts.len(), 1, "{user}: {counts:?}");
+            seen.insert(user, counts.into_keys().next().unwrap());
+        }
+        let endpoints: std::collections::BTreeSet<_> = seen.values().collect();
+        assert_eq!(endpoints.len(), 3, "{seen:?}");
+        // Another proxy, which has never seen any of them, comes to the same.
+        let other = Sidecar::start(Some(&three.shop.east.workload("productpage")), &[], None);
+        other.publish(&three.shop.view);
+        for (user, app) in &seen {
+            let mut request = get(REVIEWS);
+            request.headers_mut().insert("x-user", user.parse().unwrap());
+            assert_eq!(other.request(request).await.header("x-app"), app);
+        }
+        for (spec, headers) in [
+            ("RingHash, hashOn: { cookie: user }", ("cookie", "a=b; user=ann")),
+            ("RingHash, hashOn: { query: q }", ("x-other", "1")),
+            ("Maglev, hashOn: { sourceIdentity: true }", ("x-other", "1")),
+        ] {
+            three.shop.policy(&format!("  loadBalancing: {{ algorithm: {spec} }}"));
+            assert_eq!(three.ask(12, &[headers]).await.len(), 1, "{spec}");
+        }
+    });
+}
