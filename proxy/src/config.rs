@@ -1,6 +1,8 @@
 //! The sidecar's command line.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -8,6 +10,7 @@ use anyhow::{Result, bail};
 use hanse_federation::host::{Reach, ServiceHost};
 use hanse_identity::{NodeName, ServiceName};
 
+use crate::io::forward::tcp::TcpTarget;
 use crate::staleness::{self, Staleness};
 
 /// Flags of `hanse proxy`.
@@ -40,6 +43,12 @@ pub struct Config {
     /// A plain HTTP listener for one service, whatever the Host says: <namespace>/<name>=ADDRESS; repeatable.
     #[arg(long = "upstream", value_name = "SERVICE=ADDRESS")]
     pub upstreams: Vec<Upstream>,
+    /// A plain TCP listener for one port of a service: <namespace>/<name>:PORT=ADDRESS; repeatable.
+    #[arg(long = "tcp-upstream", value_name = "SERVICE:PORT=ADDRESS")]
+    pub tcp_upstreams: Vec<TcpUpstream>,
+    /// A port of the services that is plain TCP, and where the app takes it: PORT=ADDRESS; repeatable.
+    #[arg(long = "tcp-port", value_name = "PORT=ADDRESS")]
+    pub tcp_ports: Vec<TcpPort>,
     /// The admin endpoint; loopback only.
     #[arg(long, value_name = "ADDRESS")]
     pub admin: SocketAddr,
@@ -73,6 +82,47 @@ pub struct Upstream {
     pub listen: SocketAddr,
 }
 
+/// A listener for plain TCP, that is bound to one port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpUpstream {
+    pub target: TcpTarget,
+    pub listen: SocketAddr,
+}
+
+/// A port that the app takes plain TCP on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpPort {
+    /// As the mesh names it.
+    pub port: NonZeroU16,
+    pub app: SocketAddr,
+}
+
+impl FromStr for TcpUpstream {
+    type Err = String;
+
+    /// `shop/redis:6379=127.0.0.1:6379`, or a host name of the mesh in place of `shop/redis`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "is not of the form <namespace>/<name>:PORT=ADDRESS";
+        let (named, listen) = text.split_once('=').ok_or(FORM)?;
+        let (service, port) = named.rsplit_once(':').ok_or(FORM)?;
+        let port: NonZeroU16 = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+        let Upstream { host, listen } = format!("{service}={listen}").parse()?;
+        Ok(Self { target: TcpTarget { host, port: port.get() }, listen })
+    }
+}
+
+impl FromStr for TcpPort {
+    type Err = String;
+
+    /// `6379=127.0.0.1:6379`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, app) = text.split_once('=').ok_or("is not of the form PORT=ADDRESS")?;
+        let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+        let app = app.parse().map_err(|_| format!("{app:?} is not an address and port"))?;
+        Ok(Self { port, app })
+    }
+}
+
 impl FromStr for Upstream {
     type Err = String;
 
@@ -101,6 +151,13 @@ impl Config {
         }
         if self.inbound.is_some() && self.services.is_empty() {
             bail!("--inbound needs at least one --service");
+        }
+        if !self.tcp_ports.is_empty() && self.services.is_empty() {
+            bail!("--tcp-port needs at least one --service");
+        }
+        let ports = self.tcp_ports.iter().map(|tcp| tcp.port).collect::<BTreeSet<_>>();
+        if ports.len() != self.tcp_ports.len() {
+            bail!("--tcp-port names a port twice");
         }
         let announced = self.advertise_inbound.or(self.inbound);
         if announced.is_some_and(|address| address.ip().is_unspecified()) {
@@ -147,7 +204,18 @@ mod tests {
         assert!(parse("--inbound 127.0.0.1:0").unwrap().check().is_err());
         let everywhere = "--service shop/reviews --app 127.0.0.1:9080 --inbound 0.0.0.0:0";
         assert!(parse(everywhere).unwrap().check().is_err());
+        let tcp = parse("--tcp-upstream shop/redis:6379=127.0.0.1:9003").unwrap().tcp_upstreams.remove(0);
+        assert_eq!((tcp.target.host.service.to_string(), tcp.target.port), ("shop/redis".to_owned(), 6379));
+        let served =
+            "--service shop/redis --app 127.0.0.1:6379 --inbound 127.0.0.1:0 --tcp-port 6379=127.0.0.1:6379";
+        parse(served).unwrap().check().unwrap();
+        assert!(parse(&format!("{served} --tcp-port 6379=127.0.0.1:6380")).unwrap().check().is_err());
+        assert!(parse("--tcp-port 6379=127.0.0.1:6379").unwrap().check().is_err());
         for bad in [
+            "--tcp-upstream shop/redis=127.0.0.1:1",
+            "--tcp-upstream shop/redis:0=127.0.0.1:1",
+            "--tcp-port 6379",
+            "--tcp-port 0=127.0.0.1:1",
             "--upstream shop/ratings",
             "--upstream x=127.0.0.1:1",
             "--weight 0",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use hanse_federation::View;
 use hanse_federation::policy::access::{AccessTable, Asked, Caller, Denied, Granted};
-use hanse_identity::{RevocationId, ServiceName, VerifiedCaller};
+use hanse_identity::{ClusterName, RevocationId, ServiceName, VerifiedCaller};
 use http::Request;
 
 use crate::answer::Reason;
@@ -50,17 +50,43 @@ pub fn admit<B>(
     Ok(Admitted { granted })
 }
 
+/// Decides for one TCP connection to a port of one of our services. Rules of policies that look at requests allow none and
+/// deny all: what is inside is not read.
+pub fn admit_stream(
+    view: Option<&View>,
+    own_revoked: Option<&RevocationId>,
+    service: &ServiceName,
+    access: &AccessTable,
+    caller: &VerifiedCaller,
+) -> Result<Admitted, Refused> {
+    if own_revoked.is_some() {
+        return Err(Refused::Reason(Reason::Revoked));
+    }
+    let view = view.ok_or(Refused::Reason(Reason::NotReady))?;
+    if *caller.id().trust_domain() != view.trust_domain && !view.may_call(caller.id(), service) {
+        return Err(Refused::Reason(Reason::NotAllowed));
+    }
+    let asking = Caller { id: caller.id(), cluster: cluster_of(view, caller) };
+    let granted = access.decide_stream(&asking, &view.cluster).map_err(Refused::Policy)?;
+    Ok(Admitted { granted })
+}
+
+/// Where the caller is at home, as far as we know.
+fn cluster_of<'v>(view: &'v View, caller: &VerifiedCaller) -> Option<&'v ClusterName> {
+    let from = caller.id().trust_domain();
+    match view.peer_of(from) {
+        _ if *from == view.trust_domain => Some(&view.cluster),
+        peer => peer.map(|peer| &peer.record.cluster),
+    }
+}
+
 fn decide<B>(
     view: &View,
     access: &AccessTable,
     caller: &VerifiedCaller,
     request: &Request<B>,
 ) -> Result<Granted, Refused> {
-    let from = caller.id().trust_domain();
-    let cluster = match view.peer_of(from) {
-        _ if *from == view.trust_domain => Some(&view.cluster),
-        peer => peer.map(|peer| &peer.record.cluster),
-    };
+    let cluster = cluster_of(view, caller);
     let header = |name: &str, tell: &mut dyn FnMut(&[u8])| {
         request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
     };

@@ -110,6 +110,12 @@ fn bind(config: &Config) -> Result<Bound> {
             worker.outbound.push((host.clone(), listener));
         }
     }
+    for upstream in &config.tcp_upstreams {
+        let target = Arc::new(upstream.target.clone());
+        for (worker, listener) in workers.iter_mut().zip(listen("--tcp-upstream", upstream.listen)?) {
+            worker.tcp.push((Arc::clone(&target), listener));
+        }
+    }
     let admin =
         admin::bind(config.admin).with_context(|| format!("cannot listen on {} (--admin)", config.admin))?;
     Ok(Bound { workers, inbound, admin })
@@ -139,10 +145,12 @@ async fn supervise(
     tokio::spawn(announce_readiness(app, serves, announce.clone(), stop.clone()));
 
     let workers = u32::try_from(bound.workers.len()).unwrap_or(u32::MAX);
+    let tcp_ports = config.tcp_ports.iter().map(|tcp| (tcp.port.get(), tcp.app)).collect();
     let settings = Settings {
         plane: Arc::clone(&plane),
         services,
         app: config.app,
+        tcp_ports: Arc::new(tcp_ports),
         access_log,
         limits: Arc::default(),
         workers,

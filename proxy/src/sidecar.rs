@@ -1,6 +1,6 @@
 //! One worker of the sidecar: its listeners, its state, its end. Everything it shares with other workers is in `Plane`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connections::Side;
 use crate::io::app::Inbound;
 use crate::io::forward::Outbound;
+use crate::io::forward::tcp::TcpTarget;
 use crate::io::http::{detect, serve};
 use crate::io::limits::Limits;
 use crate::io::listen::{InFlight, accept_each};
@@ -34,6 +35,8 @@ pub struct Settings {
     pub services: Arc<BTreeSet<ServiceName>>,
     /// The app behind us.
     pub app: Option<SocketAddr>,
+    /// Ports of the services that are plain TCP, and where the app takes them.
+    pub tcp_ports: Arc<BTreeMap<u16, SocketAddr>>,
     pub access_log: Option<AccessLog>,
     pub limits: Arc<Limits>,
     /// How many there are; what a policy limits is divided among them.
@@ -46,6 +49,7 @@ pub struct Listeners {
     pub inbound: Option<std::net::TcpListener>,
     /// Each with the service that it is bound to, if it is to one.
     pub outbound: Vec<(Option<Arc<ServiceHost>>, std::net::TcpListener)>,
+    pub tcp: Vec<(Arc<TcpTarget>, std::net::TcpListener)>,
 }
 
 /// A question to a worker: what do your ladders look like?
@@ -78,6 +82,7 @@ pub async fn work(
             settings.app,
             settings.limits,
             streams(),
+            settings.tcp_ports,
         ));
         let listener = TcpListener::from_std(listener)?;
         let served = serve_inbound(listener, inbound, Arc::clone(&plane), in_flight.clone(), stop.clone());
@@ -87,6 +92,12 @@ pub async fn work(
         let listener = TcpListener::from_std(listener)?;
         let served = serve_outbound(listener, bound, Rc::clone(&outbound), in_flight.clone(), stop.clone());
         tokio::task::spawn_local(served);
+    }
+    for (target, listener) in listeners.tcp {
+        let listener = TcpListener::from_std(listener)?;
+        let outbound = Rc::clone(&outbound);
+        let carry = move |client, _| Rc::clone(&outbound).carry(Arc::clone(&target), client);
+        tokio::task::spawn_local(accept_each(listener, stop.clone(), in_flight.clone(), carry));
     }
     let mut tidying = tokio::time::interval(TIDY_EVERY);
     loop {

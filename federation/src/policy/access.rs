@@ -175,8 +175,19 @@ impl AccessTable {
         if self.paths {
             plain_path(asked.path).map_err(Denied::Path)?;
         }
+        self.decide_by(|rule, doubt| rule.from.holds(caller, own) && rule.to.holds(asked, doubt))
+    }
+
+    /// For a connection that is not read: a rule that looks at requests allows none, and denies and audits all.
+    pub fn decide_stream(&self, caller: &Caller<'_>, own: &ClusterName) -> Result<Granted, Denied> {
+        self.decide_by(|rule, doubt| {
+            rule.from.holds(caller, own) && (doubt == Doubt::Matches || rule.to.is_everything())
+        })
+    }
+
+    fn decide_by(&self, holds: impl Fn(&Rule, Doubt) -> bool) -> Result<Granted, Denied> {
         let matching = |rules: &[Rule], doubt| {
-            rules.iter().find(|rule| rule.holds(caller, own, asked, doubt)).map(|rule| Arc::clone(&rule.name))
+            rules.iter().find(|rule| holds(rule, doubt)).map(|rule| Arc::clone(&rule.name))
         };
         if let Some(by) = matching(&self.deny, Doubt::Matches) {
             return Err(Denied::By(by));
@@ -186,7 +197,7 @@ impl AccessTable {
             None if self.restricted => return Err(Denied::NotAllowed),
             None => Arc::from(""),
         };
-        let audited = self.audit.iter().filter(|rule| rule.holds(caller, own, asked, Doubt::Matches));
+        let audited = self.audit.iter().filter(|rule| holds(rule, Doubt::Matches));
         Ok(Granted { by, audited: audited.map(|rule| Arc::clone(&rule.name)).collect() })
     }
 }
@@ -200,10 +211,6 @@ impl Rule {
 
     fn everything(rule: &AccessRule, index: usize, policy: &ServiceName) -> Self {
         Self { name: named(rule, index, policy), from: FromTest::default(), to: ToTest::default() }
-    }
-
-    fn holds(&self, caller: &Caller<'_>, own: &ClusterName, asked: &Asked<'_>, doubt: Doubt) -> bool {
-        self.from.holds(caller, own) && self.to.holds(asked, doubt)
     }
 }
 
@@ -252,6 +259,11 @@ impl ToTest {
             paths: to.paths.iter().map(PathTest::compile).collect::<Option<_>>()?,
             headers: to.headers.iter().map(HeaderTest::compile).collect::<Option<_>>()?,
         })
+    }
+
+    /// Whether it looks at nothing of a request.
+    fn is_everything(&self) -> bool {
+        self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty()
     }
 
     fn holds(&self, asked: &Asked<'_>, doubt: Doubt) -> bool {

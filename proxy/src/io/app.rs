@@ -4,7 +4,7 @@
 //! HTTP/2 with prior knowledge where it is gRPC, which needs trailers and streams both ways.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hanse_federation::policy::access::AccessTable;
 use hanse_federation::{Revision, View};
-use hanse_identity::{ServiceName, SpiffeId, VerifiedCaller};
+use hanse_identity::{RevocationId, ServiceName, SpiffeId, VerifiedCaller};
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
@@ -47,6 +47,8 @@ pub struct Inbound {
     in_flight: InFlight,
     limits: Arc<Limits>,
     streams: Streams,
+    /// Ports that are plain TCP, and where the app takes them.
+    tcp_ports: Arc<BTreeMap<u16, SocketAddr>>,
     /// The AccessPolicies for what we serve, at that revision.
     access: RefCell<(Revision, Rc<AccessTable>)>,
 }
@@ -98,12 +100,13 @@ impl Inbound {
         app: Option<SocketAddr>,
         limits: Arc<Limits>,
         streams: Streams,
+        tcp_ports: Arc<BTreeMap<u16, SocketAddr>>,
     ) -> Self {
         let app =
             app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
         let access = RefCell::default();
         let in_flight = InFlight::default();
-        Self { plane, reporter, services, app, in_flight, limits, streams, access }
+        Self { plane, reporter, services, app, in_flight, limits, streams, tcp_ports, access }
     }
 
     /// What the requests of one verified connection have in common.
@@ -149,6 +152,19 @@ impl Inbound {
         request: &Request<Incoming>,
         record: &mut Record,
     ) -> Result<Admitted, Reason> {
+        self.admit_by(caller, self.named_service(request), record, |view, revoked, access| {
+            admit(view, revoked, &self.services, access, &caller.verified, request)
+        })
+    }
+
+    /// Decides by what is known now, and tells the record.
+    fn admit_by(
+        &self,
+        caller: &Caller,
+        service: Option<&ServiceName>,
+        record: &mut Record,
+        admit: impl FnOnce(Option<&View>, Option<&RevocationId>, &AccessTable) -> Result<Admitted, Refused>,
+    ) -> Result<Admitted, Reason> {
         let known = self.plane.knowledge.now();
         record.entry.source_spiffe = caller.verified.id().to_string();
         record.entry.destination_spiffe = caller.own.to_string();
@@ -162,16 +178,14 @@ impl Inbound {
                 None => String::new(),
             };
         }
-        record.entry.upstream_cluster =
-            self.named_service(request).map(ToString::to_string).unwrap_or_default();
+        record.entry.upstream_cluster = service.map(ToString::to_string).unwrap_or_default();
         if known.own_is_replaced {
             // Its connection is about to be closed: it may come again over another, here too.
             return Err(Reason::NotReady);
         }
         let view = known.view.as_deref();
         let access = view.map(|view| self.access(view)).unwrap_or_default();
-        let revoked = known.own_revoked.as_ref();
-        let admitted = admit(view, revoked, &self.services, &access, &caller.verified, request);
+        let admitted = admit(view, known.own_revoked.as_ref(), &access);
         match &admitted {
             Ok(admitted) => {
                 admitted.granted().by.as_ref().clone_into(&mut record.entry.policy);
@@ -300,10 +314,7 @@ impl App {
     }
 
     async fn connect(&self) -> Result<TcpStream, Reason> {
-        let connected = tokio::time::timeout(APP_CONNECT_TIMEOUT, TcpStream::connect(self.address)).await;
-        let stream = connected.map_err(|_| Reason::AppUnreachable)?.map_err(|_| Reason::AppUnreachable)?;
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
+        connect_app(self.address).await
     }
 
     /// A connection to the app, and whether it is new.
@@ -386,6 +397,13 @@ fn prepare(
     }
     parts.headers.insert(headers::CLIENT_CERT, caller.client_cert.clone());
     Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
+}
+
+async fn connect_app(address: SocketAddr) -> Result<TcpStream, Reason> {
+    let connected = tokio::time::timeout(APP_CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let stream = connected.map_err(|_| Reason::AppUnreachable)?.map_err(|_| Reason::AppUnreachable)?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
 }
 
 fn broke_off(error: &hyper::Error) -> Reason {

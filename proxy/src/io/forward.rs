@@ -31,6 +31,8 @@ use crate::attempt::{Attempts, Failure, Verdict};
 use crate::breaker::Held;
 use crate::headers;
 use crate::outbound::{self, Plan};
+use crate::runtime::credentials::Current;
+use crate::runtime::knowledge::Known;
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
 pub(super) use answers::mark;
@@ -48,6 +50,7 @@ mod describe;
 mod failed;
 mod fault;
 mod mirror;
+pub mod tcp;
 pub mod upgrade;
 
 /// One worker's outbound side.
@@ -142,6 +145,9 @@ impl Outbound {
         bound: Option<Arc<ServiceHost>>,
         request: Request<Incoming>,
     ) -> Result<OutboundResponse, Infallible> {
+        if *request.method() == Method::CONNECT && request.version() == Version::HTTP_11 && bound.is_none() {
+            return self.connect(request).await;
+        }
         let mut record = Record::begin(&self.reporter, Direction::Outbound, &request);
         let is_grpc = headers::is_grpc(request.headers());
         if self.in_flight.get() >= MAX_IN_FLIGHT {
@@ -171,16 +177,7 @@ impl Outbound {
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Reason> {
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
-        if known.own_revoked.is_some() {
-            return Err(Reason::Revoked);
-        }
-        let view = known.view.as_ref().ok_or(Reason::NotReady)?;
-        let own = self.plane.credentials.current().ok_or(Reason::NotReady)?;
-        record.entry.source_cluster = view.cluster.to_string();
-        record.entry.source_spiffe = own.identity.facts.id.to_string();
-        if now() >= own.identity.facts.not_after {
-            return Err(Reason::NotReady);
-        }
+        let (view, own) = self.standing(&known, record)?;
         let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
         let host = outbound::destination(bound, authority)?;
         if *request.method() == Method::CONNECT || !headers::is_framing_plain(request.headers()) {
@@ -229,6 +226,22 @@ impl Outbound {
             Some(upgrade) => upgrade.answered(response),
             None => response,
         })
+    }
+
+    /// Whether we may send anything at all; what is known then, and who we are, in the record.
+    fn standing<'k>(
+        &self,
+        known: &'k Known,
+        record: &mut Record,
+    ) -> Result<(&'k Arc<View>, Arc<Current>), Reason> {
+        if known.own_revoked.is_some() {
+            return Err(Reason::Revoked);
+        }
+        let view = known.view.as_ref().ok_or(Reason::NotReady)?;
+        let own = self.plane.credentials.current().ok_or(Reason::NotReady)?;
+        record.entry.source_cluster = view.cluster.to_string();
+        record.entry.source_spiffe = own.identity.facts.id.to_string();
+        if now() >= own.identity.facts.not_after { Err(Reason::NotReady) } else { Ok((view, own)) }
     }
 
     fn plan(

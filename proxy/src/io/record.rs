@@ -17,7 +17,7 @@ use crate::io::forward::UnderWay;
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::telemetry::{
     AccessLabels, DurationLabels, FaultLabels, LimitLabels, MirrorLabels, OverflowLabels, RequestLabels,
-    RetryLabels, SeriesCache, StreamLabels, TierLabels,
+    RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
 };
 use crate::runtime::{Plane, now};
 
@@ -31,9 +31,24 @@ pub struct Reporter {
     retries: RefCell<SeriesCache<RetryLabels, Counter>>,
     mirrored: RefCell<SeriesCache<MirrorLabels, Counter>>,
     access: RefCell<SeriesCache<AccessLabels, Counter>>,
+    tcp: RefCell<TcpSeries>,
     faults: RefCell<SeriesCache<FaultLabels, Counter>>,
     limited: RefCell<SeriesCache<LimitLabels, Counter>>,
     overflows: RefCell<SeriesCache<OverflowLabels, Counter>>,
+}
+
+/// The families of TCP connections.
+#[derive(Default)]
+struct TcpSeries {
+    opened: SeriesCache<TcpLabels, Counter>,
+    closed: SeriesCache<TcpLabels, Counter>,
+    received: SeriesCache<TcpLabels, Counter>,
+    sent: SeriesCache<TcpLabels, Counter>,
+}
+
+enum TcpEvent {
+    Opened,
+    Closed { received: u64, sent: u64 },
 }
 
 /// Which way a request went, seen from the app.
@@ -57,6 +72,8 @@ pub struct Record {
     pub under_way: Option<UnderWay>,
 }
 
+/// The protocol of a connection that is not read.
+pub const TCP: &str = "TCP";
 /// Code of a request that got no response because its client left, as Envoy counts it.
 const CLIENT_LEFT: u16 = 0;
 /// Envoy's flag for it.
@@ -70,6 +87,13 @@ impl Direction {
         match self {
             Self::Inbound => "destination",
             Self::Outbound => "source",
+        }
+    }
+
+    fn security_policy(self) -> &'static str {
+        match self {
+            Self::Inbound => "mutual_tls",
+            Self::Outbound => "unknown",
         }
     }
 
@@ -92,6 +116,7 @@ impl Reporter {
             retries: RefCell::default(),
             mirrored: RefCell::default(),
             access: RefCell::default(),
+            tcp: RefCell::default(),
             faults: RefCell::default(),
             limited: RefCell::default(),
             overflows: RefCell::default(),
@@ -138,6 +163,44 @@ impl Reporter {
         self.access.borrow_mut().handle(&self.plane.telemetry.access, labels, overflow).inc();
     }
 
+    /// Counts a TCP connection, as it is opened or when it has ended.
+    fn count_tcp(&self, direction: Direction, entry: &Entry, event: &TcpEvent) {
+        let (namespace, name) = entry.upstream_cluster.split_once('/').unwrap_or(("", ""));
+        let labels = TcpLabels {
+            reporter: direction.reporter(),
+            request_protocol: "tcp",
+            response_flags: entry.response_flags,
+            connection_security_policy: direction.security_policy(),
+            source_cluster: entry.source_cluster.clone(),
+            source_principal: entry.source_spiffe.clone(),
+            destination_cluster: entry.destination_cluster.clone(),
+            destination_principal: entry.destination_spiffe.clone(),
+            destination_service: entry.upstream_cluster.clone(),
+            destination_service_name: name.to_owned(),
+            destination_service_namespace: namespace.to_owned(),
+        };
+        let overflow = |labels: TcpLabels| TcpLabels {
+            source_principal: OVERFLOW.to_owned(),
+            destination_principal: OVERFLOW.to_owned(),
+            destination_service: OVERFLOW.to_owned(),
+            destination_service_name: OVERFLOW.to_owned(),
+            destination_service_namespace: OVERFLOW.to_owned(),
+            ..labels
+        };
+        let telemetry = &self.plane.telemetry;
+        let mut tcp = self.tcp.borrow_mut();
+        match event {
+            TcpEvent::Opened => {
+                tcp.opened.handle(&telemetry.tcp_opened, labels, overflow).inc();
+            }
+            TcpEvent::Closed { received, sent } => {
+                tcp.received.handle(&telemetry.tcp_received, labels.clone(), overflow).inc_by(*received);
+                tcp.sent.handle(&telemetry.tcp_sent, labels.clone(), overflow).inc_by(*sent);
+                tcp.closed.handle(&telemetry.tcp_closed, labels, overflow).inc();
+            }
+        }
+    }
+
     fn count(&self, direction: Direction, entry: &Entry, millis: f64) {
         let telemetry = &self.plane.telemetry;
         let (namespace, name) = entry.upstream_cluster.split_once('/').unwrap_or(("", ""));
@@ -146,10 +209,7 @@ impl Reporter {
             request_protocol: "http",
             response_code: u32::from(entry.response_code),
             response_flags: entry.response_flags,
-            connection_security_policy: match direction {
-                Direction::Inbound => "mutual_tls",
-                Direction::Outbound => "unknown",
-            },
+            connection_security_policy: direction.security_policy(),
             source_cluster: entry.source_cluster.clone(),
             source_principal: entry.source_spiffe.clone(),
             destination_cluster: entry.destination_cluster.clone(),
@@ -273,6 +333,9 @@ impl Record {
     /// A stream follows: it is over when it ends, or when the record is dropped.
     pub fn carries(&mut self, sent: ByteCount) {
         self.reporter.stream(self.direction, self.entry.protocol, 1);
+        if self.entry.protocol == TCP {
+            self.reporter.count_tcp(self.direction, &self.entry, &TcpEvent::Opened);
+        }
         self.sent = Some(sent);
     }
 
@@ -285,6 +348,10 @@ impl Record {
     fn finish_stream(&mut self) {
         if let Some(sent) = self.sent.take() {
             self.reporter.stream(self.direction, self.entry.protocol, -1);
+            if self.entry.protocol == TCP {
+                let bytes = TcpEvent::Closed { received: self.received.get(), sent: sent.get() };
+                self.reporter.count_tcp(self.direction, &self.entry, &bytes);
+            }
             self.finish(sent.get());
         }
     }
@@ -292,7 +359,9 @@ impl Record {
     fn finish(&mut self, bytes: u64) {
         self.finished = true;
         let elapsed = self.started.elapsed();
-        self.reporter.count(self.direction, &self.entry, elapsed.as_secs_f64() * 1000.0);
+        if self.entry.protocol != TCP {
+            self.reporter.count(self.direction, &self.entry, elapsed.as_secs_f64() * 1000.0);
+        }
         if let Some(log) = &self.reporter.access_log {
             let mut entry = std::mem::take(&mut self.entry);
             entry.bytes_received = self.received.get();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::body::ByteCount;
@@ -91,6 +92,20 @@ pub async fn joined(caller: OnUpgrade, target: OnUpgrade) -> Option<(TokioIo<Upg
         }
         Err(_) => None,
     }
+}
+
+/// The far end of a CONNECT that was answered with 200.
+pub async fn taken(on: OnUpgrade) -> Option<TokioIo<Upgraded>> {
+    let upgraded = tokio::time::timeout(JOIN_WITHIN, on).await.ok()?;
+    upgraded
+        .inspect_err(|error| tracing::debug!(%error, "a stream was opened and is gone"))
+        .ok()
+        .map(TokioIo::new)
+}
+
+/// Has the socket reset when it is dropped, so that nobody takes what broke off for complete.
+pub fn reset(socket: &TcpStream) {
+    let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 /// Runs a stream to its end, and the record with it.

@@ -80,6 +80,23 @@ pub struct MirrorLabels {
     pub outcome: &'static str,
 }
 
+/// `istio_tcp_connections_opened_total` and `_closed_total`, `istio_tcp_sent_bytes_total` and `_received_bytes_total`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TcpLabels {
+    pub reporter: &'static str,
+    pub request_protocol: &'static str,
+    /// How it ended; `-` while it has not.
+    pub response_flags: &'static str,
+    pub connection_security_policy: &'static str,
+    pub source_cluster: String,
+    pub source_principal: String,
+    pub destination_cluster: String,
+    pub destination_principal: String,
+    pub destination_service: String,
+    pub destination_service_name: String,
+    pub destination_service_namespace: String,
+}
+
 /// `hanse_streams_open`: upgraded connections and plain TCP.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StreamLabels {
@@ -140,6 +157,10 @@ pub struct Telemetry {
     pub limited: Family<LimitLabels, Counter>,
     pub streams: Family<StreamLabels, Gauge>,
     pub overflows: Family<OverflowLabels, Counter>,
+    pub tcp_opened: Family<TcpLabels, Counter>,
+    pub tcp_closed: Family<TcpLabels, Counter>,
+    pub tcp_sent: Family<TcpLabels, Counter>,
+    pub tcp_received: Family<TcpLabels, Counter>,
     pub access_log_dropped: Counter,
     pub revision: Gauge,
     pub svid_not_after: Gauge,
@@ -177,6 +198,10 @@ impl Default for Telemetry {
             limited: Family::default(),
             streams: Family::default(),
             overflows: Family::default(),
+            tcp_opened: Family::default(),
+            tcp_closed: Family::default(),
+            tcp_sent: Family::default(),
+            tcp_received: Family::default(),
             access_log_dropped: Counter::default(),
             revision: Gauge::default(),
             svid_not_after: Gauge::default(),
@@ -199,6 +224,18 @@ impl Default for Telemetry {
         new.register("hanse_requests_by_tier", "Outbound requests by tier of the ladder", new.tiers.clone());
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
         new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
+        new.register("istio_tcp_connections_opened", "TCP connections opened", new.tcp_opened.clone());
+        new.register(
+            "istio_tcp_connections_closed",
+            "TCP connections that have ended",
+            new.tcp_closed.clone(),
+        );
+        new.register("istio_tcp_sent_bytes", "Bytes of answers, when it has ended", new.tcp_sent.clone());
+        new.register(
+            "istio_tcp_received_bytes",
+            "Bytes of requests, when it has ended",
+            new.tcp_received.clone(),
+        );
         new.register("hanse_streams_open", "Upgraded and plain TCP connections", new.streams.clone());
         new.register("hanse_overflows", "Requests that a limit of a policy stopped", new.overflows.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());

@@ -9,6 +9,7 @@ mod hostile;
 mod limits;
 mod replaced;
 mod routing;
+mod tcp;
 mod tunnelled;
 mod upgrade;
 pub(crate) mod world;

@@ -1,24 +1,29 @@
-//! Streams to our app: upgrades, which come as extended CONNECTs (RFC 8441) and are HTTP/1.1 again from here on.
+//! Streams to our app: upgrades, which come as extended CONNECTs (RFC 8441) and are HTTP/1.1 again from here on, and
+//! plain TCP, which comes as CONNECT.
 //!
 //! A stream has a connection of its own to the app. It lives on the caller's mesh connection, and ends with that.
 
 use std::rc::Rc;
 
+use hanse_federation::host::ServiceHost;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 
 use super::{
-    App, Caller, Inbound, InboundResponse, MAX_IN_FLIGHT, Serving, broke_off, limited, mesh_answer, prepare,
+    App, Caller, Inbound, InboundResponse, MAX_IN_FLIGHT, Serving, broke_off, connect_app, limited,
+    mesh_answer, prepare,
 };
 use crate::answer::Reason;
 use crate::headers;
+use crate::inbound::admit_stream;
 use crate::io::body::{RequestBody, ResponseBody};
 use crate::io::forward::upgrade::{METHOD, STATUS};
-use crate::io::record::{Direction, Record};
+use crate::io::record::{Direction, Record, TCP};
 use crate::io::stream::{self, Ending};
 
 /// What stands for the app's 2xx between proxies, where a 2xx would mean that the stream is open.
@@ -37,6 +42,9 @@ impl Inbound {
         caller: Rc<Caller>,
         mut request: Request<Incoming>,
     ) -> InboundResponse {
+        if request.extensions().get::<Protocol>().is_none() {
+            return self.connect_tcp(&caller, request).await;
+        }
         let wanted = wanted(&mut request);
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         let outcome = match (wanted, self.admit(&caller, &request, &mut record)) {
@@ -100,6 +108,53 @@ impl Inbound {
                 Ok((response, None))
             }
         }
+    }
+
+    /// Answers a CONNECT to a port that is plain TCP: 200 once the app has taken the connection.
+    async fn connect_tcp(&self, caller: &Caller, mut request: Request<Incoming>) -> InboundResponse {
+        let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
+        record.entry.protocol = TCP;
+        let opened = match self.streams.place() {
+            Some(place) => self.open_tcp(caller, &request, &mut record).await.map(|app| (place, app)),
+            None => Err(Reason::Overload),
+        };
+        let opened = opened.and_then(|(place, app)| {
+            let mesh = request.extensions_mut().remove::<OnUpgrade>().ok_or(Reason::BadRequest)?;
+            Ok((place, app, mesh))
+        });
+        let (place, mut app, mesh) = match opened {
+            Ok(opened) => opened,
+            Err(reason) => return mesh_answer(reason, record),
+        };
+        record.answered(StatusCode::OK);
+        let idle = self.streams.idle();
+        tokio::task::spawn_local(async move {
+            let _place = place;
+            let Some(mut mesh) = stream::taken(mesh).await else { return stream::reset(&app) };
+            let ending = stream::carry(&mut mesh, &mut app, record, idle).await;
+            if !matches!(ending, Ending::Complete) {
+                tracing::debug!(?ending, "a TCP connection to the app ended");
+                stream::reset(&app);
+            }
+        });
+        Response::new(ResponseBody::none())
+    }
+
+    async fn open_tcp(
+        &self,
+        caller: &Caller,
+        request: &Request<Incoming>,
+        record: &mut Record,
+    ) -> Result<TcpStream, Reason> {
+        let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
+        let host = ServiceHost::parse(authority.as_str()).ok_or(Reason::UnknownHost)?;
+        let service = self.services.get(&host.service).ok_or(Reason::NothingServed)?;
+        self.admit_by(caller, Some(service), record, |view, revoked, access| {
+            admit_stream(view, revoked, service, access, &caller.verified)
+        })?;
+        // Only what was declared: a port that is HTTP has policies that look at requests.
+        let address = authority.port_u16().and_then(|port| self.tcp_ports.get(&port));
+        connect_app(*address.ok_or(Reason::NothingServed)?).await
     }
 
     /// Opens the stream, and carries it.

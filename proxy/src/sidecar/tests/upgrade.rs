@@ -41,7 +41,7 @@ async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// Up to the empty line, and no byte more.
-async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
+pub(super) async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);

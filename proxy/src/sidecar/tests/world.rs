@@ -27,6 +27,8 @@ use rcgen::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+use crate::config::TcpUpstream;
+use crate::io::record::TCP;
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::drain::{Drain, drain};
 use crate::runtime::worker::{LocalExecutor, Random};
@@ -172,6 +174,8 @@ pub struct Sidecar {
     pub plane: Arc<Plane>,
     pub inbound: SocketAddr,
     pub outbound: SocketAddr,
+    /// Its listeners for plain TCP.
+    pub tcp: Vec<SocketAddr>,
     pub log: mpsc::UnboundedReceiver<Entry>,
     pub drain: Drain,
     pub ended: tokio::task::JoinHandle<anyhow::Result<()>>,
@@ -194,6 +198,7 @@ impl std::io::Write for Lines {
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
             let _ = self.entries.send(Entry {
                 method: text("method"),
+                protocol: if text("protocol") == TCP { TCP } else { "" },
                 path: text("path"),
                 authority: text("authority"),
                 source_spiffe: text("source_spiffe"),
@@ -229,12 +234,24 @@ impl Sidecar {
         app: Option<SocketAddr>,
         staleness: Staleness,
     ) -> Self {
+        Self::start_streaming(svid, services, app, staleness, &[], &[])
+    }
+
+    /// With ports that are plain TCP, and listeners for those of other services, each as the flag has it.
+    pub fn start_streaming(
+        svid: Option<&Svid>,
+        services: &[&str],
+        app: Option<SocketAddr>,
+        staleness: Staleness,
+        ports: &[(u16, SocketAddr)],
+        upstreams: &[&str],
+    ) -> Self {
         let plane = Plane::new("proxy-1".parse().unwrap(), Locality::default()).with_staleness(staleness);
         let plane = Arc::new(plane);
         if let Some(svid) = svid {
             plane.credentials.install_svid(svid).unwrap();
         }
-        let any = "127.0.0.1:0".parse().unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let inbound = crate::io::listen::bind(any, 1).unwrap().remove(0);
         let outbound = crate::io::listen::bind(any, 1).unwrap().remove(0);
         let (inbound_address, outbound_address) =
@@ -250,16 +267,24 @@ impl Sidecar {
             plane: Arc::clone(&plane),
             services: Arc::new(services),
             app,
+            tcp_ports: Arc::new(ports.iter().copied().collect()),
             access_log: Some(access_log),
             limits: Arc::default(),
             workers: 1,
         };
-        let listeners = Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)] };
+        let bound = |upstream: &&str| {
+            let upstream: TcpUpstream = format!("{upstream}={any}").parse().unwrap();
+            (Arc::new(upstream.target), crate::io::listen::bind(upstream.listen, 1).unwrap().remove(0))
+        };
+        let tcp: Vec<_> = upstreams.iter().map(bound).collect();
+        let tcp_addresses = tcp.iter().map(|(_, listener)| listener.local_addr().unwrap()).collect();
+        let listeners = Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)], tcp };
         let (drain, stop) = drain();
         // Nobody inspects in tests.
         let (_inspect, inspections) = mpsc::channel(1);
         let ended = tokio::task::spawn_local(work(settings, listeners, inspections, stop));
-        Self { plane, inbound: inbound_address, outbound: outbound_address, log, drain, ended }
+        let (inbound, outbound) = (inbound_address, outbound_address);
+        Self { plane, inbound, outbound, tcp: tcp_addresses, log, drain, ended }
     }
 
     pub fn publish(&self, view: &View) {

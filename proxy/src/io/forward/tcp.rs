@@ -1,0 +1,161 @@
+//! Plain TCP of our app on its way into the mesh: a connection to a listener that is bound to a service's port, or to what
+//! an HTTP CONNECT names.
+//!
+//! It is opened at once, whoever speaks first, as a CONNECT on a connection for streams: nothing of the client's is sent
+//! before the far app has taken the connection, so whatever fails until then is tried elsewhere.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hanse_federation::host::ServiceHost;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::{Carried, Outbound, OutboundResponse, Outgoing, REPLACED_WITHIN, mesh_answer};
+use crate::answer::Reason;
+use crate::attempt::Attempts;
+use crate::headers;
+use crate::io::body::{OnEnd as _, RequestBody, ResponseBody};
+use crate::io::dial::For;
+use crate::io::record::{Direction, Record, TCP};
+use crate::io::stream::{self, Ending};
+use crate::outbound::{self, Plan};
+use crate::runtime::now;
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpTarget {
+    pub host: ServiceHost,
+    pub port: u16,
+}
+
+/// A stream that the far app has taken.
+struct Opened {
+    mesh: OnUpgrade,
+    /// Its place on its connection.
+    _carried: Option<Carried>,
+}
+
+/// Longest time until a connection is open, all attempts together, and for one of them.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(3);
+
+impl Outbound {
+    /// Carries one connection of our app to its end. One that cannot be opened is reset.
+    pub async fn carry(self: Rc<Self>, target: Arc<TcpTarget>, mut client: TcpStream) {
+        let mut record = self.tcp_record(&target);
+        let opened = match self.streams.place() {
+            Some(place) => self.open(&target, &mut record).await.map(|opened| (place, opened)),
+            None => Err(Reason::Overload),
+        };
+        let (_place, opened) = match opened {
+            Ok(opened) => opened,
+            Err(reason) => {
+                record.refused(reason);
+                record.on_end(0, true);
+                return stream::reset(&client);
+            }
+        };
+        let Some(mut mesh) = stream::taken(opened.mesh).await else { return stream::reset(&client) };
+        let ending = stream::carry(&mut client, &mut mesh, record, self.streams.idle()).await;
+        if !matches!(ending, Ending::Complete) {
+            tracing::debug!(?ending, "a TCP connection of the app ended");
+            stream::reset(&client);
+        }
+    }
+
+    /// Answers a CONNECT of our app, which uses us as a proxy for TCP.
+    pub(super) async fn connect(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<OutboundResponse, Infallible> {
+        let authority = request.uri().authority();
+        let target = authority
+            .and_then(|authority| Some((ServiceHost::parse(authority.as_str())?, authority.port_u16()?)))
+            .map(|(host, port)| TcpTarget { host, port });
+        let Some((target, client)) = target.zip(request.extensions_mut().remove::<OnUpgrade>()) else {
+            let record = Record::begin(&self.reporter, Direction::Outbound, &request);
+            return Ok(mesh_answer(Reason::UnknownHost, false, record));
+        };
+        let mut record = self.tcp_record(&target);
+        let Some(place) = self.streams.place() else {
+            return Ok(mesh_answer(Reason::Overload, false, record));
+        };
+        let opened = match self.open(&target, &mut record).await {
+            Ok(opened) => opened,
+            Err(reason) => return Ok(mesh_answer(reason, false, record)),
+        };
+        let idle = self.streams.idle();
+        tokio::task::spawn_local(async move {
+            let (_place, _carried) = (place, opened._carried);
+            let Some((mut client, mut mesh)) = stream::joined(client, opened.mesh).await else { return };
+            stream::carry(&mut client, &mut mesh, record, idle).await;
+        });
+        Ok(Response::new(ResponseBody::none()))
+    }
+
+    fn tcp_record(&self, target: &TcpTarget) -> Record {
+        let mut record = Record::begin(&self.reporter, Direction::Outbound, &connect_to(target, ()));
+        record.entry.protocol = TCP;
+        record
+    }
+
+    async fn open(&self, target: &TcpTarget, record: &mut Record) -> Result<Opened, Reason> {
+        let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
+        let (view, own) = self.standing(&known, record)?;
+        let plan = Plan {
+            backend: Arc::new(target.host.clone()),
+            route: Arc::default(),
+            request_timeout: OPEN_WITHIN,
+            attempt_timeout: Some(ATTEMPT_WITHIN),
+            filters: None,
+        };
+        record.entry.upstream_cluster = plan.backend.service.to_string();
+        let tables = self.tables(view, &plan.backend);
+        tables.backend.budget.borrow_mut().deposit(now());
+        let on = tables.ladder.borrow().settings.hash_on.clone();
+        let caller = &own.identity.facts.id;
+        let hash = on.and_then(|on| outbound::hash_of(&on, &HeaderMap::new(), None, caller));
+        let outgoing = Outgoing {
+            view,
+            plan: &plan,
+            tables: &tables,
+            deadline: Instant::now() + plan.request_timeout,
+            // As harmless as a GET: no app is told anything before it is open.
+            attempts: Attempts::new(&Method::GET, false),
+            retry: Arc::clone(&tables.ladder.borrow().settings.retry),
+            tried: Vec::new(),
+            what: For::Streams,
+            hash,
+            retrying: None,
+        };
+        let request =
+            connect_to(&TcpTarget { host: (*plan.backend).clone(), port: target.port }, RequestBody::Empty);
+        let mut response = self.try_until_answered(outgoing, request, record).await?;
+        record.answered(response.status());
+        record.entry.response_code_details.clear();
+        let carried = response.extensions_mut().remove::<Carried>();
+        match response.extensions_mut().remove::<OnUpgrade>() {
+            Some(mesh) => Ok(Opened { mesh, _carried: carried }),
+            None => {
+                let reason = response.headers().get(headers::REASON).and_then(|reason| reason.to_str().ok());
+                reason.unwrap_or_default().clone_into(&mut record.entry.response_code_details);
+                Err(match response.status() {
+                    StatusCode::FORBIDDEN => Reason::NotAllowed,
+                    StatusCode::NOT_FOUND => Reason::NothingServed,
+                    _ => Reason::Unreachable,
+                })
+            }
+        }
+    }
+}
+
+fn connect_to<B>(target: &TcpTarget, body: B) -> Request<B> {
+    let authority = format!("{}:{}", target.host.to_host(), target.port);
+    Request::connect(authority).body(body).expect("a service's host name and a port are an authority")
+}

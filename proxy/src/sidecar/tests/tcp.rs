@@ -1,0 +1,292 @@
+//! Plain TCP through real sidecars: who speaks first, half-close, failover, policies, revocations, and CONNECT.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use hanse_identity::Closing;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::staleness::Staleness;
+
+const PORT: u16 = 6379;
+
+/// A server that greets with its name, gives back what it gets, and when that has ended says goodbye.
+struct Server {
+    address: SocketAddr,
+    taken: Rc<Cell<usize>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let taken = Rc::new(Cell::new(0));
+        let count = Rc::clone(&taken);
+        let task = tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                count.set(count.get() + 1);
+                tokio::task::spawn_local(async move {
+                    let (mut read, mut write) = stream.split();
+                    write.write_all(name.as_bytes()).await?;
+                    tokio::io::copy(&mut read, &mut write).await?;
+                    write.write_all(b"goodbye").await?;
+                    write.shutdown().await
+                });
+            }
+        });
+        Self { address, taken, task }
+    }
+}
+
+/// A product page with a listener for `shop/redis:6379`, and redis in the same cluster.
+struct Tcp {
+    east: Domain,
+    product: Sidecar,
+    redis: Sidecar,
+    server: Server,
+    view: View,
+}
+
+impl Tcp {
+    async fn open() -> Self {
+        let east = Domain::new("east.example");
+        let server = Server::start("hello").await;
+        let upstreams = ["shop/redis:6379", "shop/redis:80"];
+        let product = sidecar(&east.workload("productpage"), &[], &[], &upstreams);
+        let redis = sidecar(&east.workload("redis"), &["shop/redis"], &[(PORT, server.address)], &[]);
+        let mut view = view(&[&east]);
+        add_service(&mut view, "shop/redis", &[east.id("redis")], None);
+        add_endpoint(&mut view, "redis-1", "shop/redis", &east.id("redis"), redis.inbound);
+        let opened = Self { east, product, redis, server, view };
+        opened.publish();
+        opened
+    }
+
+    fn publish(&self) {
+        self.product.publish(&self.view);
+        self.redis.publish(&self.view);
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut View)) {
+        change(&mut self.view);
+        self.view.revision.0 += 1;
+        self.publish();
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.product.tcp[0]).await.unwrap()
+    }
+}
+
+fn sidecar(
+    svid: &hanse_identity::Svid,
+    services: &[&str],
+    ports: &[(u16, SocketAddr)],
+    upstreams: &[&str],
+) -> Sidecar {
+    // Nothing of HTTP is behind them.
+    let app = Some("127.0.0.1:1".parse().unwrap());
+    Sidecar::start_streaming(Some(svid), services, app, Staleness::default(), ports, upstreams)
+}
+
+async fn heard(stream: &mut TcpStream, expected: &str) {
+    let mut bytes = vec![0; expected.len()];
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut bytes)).await;
+    read.expect("in time").unwrap();
+    assert_eq!(String::from_utf8_lossy(&bytes), expected);
+}
+
+/// Whether the connection was reset, and not ended.
+async fn is_reset(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+    assert!(rest.is_empty(), "{rest:?}");
+    read.expect("in time").is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+#[test]
+fn a_server_may_speak_first_and_either_end_may_be_done_first() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let mut stream = tcp.connect().await;
+        heard(&mut stream, "hello").await;
+        stream.write_all(b"PING").await.unwrap();
+        heard(&mut stream, "PING").await;
+        assert_eq!(tcp.redis.plane.connections.rows(9)[0].peer, tcp.east.id("productpage").to_string());
+        // The client is done, and the server has the last word.
+        stream.shutdown().await.unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "goodbye");
+        for sidecar in [&mut tcp.product, &mut tcp.redis] {
+            let logged = sidecar.logged().await;
+            assert_eq!((logged.protocol, logged.upstream_cluster.as_str()), ("TCP", "shop/redis"));
+            assert_eq!((logged.bytes_received, logged.bytes_sent, logged.response_code), (4, 16, 200));
+            assert_eq!(logged.source_spiffe, tcp.east.id("productpage").to_string());
+            assert_eq!(logged.destination_spiffe, tcp.east.id("redis").to_string());
+            let metrics = sidecar.plane.telemetry.to_text();
+            for family in ["connections_opened_total{", "connections_closed_total{", "sent_bytes_total{"] {
+                assert!(metrics.contains(&format!("\nistio_tcp_{family}")), "{family} in {metrics}");
+            }
+            assert!(!metrics.contains("\nistio_requests_total{"), "{metrics}");
+        }
+    });
+}
+
+#[test]
+fn much_passes_both_ways_and_who_does_not_read_holds_up_nobody_else() {
+    on_local_set(async {
+        let tcp = Tcp::open().await;
+        // More of them than connection windows would bear, were they shared with others.
+        let mut stuck = Vec::new();
+        let written = Rc::new(Cell::new(0));
+        for _ in 0..10 {
+            let mut stream = tcp.connect().await;
+            heard(&mut stream, "hello").await;
+            let (read, mut write) = stream.into_split();
+            let count = Rc::clone(&written);
+            tokio::task::spawn_local(async move {
+                while let Ok(bytes) = write.write(&[7; 64 << 10]).await {
+                    count.set(count.get() + bytes);
+                }
+            });
+            stuck.push(read);
+        }
+        let mut before = 0;
+        until("all that nobody reads is stuck", async || {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            std::mem::replace(&mut before, written.get()) == written.get()
+        })
+        .await;
+        let mut stream = tcp.connect().await;
+        heard(&mut stream, "hello").await;
+        let much: Vec<u8> = (0..4u32 << 20).map(|n| (n / 3) as u8).collect();
+        let (mut read, mut write) = stream.split();
+        let mut back = vec![0; much.len()];
+        let both = async { tokio::join!(write.write_all(&much), read.read_exact(&mut back)) };
+        let (sent, received) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("in time");
+        sent.and(received.map(|_| ())).unwrap();
+        assert!(back == much);
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_is_tried_elsewhere_and_then_reset() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        // A second instance, whose server is gone; and a third, whose sidecar is.
+        let dead = SocketAddr::from(([127, 0, 0, 1], 1));
+        let second = sidecar(&tcp.east.workload("redis"), &["shop/redis"], &[(PORT, dead)], &[]);
+        let id = tcp.east.id("redis");
+        tcp.change(|view| {
+            add_endpoint(view, "redis-2", "shop/redis", &id, second.inbound);
+            add_endpoint(view, "redis-3", "shop/redis", &id, dead);
+        });
+        second.publish(&tcp.view);
+        for _ in 0..12 {
+            let mut stream = tcp.connect().await;
+            heard(&mut stream, "hello").await;
+        }
+        assert_eq!(tcp.server.taken.get(), 12);
+
+        tcp.server.task.abort();
+        until("the server is gone", async || TcpStream::connect(tcp.server.address).await.is_err()).await;
+        assert!(is_reset(&mut tcp.connect().await).await);
+        // A port that nobody declared is none, though the service has it in common with nothing else.
+        let mut other = TcpStream::connect(tcp.product.tcp[1]).await.unwrap();
+        assert!(is_reset(&mut other).await);
+        until("it is logged", async || {
+            let logged = tcp.product.logged().await;
+            logged.hanse_reason == "nothing-served" && logged.authority.ends_with(":80")
+        })
+        .await;
+    });
+}
+
+#[test]
+fn policies_decide_by_who_calls_and_those_that_read_requests_let_nobody_in() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let me = tcp.east.id("productpage");
+        let mine = format!("from: {{ identities: [\"{me}\"] }}");
+        for (action, rules, allowed) in [
+            ("Allow", format!("[{{ {mine} }}]"), true),
+            ("Allow", "[{ from: { clusters: [east] } }]".to_owned(), true),
+            ("Allow", "[{ from: { namespaces: [bank] } }]".to_owned(), false),
+            ("Allow", format!("[{{ {mine}, to: {{ methods: [GET] }} }}]"), false),
+            ("Allow", format!("[{{ {mine}, to: {{ paths: [{{ value: / }}] }} }}]"), false),
+            ("Deny", "[{ from: { namespaces: [bank] } }]".to_owned(), true),
+            ("Deny", format!("[{{ {mine}, to: {{ methods: [DELETE] }} }}]"), false),
+            ("Deny", format!("[{{ {mine} }}]"), false),
+        ] {
+            let text = access::policy("who", action, &rules).replace("reviews", "redis");
+            let documents = hanse_federation::policy::parse("test", &text).unwrap();
+            tcp.change(|view| {
+                for (document, _) in documents {
+                    view.apply(&hanse_federation::Change::PolicyPut(Box::new(document)));
+                }
+            });
+            let mut stream = tcp.connect().await;
+            match allowed {
+                true => heard(&mut stream, "hello").await,
+                false => {
+                    assert!(is_reset(&mut stream).await, "{action} {rules}");
+                    assert_eq!(tcp.redis.logged().await.response_code, 403, "{action} {rules}");
+                }
+            }
+            drop(stream);
+            if allowed {
+                tcp.redis.logged().await;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_revocation_resets_a_tcp_connection() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let mut stream = tcp.connect().await;
+        heard(&mut stream, "hello").await;
+        let revocation =
+            hanse_identity::Revocation { closing: Closing::Now, ..revoke(&tcp.east.id("productpage"), 9) };
+        tcp.view.revocations.insert(revocation.clone());
+        tcp.view.revision.0 += 1;
+        tcp.redis.plane.put_in_force(std::sync::Arc::new(tcp.view.clone())).await;
+        assert_eq!(tcp.redis.plane.connections.closed(), [(revocation.id, 1)]);
+        assert!(is_reset(&mut stream).await, "nobody takes it for the end of what was said");
+    });
+}
+
+#[test]
+fn an_app_may_connect_through_its_own_proxy() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let connect = async |authority: &str| {
+            let mut stream = TcpStream::connect(tcp.product.outbound).await.unwrap();
+            let head = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let answer = upgrade::read_head(&mut stream).await.unwrap();
+            (answer, stream)
+        };
+        let (answer, mut stream) = connect("redis.shop.svc.clusterset.local:6379").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        heard(&mut stream, "hello").await;
+        stream.shutdown().await.unwrap();
+        heard(&mut stream, "goodbye").await;
+        for (elsewhere, status) in [
+            ("redis.shop:80", 404),
+            ("redis.shop", 404),
+            ("www.example.com:443", 404),
+            ("127.0.0.1:22", 404),
+            ("nobody.shop:6379", 503),
+        ] {
+            let (answer, _) = connect(elsewhere).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{elsewhere}: {answer}");
+        }
+        assert_eq!(tcp.product.logged().await.bytes_sent, 12);
+    });
+}
