@@ -10,6 +10,7 @@ pub mod authority;
 pub mod bundle;
 pub mod crl;
 pub mod downstream;
+pub mod frames;
 pub mod grant;
 pub mod host;
 pub mod issue;

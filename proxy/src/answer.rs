@@ -7,6 +7,8 @@ use http::StatusCode;
 pub enum Reason {
     /// The request names no host, or two.
     BadRequest,
+    /// More header fields than a request may have.
+    HeadTooLarge,
     /// The Host is not a service's name.
     UnknownHost,
     NoRoute,
@@ -65,6 +67,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "bad-request",
+            Self::HeadTooLarge => "head-too-large",
             Self::UnknownHost => "unknown-host",
             Self::NoRoute => "no-route",
             Self::NoBackend => "no-backend",
@@ -88,6 +91,7 @@ impl Reason {
     pub const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnknownHost | Self::NoRoute | Self::NothingServed => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
@@ -115,7 +119,7 @@ impl Reason {
             Self::ConnectionLost | Self::AppReset => "UC",
             Self::Timeout => "UT",
             Self::RateLimited => "RL",
-            Self::BadRequest | Self::NotReady | Self::Revoked | Self::NotAllowed => "-",
+            Self::BadRequest | Self::HeadTooLarge | Self::NotReady | Self::Revoked | Self::NotAllowed => "-",
         }
     }
 

@@ -1,8 +1,8 @@
 //! The sockets of the sidecar, read top to bottom: one connection, one task. Decisions are in the pure modules.
 //!
 //! `listen` accepts, `tls` proves who is there, `http` serves a connection, `forward` takes our app's requests out,
-//! `copy` lets a body be sent twice, `stream` carries what is no request, `dial` and `tunnel` make mesh connections, `app`
-//! hands requests from the mesh to our app.
+//! `metered` ends floods, `copy` lets a body be sent twice, `stream` carries what is no request, `dial` and `tunnel` make
+//! mesh connections, `app` hands requests from the mesh to our app.
 
 pub mod app;
 pub mod body;
@@ -12,6 +12,7 @@ pub mod forward;
 pub mod http;
 pub mod limits;
 pub mod listen;
+pub mod metered;
 pub mod record;
 pub mod sever;
 pub mod stream;

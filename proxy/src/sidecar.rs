@@ -25,6 +25,7 @@ use crate::io::stream::{IDLE_AFTER, Streams};
 use crate::io::tls::{self, ALPN_H2, ALPN_HTTP1, ALPN_STREAMS, About};
 use crate::runtime::access_log::AccessLog;
 use crate::runtime::drain::Stop;
+use crate::runtime::telemetry::Telemetry;
 use crate::runtime::{Plane, now};
 
 /// What every worker of one sidecar has in common.
@@ -90,7 +91,8 @@ pub async fn work(
     }
     for (bound, listener) in listeners.outbound {
         let listener = TcpListener::from_std(listener)?;
-        let served = serve_outbound(listener, bound, Rc::clone(&outbound), in_flight.clone(), stop.clone());
+        let (outbound, plane) = (Rc::clone(&outbound), Arc::clone(&plane));
+        let served = serve_outbound(listener, bound, outbound, plane, in_flight.clone(), stop.clone());
         tokio::task::spawn_local(served);
     }
     for (target, listener) in listeners.tcp {
@@ -131,7 +133,7 @@ async fn serve_inbound(
         async move {
             let about = About { side: Side::Inbound, service: None, cluster: None };
             match tls::accept(stream, &config, &plane, about).await {
-                Ok(accepted) => inbound_connection(accepted, inbound, stop).await,
+                Ok(accepted) => inbound_connection(accepted, inbound, stop, &plane.telemetry).await,
                 Err(refusal) => {
                     plane.telemetry.refused(refusal.label());
                     tracing::debug!(%from, %refusal, "inbound connection refused");
@@ -142,26 +144,33 @@ async fn serve_inbound(
     .await;
 }
 
-async fn inbound_connection(accepted: tls::Accepted<TcpStream>, inbound: Rc<Inbound>, stop: Stop) {
+async fn inbound_connection(
+    accepted: tls::Accepted<TcpStream>,
+    inbound: Rc<Inbound>,
+    stop: Stop,
+    telemetry: &Arc<Telemetry>,
+) {
     let caller = Rc::new(inbound.caller(accepted.live.peer(), &accepted.caller_hash, accepted.own));
     let protocol = accepted.protocol;
     let service = service_fn(move |request| Rc::clone(&inbound).handle(Rc::clone(&caller), request));
-    serve(accepted.stream, protocol, service, Some(accepted.live), stop).await;
+    serve(accepted.stream, protocol, service, Some(accepted.live), stop, telemetry).await;
 }
 
 async fn serve_outbound(
     listener: TcpListener,
     bound: Option<Arc<ServiceHost>>,
     outbound: Rc<Outbound>,
+    plane: Arc<Plane>,
     in_flight: InFlight,
     stop: Stop,
 ) {
     accept_each(listener, stop.clone(), in_flight, |stream, _| {
         let (outbound, bound, stop) = (Rc::clone(&outbound), bound.clone(), stop.clone());
+        let plane = Arc::clone(&plane);
         async move {
             let Some(protocol) = detect(&stream).await else { return };
             let service = service_fn(move |request| Rc::clone(&outbound).handle(bound.clone(), request));
-            serve(stream, protocol, service, None, stop).await;
+            serve(stream, protocol, service, None, stop, &plane.telemetry).await;
         }
     })
     .await;

@@ -1,15 +1,32 @@
 //! The whole story as a user sees it: `hanse demo up --verify` with real processes, judged by its own exit code and
 //! by what it reports. What must not happen is judged; how fast it was is judged by the release build (`.ci/run`).
 
-use std::process::Command;
+#[path = "e2e/floods.rs"]
+mod floods;
 
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use hanse_tests::house::Demo;
 use serde_json::Value;
 
 /// This is a debug build, and other tests may be running: figures may be this many times their targets.
 const SLACK: &str = "20";
 
+/// One demo at a time: each has figures that the other would spoil.
+static ALONE: Mutex<()> = Mutex::new(());
+
+#[test]
+fn t12_t14_floods_end_with_their_connection_and_nobody_else_notices() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let demo = Demo::up::<&str>([]).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(floods::are_cut_off_and_nobody_else_notices(&demo)).unwrap();
+}
+
 #[test]
 fn demo_up_verify_tells_the_whole_story() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let binary = hanse_tests::house::binary().unwrap();
     let arguments = ["demo", "up", "--verify", "--slack", SLACK, "-o", "json"];
     let output = Command::new(binary).args(arguments).output().unwrap();

@@ -37,6 +37,7 @@ pub struct Metrics {
     pub signings_refused: Counter,
     pub denied: Counter,
     pub handshakes_failed: Counter,
+    pub floods: Counter,
     pub connections_cut: Counter,
     pub bundles_served: Counter,
     pub stranger_fetches_failed: Counter,
@@ -156,6 +157,11 @@ fn metrics(context: &Context) -> Response<Full<Bytes>> {
     registry.register("joins_refused", "Joins that were tried too often", context.joining.refused.clone());
     registry.register("requests_denied", "Requests that the role table denied", counters.denied.clone());
     registry.register("handshakes_failed", "TLS handshakes that failed", counters.handshakes_failed.clone());
+    registry.register(
+        "http2_floods",
+        "Connections closed for flooding HTTP/2 frames",
+        counters.floods.clone(),
+    );
     registry.register(
         "connections_cut",
         "Connections whose caller was no longer believed",

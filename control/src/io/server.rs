@@ -10,11 +10,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use hanse_identity::frames::Frames;
 use hanse_identity::name::MemberRole;
 use hanse_identity::tls::{ClientAuth, server_config, session_binding, verified_peer};
 use hanse_identity::{SpiffeId, Timestamp, Trust, TrustDomain, Usage, VerifiedCaller, VerifyError};
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -71,6 +73,12 @@ const REVOKED_FAREWELL: Duration = Duration::from_millis(500);
 const ACCEPTED_QUEUE: usize = 64;
 /// Streams that one connection may have open.
 const MAX_STREAMS: u32 = 256;
+/// Bytes of a request's head, when decoded.
+const MAX_HEAD_BYTES: u32 = 16 << 10;
+/// Requests that a client took back before we had looked at them.
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams that we have to reset for what a client did on them, in the life of its connection (MadeYouReset).
+const MAX_PROVOKED_RESETS: usize = 256;
 /// Largest request where strangers or the data plane speak.
 const MAX_SMALL_MESSAGE_BYTES: usize = 1 << 20;
 /// Largest request of administrators.
@@ -98,6 +106,8 @@ pub struct ConnInfo {
 /// One accepted connection. Reading from it fails once it has been cut.
 pub struct Connection {
     stream: TlsStream<TcpStream>,
+    frames: Frames,
+    floods: Counter,
     info: ConnInfo,
     cut: Cut,
     _entry: TableEntry,
@@ -169,6 +179,9 @@ pub async fn serve(context: Arc<Context>, listener: TcpListener) -> anyhow::Resu
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEAD_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_PROVOKED_RESETS))
         .layer(RolesLayer::new(context.clone()))
         .add_service(
             IssueServer::new(IssueService::new(context.clone()))
@@ -291,7 +304,8 @@ async fn greet(
     let open = Open { holder, caller: caller.clone().map(OtherEnd::new), since: now, cut: cutter };
     let entry = Connections::enter(table, open).map_err(HandshakeError::TooMany)?;
     let info = ConnInfo { caller, binding, remote, attested: Arc::default() };
-    Ok(Connection { stream, info, cut, _entry: entry, _permit: permit })
+    let (frames, floods) = (Frames::of_client(), context.metrics.floods.clone());
+    Ok(Connection { stream, frames, floods, info, cut, _entry: entry, _permit: permit })
 }
 
 /// Lets a client whose certificate is refused read why: a socket that is closed with something unread in it resets the
@@ -462,7 +476,15 @@ impl AsyncRead for Connection {
         if let Err(cut) = self.cut.check(cx) {
             return Poll::Ready(Err(cut));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Err(flood) = self.frames.received(&buffer.filled()[before..], Instant::now) {
+            self.floods.inc();
+            let caller = self.info.caller.as_ref().map(|caller| caller.id().to_string()).unwrap_or_default();
+            tracing::warn!(caller, remote = %self.info.remote, %flood, "connection closed");
+            return Poll::Ready(Err(io::Error::other(flood)));
+        }
+        polled
     }
 }
 
@@ -472,7 +494,11 @@ impl AsyncWrite for Connection {
         cx: &mut TaskContext<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(written)) = polled {
+            self.frames.sent(&bytes[..written]);
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {

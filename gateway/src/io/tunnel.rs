@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hanse_federation::View;
+use hanse_identity::frames::Frames;
 use hanse_identity::tls::{
     ClientAuth, IdentitySource, TlsIdentity, TrustSource, server_config, verified_peer,
 };
 use hanse_identity::{SpiffeId, Usage, VerifiedCaller};
 use hanse_proxy::connections::{Entrant, Live, Order, Side};
+use hanse_proxy::io::http::{MAX_PENDING_RESETS, MAX_PROVOKED_RESETS};
+use hanse_proxy::io::metered::Metered;
 use hanse_proxy::runtime::drain::Stop;
 use hanse_proxy::runtime::knowledge::HANDSHAKE_WAITS;
 use hanse_proxy::runtime::now;
@@ -46,7 +49,9 @@ const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// A CONNECT names a service and little else.
+const MAX_HEADER_LIST_BYTES: u32 = 4 * 1024;
+
 /// A tunnel that may be opened: leave, place, and an endpoint that answered.
 struct Opened {
     permit: Permit,
@@ -145,10 +150,13 @@ async fn connection(tls: TlsStream<TcpStream>, gateway: Arc<Gateway>, mut stop: 
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_PROVOKED_RESETS)
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(tls), service));
+    let metered = Metered::new(tls, Frames::of_client(), Arc::clone(&plane.telemetry));
+    let mut serving = std::pin::pin!(http.serve_connection(TokioIo::new(metered), service));
     let mut leaving = false;
     loop {
         tokio::select! {

@@ -45,6 +45,12 @@ const WORKERS: usize = 2;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one local connection.
 const MAX_STREAMS_PER_CONNECTION: u32 = 128;
+/// Bytes of a request's head, when decoded.
+const MAX_HEAD_BYTES: u32 = 16 << 10;
+/// Requests that a client took back before we had looked at them.
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams that we have to reset for what a client did on them, in the life of its connection (MadeYouReset).
+const MAX_PROVOKED_RESETS: usize = 256;
 /// Largest request of a local caller; Envoy's description of itself is about 60 KiB.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -294,6 +300,9 @@ pub async fn serve_callers(
     let workload_api = workload_api.max_decoding_message_size(MAX_REQUEST_BYTES);
     Server::builder()
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(MAX_HEAD_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_PROVOKED_RESETS))
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .add_service(sds.max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(InterceptedService::new(workload_api, workload_api::check_header))

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::forward::mark;
-use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, STREAM_WINDOW};
+use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, MAX_HEADERS, STREAM_WINDOW};
 use super::limits::{Limits, retry_after};
 use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
@@ -127,9 +127,11 @@ impl Inbound {
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         let admitted = self.admit(&caller, &request, &mut record);
         let full = self.in_flight.count() >= MAX_IN_FLIGHT;
+        let too_large = request.headers().len() > MAX_HEADERS;
         let flying = self.in_flight.begin();
         let outcome = match admitted {
             Ok(_) if full => Err(Reason::Overload),
+            Ok(_) if too_large => Err(Reason::HeadTooLarge),
             Ok(admitted) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => self.serve(admitted, &caller, request, &mut record).await,
                 Err(after) => return Ok(limited(after, record)),

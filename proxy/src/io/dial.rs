@@ -15,6 +15,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{LocalBoxFuture, Shared};
 use hanse_federation::EndpointId;
 use hanse_federation::sni::Sni;
+use hanse_identity::frames::Frames;
 use hanse_identity::tls::Expect;
 use hanse_identity::{ClusterName, NodeName, ServiceName, SpiffeId, Timestamp};
 use hyper::client::conn::http2::SendRequest;
@@ -24,6 +25,7 @@ use tokio::net::TcpStream;
 
 use super::body::RequestBody;
 use super::http::{MAX_HEAD_BYTES, MAX_SHARED_STREAMS, Protocol, Windows};
+use super::metered::Metered;
 use super::sever::Sever;
 use super::tls::{self, About, Dialled, TlsRefusal};
 use crate::connections::{Live, Order, Side};
@@ -312,7 +314,7 @@ pub async fn dial_endpoint(
     let name = Sni::Service { service: service.clone(), cluster: cluster.clone() }.to_name();
     let about = About { side: Side::Outbound, service: Some(service), cluster: Some(cluster) };
     let dialled = tls::dial_for(what.protocols(), tcp, &plane, expect, name, about).await?;
-    speak_http2(dialled, WORKLOAD_PINGS, |_| {}).await
+    speak_http2(dialled, &plane, WORKLOAD_PINGS, |_| {}).await
 }
 
 /// TCP, bounded in time.
@@ -327,6 +329,7 @@ pub async fn connect(address: SocketAddr, within: Duration) -> Result<TcpStream,
 /// HTTP/2 on a TLS connection that was dialled. `ended` is called when it takes no more requests.
 pub async fn speak_http2<S>(
     dialled: Dialled<S>,
+    plane: &Plane,
     pings: Pings,
     ended: impl FnOnce(Ended) + 'static,
 ) -> Result<MeshConnection, DialError>
@@ -334,7 +337,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let sever = Sever::default();
-    let io = TokioIo::new(sever.wrap(dialled.stream));
+    let metered = Metered::new(dialled.stream, Frames::of_server(), Arc::clone(&plane.telemetry));
+    let io = TokioIo::new(sever.wrap(metered));
     let windows = match dialled.protocol {
         Protocol::Streams => Windows::STREAMS,
         Protocol::Http1 | Protocol::Http2 => Windows::REQUESTS,

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::body::{AnswerBody, RequestBody, ResponseBody};
 use super::dial::{Carried, DialError, For, Pool};
+use super::http::MAX_HEADERS;
 use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
 use super::tunnel::Tunnels;
@@ -176,6 +177,9 @@ impl Outbound {
         is_grpc: bool,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Reason> {
+        if request.headers().len() > MAX_HEADERS {
+            return Err(Reason::HeadTooLarge);
+        }
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
         let (view, own) = self.standing(&known, record)?;
         let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;

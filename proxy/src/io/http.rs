@@ -2,9 +2,11 @@
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hanse_identity::frames::Frames;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -13,16 +15,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::metered::Metered;
 use crate::connections::{Live, Order};
 use crate::runtime::drain::Stop;
+use crate::runtime::telemetry::Telemetry;
 use crate::runtime::worker::LocalExecutor;
 
 /// Bytes of a request's head.
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// Fields of a request's head.
+/// Fields of a request's head. HTTP/2 compresses them: what is one byte on the wire is a hundred in memory.
 pub const MAX_HEADERS: usize = 128;
 /// Requests that one HTTP/2 connection may have in flight.
 pub const MAX_STREAMS: u32 = 1024;
+/// Requests that a client took back before we had looked at them.
+pub const MAX_PENDING_RESETS: usize = 20;
+/// Streams that we have to reset for what a client did on them, in the life of its connection (MadeYouReset).
+pub const MAX_PROVOKED_RESETS: usize = 256;
 /// Longest wait for the first bytes of a connection.
 pub const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time from the end of one HTTP/1 request to the end of the next one's head: hyper counts idleness in, so
@@ -71,8 +79,14 @@ impl Windows {
 }
 
 /// Serves a connection to its end: the client's, an order's, or draining's.
-pub async fn serve<I, S, B>(io: I, protocol: Protocol, service: S, live: Option<Live>, stop: Stop)
-where
+pub async fn serve<I, S, B>(
+    io: I,
+    protocol: Protocol,
+    service: S,
+    live: Option<Live>,
+    stop: Stop,
+    telemetry: &Arc<Telemetry>,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + 'static,
     S: HttpService<Incoming, ResBody = B, Error = Infallible>,
@@ -80,7 +94,6 @@ where
     <S as HttpService<Incoming>>::Future: 'static,
     B: Body<Data = Bytes, Error = hyper::Error> + 'static,
 {
-    let io = TokioIo::new(io);
     match protocol {
         Protocol::Http1 => {
             let mut http = hyper::server::conn::http1::Builder::new();
@@ -89,7 +102,7 @@ where
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD_BYTES)
                 .half_close(false);
-            let connection = http.serve_connection(io, service);
+            let connection = http.serve_connection(TokioIo::new(io), service);
             match live {
                 // Only our own app may take a connection over: a stream must not outlive its place in the table.
                 None => {
@@ -104,10 +117,13 @@ where
         }
         Protocol::Http2 | Protocol::Streams => {
             let windows = if protocol == Protocol::Http2 { Windows::REQUESTS } else { Windows::STREAMS };
+            let io = TokioIo::new(Metered::new(io, Frames::of_client(), Arc::clone(telemetry)));
             let mut http = hyper::server::conn::http2::Builder::new(LocalExecutor);
             http.timer(TokioTimer::new())
                 .max_header_list_size(MAX_HEAD_BYTES as u32)
                 .max_concurrent_streams(windows.streams)
+                .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+                .max_local_error_reset_streams(MAX_PROVOKED_RESETS)
                 .initial_stream_window_size(windows.stream)
                 .initial_connection_window_size(windows.connection)
                 .keep_alive_interval(SERVER_PING_EVERY)

@@ -184,7 +184,7 @@ impl Tunnels {
             About { side: Side::Outbound, service: Some(service.clone()), cluster: Some(cluster.clone()) };
         let (io, protocols) = (TokioIo::new(upgraded), what.protocols());
         let dialled = tls::dial_for(protocols, io, &self.plane, expect, name, about).await?;
-        let mut connection = speak_http2(dialled, WORKLOAD_PINGS, |_| {}).await?;
+        let mut connection = speak_http2(dialled, &self.plane, WORKLOAD_PINGS, |_| {}).await?;
         connection.outer = Some(Rc::clone(outer));
         Ok(connection)
     }
@@ -269,7 +269,7 @@ impl Tunnels {
                 tunnels.ended(&cluster, how);
             }
         };
-        let mut connection = speak_http2(dialled, TUNNEL_PINGS, ended).await?;
+        let mut connection = speak_http2(dialled, &self.plane, TUNNEL_PINGS, ended).await?;
         connection.via = pair.via.map(|(name, _)| name);
         Ok(connection)
     }

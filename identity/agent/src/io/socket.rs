@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use hanse_identity::frames::Frames;
 use nix::fcntl::OFlag;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
@@ -41,6 +42,8 @@ pub struct Attested(pub Result<Arc<Caller>, AttestError>);
 /// One attested connection.
 pub struct Connection {
     stream: UnixStream,
+    frames: Frames,
+    metrics: Arc<Metrics>,
     attested: Attested,
     _permit: OwnedSemaphorePermit,
     _share: Share,
@@ -216,6 +219,8 @@ impl Door {
             }
             let connection = Connection {
                 stream,
+                frames: Frames::of_client(),
+                metrics: Arc::clone(&door.metrics),
                 attested: Attested(attested.map(Arc::new)),
                 _permit: permit,
                 _share: share,
@@ -251,13 +256,24 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Err(flood) = self.frames.received(&buf.filled()[before..], Instant::now) {
+            self.metrics.floods.inc();
+            tracing::warn!(%flood, "a local connection is closed");
+            return Poll::Ready(Err(io::Error::other(flood)));
+        }
+        polled
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = polled {
+            self.frames.sent(&buf[..written]);
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -19,6 +19,7 @@ pub struct Metrics {
     pub unanswered: Counter,
     pub attestation_failures: Counter,
     pub connections_refused: Counter,
+    pub floods: Counter,
     pub denials: Counter,
     pub svids_dropped: Counter,
     pub control_connections: Counter,
@@ -53,6 +54,7 @@ impl Default for Metrics {
         let attestation_failures =
             counter("attestation_failures", "Local connections that were not attested");
         let connections_refused = counter("connections_refused", "Local connections over the limit");
+        let floods = counter("http2_floods", "Local connections closed for flooding HTTP/2 frames");
         let denials = counter("denials", "Streams refused or ended because the caller is not entitled");
         let svids_dropped =
             counter("svids_dropped", "Held SVIDs dropped by a revocation or registration change");
@@ -89,6 +91,7 @@ impl Default for Metrics {
             unanswered,
             attestation_failures,
             connections_refused,
+            floods,
             denials,
             svids_dropped,
             control_connections,

@@ -27,7 +27,10 @@ fn t13_heads_without_end_are_refused_and_reach_no_app() {
         let one = vec![("x-big".to_owned(), "a".repeat(70 << 10))];
         let many: Vec<_> = (0..2_500).map(|n| (format!("x-{n}"), "b".to_owned())).collect();
         let same: Vec<_> = (0..40).map(|_| ("cookie".to_owned(), "c".repeat(2_000))).collect();
-        for (what, fields) in [("one value", one), ("many names", many), ("the same again", same)] {
+        let small: Vec<_> = (0..200).map(|_| ("x".to_owned(), "y".to_owned())).collect();
+        let heads =
+            [("one value", one), ("many names", many), ("the same again", same), ("small ones", small)];
+        for (what, fields) in heads {
             // Tunnelled, as from another proxy, and in plain HTTP/1, as from the app.
             let answer = dialled(&shop).await.send_request(with(&fields)).await;
             let refused = answer.as_ref().map(http::Response::status);
@@ -44,6 +47,12 @@ fn t13_heads_without_end_are_refused_and_reach_no_app() {
             );
         }
         assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
+        let small = shop.reviews.logged().await;
+        assert_eq!(
+            (small.response_code, &*small.hanse_reason),
+            (431, "head-too-large"),
+            "HTTP/2 compresses them"
+        );
         assert_eq!(shop.reviews.logged().await.response_code, 200, "the first that got through");
     });
 }
