@@ -6,6 +6,7 @@
 //! CLI, the control node and the proxy. `workload` reads registrations written in the same form.
 
 pub mod access;
+pub mod authentication;
 pub mod document;
 pub mod limit;
 mod matching;

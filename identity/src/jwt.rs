@@ -1,9 +1,11 @@
-//! JWT-SVIDs: the keys that sign them, signing for a ticket, and the one place where a token is believed.
+//! JWT-SVIDs: the keys that sign them, signing for a ticket, and the one place where a token is believed. In `user` the same for
+//! tokens of end users, which nobody here signs.
 //!
 //! As with X.509, only `grant` can make the `Ticket` that is signed for, and what was signed is read again as a
 //! stranger would read it. Tokens are bearer secrets: they are never logged, and `Debug` does not show them.
 
 mod issue;
+pub mod user;
 mod validate;
 
 use serde::{Deserialize, Serialize};

@@ -34,6 +34,8 @@ pub enum Reason {
     AppUnreachable,
     /// The app broke off before it answered: the request may have been worked on.
     AppReset,
+    /// The end user's token is not believed.
+    Unauthenticated,
     /// A RateLimit of the service is reached.
     RateLimited,
     /// This proxy stands in front of a client only.
@@ -83,6 +85,7 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::AppUnreachable => "app-unreachable",
             Self::AppReset => "app-reset",
+            Self::Unauthenticated => "unauthenticated",
             Self::RateLimited => "rate-limited",
             Self::NothingServed => "nothing-served",
         }
@@ -95,6 +98,7 @@ impl Reason {
             Self::UnknownHost | Self::NoRoute | Self::NothingServed => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::NoSuchService
             | Self::NoHealthyEndpoint
@@ -119,7 +123,12 @@ impl Reason {
             Self::ConnectionLost | Self::AppReset => "UC",
             Self::Timeout => "UT",
             Self::RateLimited => "RL",
-            Self::BadRequest | Self::HeadTooLarge | Self::NotReady | Self::Revoked | Self::NotAllowed => "-",
+            Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::NotReady
+            | Self::Revoked
+            | Self::NotAllowed
+            | Self::Unauthenticated => "-",
         }
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use hanse_federation::View;
 use hanse_federation::policy::access::{AccessTable, Asked, Caller, Denied, Granted};
+use hanse_federation::policy::authentication::Unauthenticated;
+use hanse_identity::jwt::user::UserToken;
 use hanse_identity::{ClusterName, RevocationId, ServiceName, VerifiedCaller};
 use http::Request;
 
@@ -21,6 +23,8 @@ pub enum Refused {
     Reason(Reason),
     /// An AccessPolicy, or its absence.
     Policy(Denied),
+    /// The end user's token.
+    Token(Unauthenticated),
 }
 
 /// Decides for one request. The caller's certificate was verified and its connection is in the table, so a revocation
@@ -35,6 +39,7 @@ pub fn admit<B>(
     services: &BTreeSet<ServiceName>,
     access: &AccessTable,
     caller: &VerifiedCaller,
+    user: Option<&UserToken>,
     request: &Request<B>,
 ) -> Result<Admitted, Refused> {
     if own_revoked.is_some() {
@@ -46,7 +51,8 @@ pub fn admit<B>(
     if !allowed {
         return Err(Refused::Reason(Reason::NotAllowed));
     }
-    let granted = if access.is_empty() { Granted::default() } else { decide(view, access, caller, request)? };
+    let granted =
+        if access.is_empty() { Granted::default() } else { decide(view, access, caller, user, request)? };
     Ok(Admitted { granted })
 }
 
@@ -66,7 +72,7 @@ pub fn admit_stream(
     if *caller.id().trust_domain() != view.trust_domain && !view.may_call(caller.id(), service) {
         return Err(Refused::Reason(Reason::NotAllowed));
     }
-    let asking = Caller { id: caller.id(), cluster: cluster_of(view, caller) };
+    let asking = Caller { id: caller.id(), cluster: cluster_of(view, caller), user: None };
     let granted = access.decide_stream(&asking, &view.cluster).map_err(Refused::Policy)?;
     Ok(Admitted { granted })
 }
@@ -84,6 +90,7 @@ fn decide<B>(
     view: &View,
     access: &AccessTable,
     caller: &VerifiedCaller,
+    user: Option<&UserToken>,
     request: &Request<B>,
 ) -> Result<Granted, Refused> {
     let cluster = cluster_of(view, caller);
@@ -91,7 +98,7 @@ fn decide<B>(
         request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
     };
     let asked = Asked { method: request.method().as_str(), path: request.uri().path(), header: &header };
-    access.decide(&Caller { id: caller.id(), cluster }, &view.cluster, &asked).map_err(Refused::Policy)
+    access.decide(&Caller { id: caller.id(), cluster, user }, &view.cluster, &asked).map_err(Refused::Policy)
 }
 
 impl Admitted {
@@ -105,6 +112,7 @@ impl Refused {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Reason(reason) => *reason,
+            Self::Token(_) => Reason::Unauthenticated,
             Self::Policy(Denied::Path(_)) => Reason::BadRequest,
             Self::Policy(Denied::By(_) | Denied::NotAllowed) => Reason::NotAllowed,
         }

@@ -5,6 +5,7 @@
 //! mesh connections, `app` hands requests from the mesh to our app.
 
 pub mod app;
+pub mod authentication;
 pub mod body;
 pub mod copy;
 pub mod dial;

@@ -7,9 +7,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hanse_identity::jwt::user::UserToken;
 use hanse_identity::{ClusterName, ServiceName, SpiffeId};
 
-use super::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessRule, AccessTo};
+use super::authentication::texts;
+use super::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessRule, AccessTo, ClaimMatch};
 use super::document::{HeaderMatch, HttpMethod, PolicySpec};
 use super::matching::{PathTest, ValueTest};
 use super::value::Label;
@@ -20,6 +22,8 @@ pub struct Caller<'c> {
     pub id: &'c SpiffeId,
     /// Where its trust domain is at home; `None`: in no cluster that we know.
     pub cluster: Option<&'c ClusterName>,
+    /// The end user, whose token was believed.
+    pub user: Option<&'c UserToken>,
 }
 
 /// What it asks for.
@@ -87,6 +91,7 @@ struct Rule {
     name: Arc<str>,
     from: FromTest,
     to: ToTest,
+    user: UserTest,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +99,13 @@ struct FromTest {
     identities: Vec<IdPattern>,
     clusters: Vec<ClusterName>,
     namespaces: Vec<Label>,
+}
+
+/// What the end user has to be; nothing: there need be none.
+#[derive(Debug, Default)]
+struct UserTest {
+    principals: Vec<String>,
+    claims: Vec<ClaimMatch>,
 }
 
 #[derive(Debug, Default)]
@@ -175,13 +187,16 @@ impl AccessTable {
         if self.paths {
             plain_path(asked.path).map_err(Denied::Path)?;
         }
-        self.decide_by(|rule, doubt| rule.from.holds(caller, own) && rule.to.holds(asked, doubt))
+        self.decide_by(|rule, doubt| {
+            rule.from.holds(caller, own) && rule.to.holds(asked, doubt) && rule.user.holds(caller.user)
+        })
     }
 
     /// For a connection that is not read: a rule that looks at requests allows none, and denies and audits all.
     pub fn decide_stream(&self, caller: &Caller<'_>, own: &ClusterName) -> Result<Granted, Denied> {
         self.decide_by(|rule, doubt| {
-            rule.from.holds(caller, own) && (doubt == Doubt::Matches || rule.to.is_everything())
+            rule.from.holds(caller, own)
+                && (doubt == Doubt::Matches || rule.to.is_everything() && rule.user.is_everything())
         })
     }
 
@@ -206,11 +221,20 @@ impl Rule {
     fn compile(rule: &AccessRule, index: usize, policy: &ServiceName) -> Option<Self> {
         let from = rule.from.as_ref().map_or(Some(FromTest::default()), FromTest::compile)?;
         let to = rule.to.as_ref().map_or(Some(ToTest::default()), ToTest::compile)?;
-        Some(Self { name: named(rule, index, policy), from, to })
+        let user = UserTest {
+            principals: rule.from.as_ref().map(|from| from.request_principals.clone()).unwrap_or_default(),
+            claims: rule.when.as_ref().map(|when| when.claims.clone()).unwrap_or_default(),
+        };
+        Some(Self { name: named(rule, index, policy), from, to, user })
     }
 
     fn everything(rule: &AccessRule, index: usize, policy: &ServiceName) -> Self {
-        Self { name: named(rule, index, policy), from: FromTest::default(), to: ToTest::default() }
+        Self {
+            name: named(rule, index, policy),
+            from: FromTest::default(),
+            to: ToTest::default(),
+            user: UserTest::default(),
+        }
     }
 }
 
@@ -243,6 +267,32 @@ impl FromTest {
             || namespace_of(caller.id).is_some_and(|name| self.namespaces.iter().any(|n| n.as_str() == name));
         identity && cluster && namespace
     }
+}
+
+impl UserTest {
+    fn is_everything(&self) -> bool {
+        self.principals.is_empty() && self.claims.is_empty()
+    }
+
+    fn holds(&self, user: Option<&UserToken>) -> bool {
+        let Some(user) = user else { return self.is_everything() };
+        let meant = |wanted: &String| match wanted.strip_suffix('*') {
+            Some(beginning) => user.principal.starts_with(beginning),
+            None => user.principal == *wanted,
+        };
+        (self.principals.is_empty() || self.principals.iter().any(meant))
+            && self.claims.iter().all(|wanted| says(user, wanted))
+    }
+}
+
+/// Whether one of the claim's values is wanted. `scope` is a list with spaces (RFC 8693 §4.2).
+fn says(user: &UserToken, wanted: &ClaimMatch) -> bool {
+    let said = user.claims.get(&wanted.name).map(texts).unwrap_or_default();
+    let words = said.iter().flat_map(|text| match wanted.name.as_str() {
+        "scope" | "scp" => text.split(' ').collect(),
+        _ => vec![text.as_str()],
+    });
+    words.into_iter().any(|word| wanted.values.iter().any(|value| value == "*" || value == word))
 }
 
 /// The namespace of a workload's ID, `/ns/<namespace>/sa/<account>`.

@@ -10,6 +10,7 @@ use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub mod access;
+pub mod authentication;
 pub mod balance;
 pub mod fault;
 pub mod filter;
@@ -18,6 +19,7 @@ pub mod limit;
 pub mod retry;
 
 pub use access::AccessPolicy;
+pub use authentication::RequestAuthentication;
 pub use fault::FaultInjection;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
 pub use grpc::GrpcRoute;
@@ -46,6 +48,7 @@ pub enum PolicyKind {
     AccessPolicy,
     FaultInjection,
     RateLimit,
+    RequestAuthentication,
 }
 
 /// `<kind>/<namespace>/<name>`.
@@ -76,6 +79,7 @@ pub enum PolicySpec {
     AccessPolicy(AccessPolicy),
     FaultInjection(FaultInjection),
     RateLimit(RateLimit),
+    RequestAuthentication(RequestAuthentication),
 }
 
 /// HTTPRoute.spec of Gateway API v1, in the parts that this version carries out.
@@ -375,6 +379,7 @@ impl PolicyDocument {
             PolicySpec::AccessPolicy(_) => PolicyKind::AccessPolicy,
             PolicySpec::FaultInjection(_) => PolicyKind::FaultInjection,
             PolicySpec::RateLimit(_) => PolicyKind::RateLimit,
+            PolicySpec::RequestAuthentication(_) => PolicyKind::RequestAuthentication,
         }
     }
 
@@ -399,6 +404,7 @@ impl PolicyDocument {
             PolicySpec::AccessPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::FaultInjection(fault) => serde_json::to_value(fault),
             PolicySpec::RateLimit(limit) => serde_json::to_value(limit),
+            PolicySpec::RequestAuthentication(policy) => serde_json::to_value(policy),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),
@@ -410,13 +416,14 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 6] = [
+    pub const ALL: [PolicyKind; 7] = [
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::BackendPolicy,
         Self::AccessPolicy,
         Self::FaultInjection,
         Self::RateLimit,
+        Self::RequestAuthentication,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -427,6 +434,7 @@ impl PolicyKind {
             Self::AccessPolicy => "AccessPolicy",
             Self::FaultInjection => "FaultInjection",
             Self::RateLimit => "RateLimit",
+            Self::RequestAuthentication => "RequestAuthentication",
         }
     }
 

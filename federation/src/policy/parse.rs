@@ -81,6 +81,7 @@ fn document(node: &Node) -> Result<PolicyDocument, Vec<Problem>> {
             PolicyKind::AccessPolicy => &schema::ACCESS_POLICY,
             PolicyKind::FaultInjection => &schema::FAULT_INJECTION,
             PolicyKind::RateLimit => &schema::RATE_LIMIT,
+            PolicyKind::RequestAuthentication => &schema::REQUEST_AUTHENTICATION,
         };
         schema::check(shape, spec, "spec", &mut problems);
     }
@@ -146,6 +147,9 @@ fn typed(kind: PolicyKind, spec: &Node) -> Result<PolicySpec, Problem> {
         PolicyKind::AccessPolicy => serde_json::from_value(json).map(PolicySpec::AccessPolicy),
         PolicyKind::FaultInjection => serde_json::from_value(json).map(PolicySpec::FaultInjection),
         PolicyKind::RateLimit => serde_json::from_value(json).map(PolicySpec::RateLimit),
+        PolicyKind::RequestAuthentication => {
+            serde_json::from_value(json).map(PolicySpec::RequestAuthentication)
+        }
     };
     read.map_err(|e| Problem {
         code: "E4005",

@@ -321,6 +321,29 @@ static REQUEST_LIMIT: Shape = Shape::Object(&[
     optional("burst", &COUNT),
 ]);
 
+pub static REQUEST_AUTHENTICATION: Shape = Shape::Object(&[
+    required("targetRefs", &Shape::List { of: &ACCESS_TARGET, at_least: 1, at_most: 16 }),
+    required("jwtRules", &Shape::List { of: &JWT_RULE, at_least: 1, at_most: 16 }),
+    not_yet("scope", "apply the document in each cluster: the destination's decides"),
+]);
+
+static JWT_RULE: Shape = Shape::Object(&[
+    required("issuer", &ANY_TEXT),
+    optional("audiences", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 16 }),
+    required("jwks", &Shape::Text(jwks)),
+    not_yet("jwksUri", "write the keys into jwks, and apply the document again when they change"),
+    optional("fromHeaders", &Shape::List { of: &JWT_HEADER, at_least: 1, at_most: 8 }),
+    not_yet("fromParams", "tokens in a URL are in everybody's logs; use a header"),
+    not_yet("fromCookies", "use a header"),
+    optional("forwardOriginalToken", &Shape::Truth),
+    optional("outputClaimToHeaders", &Shape::List { of: &CLAIM_TO_HEADER, at_least: 1, at_most: 16 }),
+]);
+
+static JWT_HEADER: Shape = Shape::Object(&[required("name", &HEADER_NAME), optional("prefix", &ANY_TEXT)]);
+
+static CLAIM_TO_HEADER: Shape =
+    Shape::Object(&[required("header", &HEADER_NAME), required("claim", &ANY_TEXT)]);
+
 pub static ACCESS_POLICY: Shape = Shape::Object(&[
     required("targetRefs", &Shape::List { of: &ACCESS_TARGET, at_least: 1, at_most: 16 }),
     required("action", &Shape::OneOf(&["Allow", "Deny", "Audit"])),
@@ -340,14 +363,22 @@ static ACCESS_RULE: Shape = Shape::Object(&[
     optional("name", &ANY_TEXT),
     optional("from", &ACCESS_FROM),
     optional("to", &ACCESS_TO),
-    not_yet("when", "match on a header"),
+    optional("when", &ACCESS_WHEN),
+]);
+
+static ACCESS_WHEN: Shape =
+    Shape::Object(&[required("claims", &Shape::List { of: &ACCESS_CLAIM, at_least: 1, at_most: 16 })]);
+
+static ACCESS_CLAIM: Shape = Shape::Object(&[
+    required("name", &ANY_TEXT),
+    required("values", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 64 }),
 ]);
 
 static ACCESS_FROM: Shape = Shape::Object(&[
     optional("identities", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 256 }),
     optional("clusters", &Shape::List { of: &CLUSTER, at_least: 1, at_most: 64 }),
     optional("namespaces", &Shape::List { of: &LABEL, at_least: 1, at_most: 64 }),
-    not_yet("jwt", "let the app look at the end user's token"),
+    optional("requestPrincipals", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 256 }),
 ]);
 
 static ACCESS_TO: Shape = Shape::Object(&[
@@ -470,6 +501,11 @@ const MAX_FIELD_BYTES: usize = 4096;
 fn any_text(text: &str) -> Result<(), String> {
     let fits = text.len() <= MAX_FIELD_BYTES;
     if fits { Ok(()) } else { Err(format!("it is longer than {MAX_FIELD_BYTES} bytes")) }
+}
+
+fn jwks(text: &str) -> Result<(), String> {
+    let fits = text.len() <= hanse_identity::jwt::user::MAX_JWKS_BYTES;
+    if fits { Ok(()) } else { Err("it is larger than any key set that is read".to_owned()) }
 }
 
 fn label(text: &str) -> Result<(), String> {

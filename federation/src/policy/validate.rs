@@ -15,6 +15,7 @@ use crate::view::View;
 
 mod access;
 mod alone;
+mod authentication;
 mod balance;
 mod fault;
 mod filters;
@@ -48,7 +49,13 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 }
                 check_other_kind(view, documents, document, &route, &mut findings);
             }
-            PolicySpec::AccessPolicy(policy) => access::check(view, policy, namespace, &mut findings),
+            PolicySpec::AccessPolicy(policy) => {
+                access::check(view, policy, namespace, &mut findings);
+                access::check_tokens(view, documents, policy, namespace, &mut findings);
+            }
+            PolicySpec::RequestAuthentication(policy) => {
+                authentication::check(view, policy, namespace, &mut findings)
+            }
             PolicySpec::FaultInjection(fault) => fault::check(fault, &mut findings),
             PolicySpec::RateLimit(policy) => limit::check(view, policy, namespace, &mut findings),
             PolicySpec::BackendPolicy(policy) => {

@@ -96,7 +96,7 @@ pub(super) fn to_jwk(spki_der: &[u8]) -> Option<Map<String, Value>> {
 }
 
 /// The SubjectPublicKeyInfo (DER) of a JWK of a known `kty`; `Err` says what is wrong with it.
-pub(super) fn from_jwk(jwk: &Map<String, Value>) -> Result<Vec<u8>, &'static str> {
+pub(crate) fn from_jwk(jwk: &Map<String, Value>) -> Result<Vec<u8>, &'static str> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
     let der: PublicKeyX509Der<'static> = match text("kty") {
         Some("EC") => {

@@ -88,7 +88,7 @@ struct Header {
 }
 
 /// `alg` values of §2.1: what they verify with, and the keys that they are for.
-const ALGORITHMS: &[(&str, KeyKind, &dyn VerificationAlgorithm)] = &[
+pub(super) const ALGORITHMS: &[(&str, KeyKind, &dyn VerificationAlgorithm)] = &[
     ("ES256", KeyKind::P256, &signature::ECDSA_P256_SHA256_FIXED),
     ("ES384", KeyKind::P384, &signature::ECDSA_P384_SHA384_FIXED),
     ("ES512", KeyKind::P521, &signature::ECDSA_P521_SHA512_FIXED),
@@ -158,7 +158,7 @@ pub fn validate<'b>(
     }
 }
 
-fn part(text: &str) -> Result<Vec<u8>, JwtError> {
+pub(super) fn part(text: &str) -> Result<Vec<u8>, JwtError> {
     URL_SAFE_NO_PAD.decode(text).map_err(|_| JwtError::Shape("a part is not base64url without padding"))
 }
 
@@ -192,7 +192,7 @@ fn read(id: SpiffeId, claims: Map<String, Value>) -> Result<ValidJwt, JwtError> 
 }
 
 /// A NumericDate (RFC 7519 §2): seconds, perhaps with a fraction, which is cut off.
-fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<Timestamp>, JwtError> {
+pub(super) fn time(claims: &Map<String, Value>, name: &str) -> Result<Option<Timestamp>, JwtError> {
     /// Beyond this (the year 9999) a number is no time, and sums of it could overflow.
     const LATEST: f64 = 253_402_300_800.0;
     let Some(value) = claims.get(name) else { return Ok(None) };

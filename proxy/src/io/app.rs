@@ -22,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::authentication::Authentication;
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::forward::mark;
 use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, MAX_HEADERS, STREAM_WINDOW};
@@ -32,9 +33,9 @@ use super::stream::Streams;
 use crate::answer::Reason;
 use crate::headers;
 use crate::inbound::{Admitted, Refused, admit};
-use crate::runtime::Plane;
 use crate::runtime::drain::Stop;
 use crate::runtime::worker::LocalExecutor;
+use crate::runtime::{Plane, now};
 
 mod streams;
 
@@ -49,6 +50,7 @@ pub struct Inbound {
     streams: Streams,
     /// Ports that are plain TCP, and where the app takes them.
     tcp_ports: Arc<BTreeMap<u16, SocketAddr>>,
+    users: RefCell<Authentication>,
     /// The AccessPolicies for what we serve, at that revision.
     access: RefCell<(Revision, Rc<AccessTable>)>,
 }
@@ -89,6 +91,8 @@ const MAX_IN_FLIGHT: usize = 4096;
 const MAX_IDLE: usize = 64;
 /// Longest wait for the app to accept a connection: it is on this host.
 const APP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What is wrong is in the log, and not for whoever makes up tokens (RFC 6750 §3).
+const BAD_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
 /// How often the app is looked at.
 const APP_CHECK_EVERY: Duration = Duration::from_millis(500);
 
@@ -105,8 +109,8 @@ impl Inbound {
         let app =
             app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
         let access = RefCell::default();
-        let in_flight = InFlight::default();
-        Self { plane, reporter, services, app, in_flight, limits, streams, tcp_ports, access }
+        let (in_flight, users) = (InFlight::default(), RefCell::default());
+        Self { plane, reporter, services, app, in_flight, limits, streams, tcp_ports, users, access }
     }
 
     /// What the requests of one verified connection have in common.
@@ -119,13 +123,13 @@ impl Inbound {
     pub async fn handle(
         self: Rc<Self>,
         caller: Rc<Caller>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> Result<InboundResponse, Infallible> {
         if *request.method() == Method::CONNECT {
             return Ok(self.connect(caller, request).await);
         }
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
-        let admitted = self.admit(&caller, &request, &mut record);
+        let admitted = self.admit(&caller, &mut request, &mut record);
         let full = self.in_flight.count() >= MAX_IN_FLIGHT;
         let too_large = request.headers().len() > MAX_HEADERS;
         let flying = self.in_flight.begin();
@@ -151,11 +155,20 @@ impl Inbound {
     fn admit(
         &self,
         caller: &Caller,
-        request: &Request<Incoming>,
+        request: &mut Request<Incoming>,
         record: &mut Record,
     ) -> Result<Admitted, Reason> {
         self.admit_by(caller, self.named_service(request), record, |view, revoked, access| {
-            admit(view, revoked, &self.services, access, &caller.verified, request)
+            let user = match view {
+                Some(view) => {
+                    let headers = request.headers_mut();
+                    Authentication::authenticate(&self.users, view, &self.services, headers, now())
+                        .map_err(Refused::Token)?
+                }
+                None => None,
+            };
+            let user = user.as_ref().map(|user| &user.token);
+            admit(view, revoked, &self.services, access, &caller.verified, user, request)
         })
     }
 
@@ -195,12 +208,14 @@ impl Inbound {
                     record.audited(rule);
                 }
             }
-            Err(refused) => {
-                if let Refused::Policy(denied) = refused {
+            Err(refused) => match refused {
+                Refused::Policy(denied) => {
                     record.entry.response_code_details = denied.to_string();
                     record.denied(denied);
                 }
-            }
+                Refused::Token(why) => record.entry.response_code_details = why.to_string(),
+                Refused::Reason(_) => {}
+            },
         }
         admitted.map_err(|refused| refused.reason())
     }
@@ -427,6 +442,9 @@ fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {
         Response::new(ResponseBody::whole(body, Serving { record, borrowed: None, _flying: None }));
     *response.status_mut() = reason.status();
     mark(response.headers_mut(), reason);
+    if reason == Reason::Unauthenticated {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, BAD_TOKEN);
+    }
     response
 }
 

@@ -317,10 +317,18 @@ impl Record {
         self.entry.response_code = reason.status().as_u16();
         self.entry.response_flags = reason.flags();
         reason.as_str().clone_into(&mut self.entry.hanse_reason);
-        if matches!(reason, Reason::Revoked | Reason::NotAllowed | Reason::UnknownHost | Reason::NoRoute) {
+        if matches!(
+            reason,
+            Reason::Revoked
+                | Reason::NotAllowed
+                | Reason::Unauthenticated
+                | Reason::UnknownHost
+                | Reason::NoRoute
+        ) {
             self.reporter.plane.telemetry.refused(match reason {
                 Reason::Revoked => "revoked",
                 Reason::NotAllowed => "policy",
+                Reason::Unauthenticated => "unauthenticated",
                 _ => "no_route",
             });
         }

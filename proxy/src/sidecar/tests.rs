@@ -12,6 +12,7 @@ mod routing;
 mod tcp;
 mod tunnelled;
 mod upgrade;
+mod users;
 pub(crate) mod world;
 
 use std::collections::BTreeSet;

@@ -27,7 +27,7 @@ fn ask(table: &AccessTable, id: &str, method: &str, path: &str, headers: &[(&str
         headers.iter().filter(|(n, _)| *n == name).for_each(|(_, value)| tell(value));
     };
     let asked = Asked { method, path, header: &header };
-    let caller = Caller { id: &id, cluster: cluster.as_ref() };
+    let caller = Caller { id: &id, cluster: cluster.as_ref(), user: None };
     match table.decide(&caller, &"west".parse().unwrap(), &asked) {
         Ok(granted) => match (granted.audited.is_empty(), granted.by.is_empty()) {
             (true, true) => "free".to_owned(),

@@ -37,6 +37,24 @@ pub struct AccessRule {
     pub from: Option<AccessFrom>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<AccessTo>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<AccessWhen>,
+}
+
+/// What the end user's token has to say, as a RequestAuthentication has it believed; without one nothing holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessWhen {
+    /// All of them.
+    pub claims: Vec<ClaimMatch>,
+}
+
+/// One of the claim's values is one of these; `*`: it has one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClaimMatch {
+    pub name: String,
+    pub values: Vec<String>,
 }
 
 /// All of the fields that are there, any value of each. Without clusters and identities: callers of this cluster only.
@@ -50,6 +68,9 @@ pub struct AccessFrom {
     pub clusters: Vec<ClusterName>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<Label>,
+    /// End users: `iss/sub`, with `*` at the end for the rest, or alone for everybody whose token is believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub request_principals: Vec<String>,
 }
 
 /// Likewise, of the request. Headers all have to match.

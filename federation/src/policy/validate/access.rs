@@ -6,7 +6,7 @@ use super::alone::{check_path, check_pattern, check_targets};
 use super::{Findings, exporters, is_here, known_names};
 use crate::policy::access::IdPattern;
 use crate::policy::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessTo};
-use crate::policy::document::{HeaderMatchKind, PathMatch};
+use crate::policy::document::{HeaderMatchKind, PathMatch, PolicyDocument, PolicySpec};
 use crate::policy::value::near;
 use crate::view::View;
 
@@ -43,6 +43,36 @@ pub(super) fn check(view: &View, policy: &AccessPolicy, namespace: &str, finding
         if let Some(to) = &rule.to {
             check_to(policy.action, to, &format!("{path}.to"), findings);
         }
+    }
+}
+
+/// Rules that want a token, where nobody would read one.
+pub(super) fn check_tokens(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    policy: &AccessPolicy,
+    namespace: &str,
+    findings: &mut Findings<'_>,
+) {
+    let wants = |rule: &crate::policy::document::access::AccessRule| {
+        rule.when.is_some() || rule.from.as_ref().is_some_and(|from| !from.request_principals.is_empty())
+    };
+    let Some(index) = policy.rules.iter().position(wants) else { return };
+    let read = |service| {
+        let all = view.policies.values().chain(documents.iter().map(|(document, _)| document));
+        all.into_iter().any(|document| match &document.spec {
+            PolicySpec::RequestAuthentication(spec) => {
+                let other = document.name.namespace();
+                spec.target_refs.iter().any(|target| target.service(other) == service)
+            }
+            _ => false,
+        })
+    };
+    if let Some(target) = policy.target_refs.iter().find(|target| !read(target.service(namespace))) {
+        let service = target.service(namespace);
+        let message = format!("the rule wants a token, and no RequestAuthentication for {service} reads any");
+        let fix = "apply one with the issuer's keys".to_owned();
+        findings.warning("E4118", format!("spec.rules[{index}]"), message, fix);
     }
 }
 

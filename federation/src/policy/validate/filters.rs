@@ -11,7 +11,7 @@ use crate::policy::route::only_prefix;
 use crate::reserved::is_reserved;
 
 /// Headers that decide where a message ends, or for whom it is: never a policy's to change (RFC 9110 §7.6.1).
-const FRAMING: [&str; 9] = [
+pub(super) const FRAMING: [&str; 9] = [
     "connection",
     "content-length",
     "host",

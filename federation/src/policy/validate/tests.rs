@@ -405,3 +405,51 @@ fn balancing_health_and_limits_have_to_make_sense() {
         assert_eq!(codes(&policy("p", spec)), expected, "{spec}");
     }
 }
+
+#[test]
+fn a_request_authentication_has_keys_and_writes_headers_that_are_free() {
+    let document = |rules: &str| {
+        format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {{ name: a, namespace: shop }}\nspec:\n  \
+             targetRefs: [{{ kind: Service, name: reviews }}]\n  jwtRules: [{rules}]\n"
+        )
+    };
+    let key = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    let rule = |more: &str| format!("{{ issuer: i, jwks: '{{\"keys\":[{key}]}}'{more} }}");
+    assert_eq!(codes(&document(&rule(""))), [""; 0]);
+    for bad in [
+        "{ issuer: i, jwks: '{\"keys\":[]}' }".to_owned(),
+        "{ issuer: i, jwks: nothing }".to_owned(),
+        format!("{}, {}", rule(""), rule("")),
+        rule(", fromHeaders: [{ name: Host }]"),
+        rule(", outputClaimToHeaders: [{ header: x-hanse-user, claim: sub }]"),
+        rule(", outputClaimToHeaders: [{ header: Authorization, claim: sub }]"),
+        rule(", outputClaimToHeaders: [{ header: content-length, claim: sub }]"),
+    ] {
+        assert_eq!(codes(&document(&bad)), ["E4005"], "{bad}");
+    }
+    let wants = "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: { name: a, namespace: shop }\nspec:\n  \
+         targetRefs: [{ kind: Service, name: reviews }]\n  action: Allow\n  rules: [{ from: { requestPrincipals: ['*'] } }]\n";
+    assert_eq!(codes(wants), ["E4118"], "nobody reads tokens");
+    assert_eq!(codes(&format!("{wants}---\n{}", document(&rule("")))), [""; 0]);
+}
+
+#[test]
+fn a_limit_lets_something_through_and_names_its_header() {
+    let document = |limits: &str| {
+        format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: RateLimit\nmetadata: {{ name: l, namespace: shop }}\nspec:\n  \
+             targetRefs: [{{ kind: Service, name: reviews }}]\n  limits: [{limits}]\n"
+        )
+    };
+    assert_eq!(codes(&document("{ requests: 5, per: 1s }")), [""; 0]);
+    for (bad, code) in [
+        ("{ requests: 5, per: 0s }", "E4005"),
+        ("{ requests: 5, per: 25h }", "E4005"),
+        ("{ requests: 5, per: 1s, by: Header }", "E4004"),
+        ("{ requests: 5, per: 1s, header: x-tenant }", "E4005"),
+        ("{ name: a, requests: 5, per: 1s }, { name: a, requests: 5, per: 1m }", "E4005"),
+    ] {
+        assert_eq!(codes(&document(bad)), [code], "{bad}");
+    }
+}

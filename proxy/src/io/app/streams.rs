@@ -47,7 +47,7 @@ impl Inbound {
         }
         let wanted = wanted(&mut request);
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
-        let outcome = match (wanted, self.admit(&caller, &request, &mut record)) {
+        let outcome = match (wanted, self.admit(&caller, &mut request, &mut record)) {
             (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
             (Ok(_), Ok(_)) if self.in_flight.count() >= MAX_IN_FLIGHT => Err(Reason::Overload),
             (Ok(wanted), Ok(_)) => match self.within_limits(&caller, &request, &mut record) {

@@ -1,0 +1,140 @@
+//! End users through real sidecars: the example of RequestAuthentication, with the AccessPolicy beside it.
+
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hanse_federation::Change;
+use hanse_federation::policy::{parse, validate};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::runtime::now;
+
+/// The key of RFC 8037, Appendix A.1, whose public half is in the example.
+const SEED: &str = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A";
+
+fn signed(claims: &Value) -> String {
+    let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let key = Ed25519KeyPair::from_seed_unchecked(&URL_SAFE_NO_PAD.decode(SEED).unwrap()).unwrap();
+    let head = json!({ "alg": "EdDSA", "kid": "1" }).to_string();
+    let text = format!("{}.{}", b64(head.as_bytes()), b64(claims.to_string().as_bytes()));
+    format!("{text}.{}", b64(key.sign(text.as_bytes()).as_ref()))
+}
+
+fn claims(groups: Value) -> Value {
+    json!({ "iss": "https://id.example", "sub": "ann", "aud": "reviews", "exp": now().seconds() + 60, "groups": groups })
+}
+
+async fn protected() -> Shop {
+    let mut shop = Shop::open().await;
+    let path = format!("{}/../deploy/examples/request-authentication.yaml", env!("CARGO_MANIFEST_DIR"));
+    let documents = parse("test", &std::fs::read_to_string(path).unwrap()).unwrap();
+    let findings = validate(&shop.view, "test", &documents);
+    assert!(findings.is_empty(), "{findings:#?}");
+    for (document, _) in documents {
+        shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
+    }
+    shop
+}
+
+async fn ask(shop: &Shop, method: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::builder().method(method).uri("/x").header("host", "reviews.shop");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    shop.product.request(request.body(Full::default()).unwrap()).await
+}
+
+#[test]
+fn the_example_tells_end_users_from_one_another() {
+    on_local_set(async {
+        let shop = protected().await;
+        let bearer = |claims: Value| format!("bearer {}", signed(&claims));
+        let staff = bearer(claims(json!(["staff", "friends"])));
+        let guest = bearer(claims(json!(["guests"])));
+        // Nobody's word but the token's tells the app who asks, whatever the spelling.
+        let forged = [
+            ("x-user", "root"),
+            ("X_User", "root"),
+            ("x-groups", "staff"),
+            ("authorization", staff.as_str()),
+        ];
+        for _ in 0..2 {
+            let answer = ask(&shop, "POST", &forged).await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+            let seen = answer.seen();
+            let headers = seen["headers"].as_object().unwrap();
+            assert_eq!((&headers["x-user"], &headers["x-groups"]), (&json!("ann"), &json!("staff,friends")));
+            assert!(!headers.contains_key("authorization") && !headers.contains_key("x_user"), "{headers:?}");
+        }
+        for (headers, status) in [
+            (&[("authorization", guest.as_str())][..], 403),
+            (&[], 403),
+            (&[("x-groups", "staff")], 403),
+            (&[("authorization", "Basic YTpi")], 403),
+        ] {
+            assert_eq!(ask(&shop, "POST", headers).await.status.as_u16(), status, "{headers:?}");
+        }
+        // Reading needs no token, and what was forged is gone there too.
+        let answer = ask(&shop, "GET", &[("x-user", "root"), ("authorization", "Basic YTpi")]).await;
+        let headers = &answer.seen()["headers"];
+        assert_eq!((answer.status.as_u16(), headers["x-user"].as_str()), (200, None));
+        assert_eq!(headers["authorization"], "Basic YTpi", "what is no token stays");
+        let mut logged = shop.reviews.plane.telemetry.to_text();
+        logged.retain(|c| c != '\n');
+        assert!(logged.contains("rule=\"\",decision=\"denied\"} 4"), "{logged}");
+    });
+}
+
+#[test]
+fn a_token_that_is_not_believed_stops_a_request_that_needs_none() {
+    on_local_set(async {
+        let mut shop = protected().await;
+        let with = |name: &str, value: Value| {
+            let mut claims = claims(json!([]));
+            claims[name] = value;
+            signed(&claims)
+        };
+        let good = signed(&claims(json!([])));
+        let other = with("sub", json!("eve"));
+        let broken = format!("{}{}", &good[..good.rfind('.').unwrap()], &other[other.rfind('.').unwrap()..]);
+        for token in [
+            with("aud", json!("bank")),
+            with("iss", json!("https://evil.example")),
+            with("exp", json!(now().seconds() - 60)),
+            with("nbf", json!(now().seconds() + 60)),
+            broken,
+            "junk".to_owned(),
+            String::new(),
+        ] {
+            let answer = ask(&shop, "GET", &[("authorization", &format!("Bearer {token}"))]).await;
+            assert_eq!(
+                (answer.status.as_u16(), answer.header("x-hanse-reason")),
+                (401, "unauthenticated"),
+                "{token}"
+            );
+            assert_eq!(answer.header("www-authenticate"), "Bearer error=\"invalid_token\"");
+        }
+        let good = format!("Bearer {good}");
+        let two = [("authorization", good.as_str()), ("authorization", good.as_str())];
+        assert_eq!(ask(&shop, "GET", &two).await.status, StatusCode::UNAUTHORIZED);
+        assert_eq!(ask(&shop, "GET", &two[..1]).await.status, StatusCode::OK);
+        // A call of gRPC is told in its own words.
+        let call = [("authorization", "Bearer junk"), ("content-type", "application/grpc")];
+        let answer = ask(&shop, "POST", &call).await;
+        assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, "16"));
+
+        // Other keys, and whom the old ones have signed is believed no longer, remembered or not.
+        let documents: Vec<_> = shop.view.policies.values().cloned().collect();
+        for mut document in documents {
+            if let hanse_federation::policy::PolicySpec::RequestAuthentication(spec) = &mut document.spec {
+                let other = Ed25519KeyPair::generate().unwrap();
+                let x = URL_SAFE_NO_PAD.encode(aws_lc_rs::signature::KeyPair::public_key(&other));
+                spec.jwt_rules[0].jwks =
+                    json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "kid": "1", "x": x }] }).to_string();
+                shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
+            }
+        }
+        assert_eq!(ask(&shop, "GET", &two[..1]).await.status, StatusCode::UNAUTHORIZED);
+    });
+}
