@@ -20,7 +20,7 @@ use crate::catalog::{EndpointId, Locality};
 use crate::health::{Health, Observation, OutlierSettings, Standing, Target};
 use crate::host::ServiceHost;
 use crate::load::Load;
-use crate::policy::document::balance::{Algorithm, HashOn};
+use crate::policy::document::balance::{Algorithm, HashOn, SessionPersistencePolicy};
 use crate::view::View;
 
 mod build;
@@ -175,6 +175,7 @@ pub struct LadderSettings {
     /// Time in which an endpoint that has come up gets its full share.
     pub warmup: Duration,
     pub limits: Arc<Limits>,
+    pub session: Option<Arc<SessionPersistencePolicy>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -417,6 +418,7 @@ impl Default for LadderSettings {
             hash_on: None,
             warmup: Duration::ZERO,
             limits: Arc::default(),
+            session: None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Load as one worker sees it, per target of one service: what is under way there, and how long answers took.
 //!
-//! Latency is a moving average that follows a rise within a few answers and a fall over `FORGET_WITHIN`, and that falls by
+//! Latency is a moving average that follows a rise within a few answers and a fall within some more, and that falls by
 //! itself where nothing is asked: whoever was slow is tried again. Pure: `now` comes in.
 
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ struct Entry {
     under_way: u32,
     /// Milliseconds, and when that was right; `None` = nothing has been answered.
     latency: Option<(f64, Timestamp)>,
+    answers: u32,
 }
 
 /// How a target compares with others at one moment.
@@ -33,8 +34,11 @@ pub struct Burden {
 
 /// Time in which a latency that is not heard of again falls to a third.
 const FORGET_WITHIN: Duration = Duration::from_secs(10);
-/// How much of a rise one answer makes.
+/// How much of a rise, and of a fall, one answer makes.
 const RISE: f64 = 0.3;
+const FALL: f64 = 0.1;
+/// Answers before a latency is believed: the first ones are those of cold caches and new connections.
+const BELIEVED_AFTER: u32 = 10;
 /// Below this, latency says nothing of load.
 const LEAST_LATENCY_MS: f64 = 1.0;
 /// Latencies closer than this factor are taken as equal, so that noise does not send everything to one.
@@ -45,7 +49,7 @@ impl Load {
     pub fn begin(&mut self, target: &Target) {
         match self.entries.get_mut(target) {
             Some(entry) => entry.under_way += 1,
-            None => drop(self.entries.insert(target.clone(), Entry { under_way: 1, latency: None })),
+            None => drop(self.entries.insert(target.clone(), Entry { under_way: 1, ..Entry::default() })),
         }
     }
 
@@ -60,20 +64,20 @@ impl Load {
     pub fn answered(&mut self, now: Timestamp, target: &Target, after: Duration) {
         let Some(entry) = self.entries.get_mut(target) else { return };
         let took = after.as_secs_f64() * 1000.0;
+        entry.answers = entry.answers.saturating_add(1);
         let Some((held, since)) = entry.latency else {
             entry.latency = Some((took, now));
             return;
         };
-        let next = match took > held {
-            true => held + (took - held) * RISE,
-            false => took + (held - took) * faded(now, since),
-        };
+        let least = if took > held { RISE } else { FALL };
+        let next = held + (took - held) * (1.0 - faded(now, since)).max(least);
         entry.latency = Some((next, now));
     }
 
     pub fn of(&self, now: Timestamp, target: &Target) -> Burden {
         let Some(entry) = self.entries.get(target) else { return Burden::default() };
-        let latency = entry.latency.map(|(held, since)| (held * faded(now, since)).max(LEAST_LATENCY_MS));
+        let believed = entry.latency.filter(|_| entry.answers >= BELIEVED_AFTER);
+        let latency = believed.map(|(held, since)| (held * faded(now, since)).max(LEAST_LATENCY_MS));
         Burden { under_way: entry.under_way, latency }
     }
 
@@ -122,6 +126,10 @@ mod tests {
         load.begin(&at("a"));
         assert_eq!(load.of(NOW, &at("a")), burden(1, None));
         let latency = |load: &Load, now| load.of(now, &at("a")).latency.unwrap();
+        for _ in 1..BELIEVED_AFTER {
+            load.answered(NOW, &at("a"), Duration::from_millis(10));
+            assert_eq!(load.of(NOW, &at("a")), burden(1, None));
+        }
         load.answered(NOW, &at("a"), Duration::from_millis(10));
         assert_eq!(latency(&load, NOW), 10.0);
         for _ in 0..10 {
@@ -129,7 +137,11 @@ mod tests {
         }
         assert!(latency(&load, NOW) > 950.0);
         load.answered(NOW, &at("a"), Duration::from_millis(10));
-        assert!(latency(&load, NOW) > 950.0, "one fast answer says little");
+        assert!(latency(&load, NOW) > 850.0, "one fast answer says little");
+        for _ in 0..60 {
+            load.answered(NOW, &at("a"), Duration::from_millis(10));
+        }
+        assert!(latency(&load, NOW) < 15.0);
         let later = NOW + Duration::from_secs(100);
         assert_eq!(latency(&load, later), LEAST_LATENCY_MS);
         load.answered(later, &at("a"), Duration::from_millis(20));

@@ -4,9 +4,13 @@
 use super::dice::{Dice, both, unit};
 use super::{Algorithm, Ask, Candidate, Ladder, Place, Sight, Tier};
 use crate::health::{Observation, Standing};
+use crate::load::Burden;
 
 /// Within a tier, one on trial gets this fraction of what it would get if it were well.
 const TRIAL_FRACTION: u64 = 8;
+/// One draw in so many looks only at what is under way: else whoever was slow for a moment would not be asked, and so not
+/// known to be fast again, for long.
+const UNBIASED: u64 = 16;
 /// Tells the hash that picks a tier from the one that picks a target in it.
 const TIER_SALT: u64 = 0x7469_6572;
 
@@ -142,7 +146,11 @@ impl Ladder {
     fn better_of_two(&self, tier: usize, weights: &[u64], ask: &Ask<'_>, dice: &mut Dice) -> Option<usize> {
         let first = dice.by_weight(weights, None)?;
         let Some(second) = dice.by_weight(weights, Some(first)) else { return Some(first) };
-        let burden = |index: usize| ask.load.of(ask.now, &self.tiers[tier].candidates[index].target);
+        let unbiased = dice.below(UNBIASED) == 0;
+        let burden = |index: usize| {
+            let burden = ask.load.of(ask.now, &self.tiers[tier].candidates[index].target);
+            Burden { latency: burden.latency.filter(|_| !unbiased), ..burden }
+        };
         let worse = burden(first).is_worse_than(weights[first], &burden(second), weights[second]);
         Some(if worse { second } else { first })
     }

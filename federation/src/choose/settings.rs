@@ -23,6 +23,7 @@ pub fn settings_of(view: &View, host: &ServiceHost) -> LadderSettings {
         settings.hash_on = balancing.hash_on.clone().map(Arc::new);
         settings.warmup = balancing.warmup.map_or(settings.warmup, |warmup| warmup.get());
     }
+    settings.session = policy.session_persistence.clone().map(Arc::new);
     if let Some(limits) = &policy.limits {
         settings.limits = Arc::new(Limits::of(limits));
     }

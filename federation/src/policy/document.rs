@@ -251,6 +251,8 @@ pub struct BackendPolicy {
     pub retry: Option<retry::RetryPolicy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<balance::LimitsPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_persistence: Option<balance::SessionPersistencePolicy>,
 }
 
 /// Whom a policy is for.

@@ -120,7 +120,7 @@ static GRPC_RULE: Shape = Shape::Object(&[
     optional("matches", &Shape::List { of: &GRPC_MATCH, at_least: 0, at_most: 64 }),
     optional("filters", &Shape::List { of: &GRPC_FILTER, at_least: 0, at_most: 16 }),
     optional("backendRefs", &Shape::List { of: &BACKEND, at_least: 0, at_most: 16 }),
-    not_yet("sessionPersistence", "use one backend per rule and match on a header"),
+    not_yet("sessionPersistence", "write sessionPersistence into the BackendPolicy of the backend"),
 ]);
 
 static GRPC_MATCH: Shape = Shape::Object(&[
@@ -161,7 +161,7 @@ static RULE: Shape = Shape::Object(&[
     optional("timeouts", &TIMEOUTS),
     optional("backendRefs", &Shape::List { of: &BACKEND, at_least: 0, at_most: 16 }),
     not_yet("retry", "idempotent requests are retried within a budget of 20 % without it"),
-    not_yet("sessionPersistence", "use one backend per rule and match on a header"),
+    not_yet("sessionPersistence", "write sessionPersistence into the BackendPolicy of the backend"),
 ]);
 
 static MATCH: Shape = Shape::Object(&[
@@ -285,7 +285,7 @@ pub static BACKEND_POLICY: Shape = Shape::Object(&[
     optional("retry", &RETRY),
     optional("loadBalancing", &LOAD_BALANCING),
     optional("limits", &LIMITS),
-    not_yet("sessionPersistence", "use one backend per rule and match on a header"),
+    optional("sessionPersistence", &SESSION_PERSISTENCE),
 ]);
 
 pub static FAULT_INJECTION: Shape = Shape::Object(&[
@@ -435,6 +435,17 @@ static LOAD_BALANCING: Shape = Shape::Object(&[
     optional("hashOn", &HASH_ON),
     optional("warmup", &DURATION),
 ]);
+
+static SESSION_PERSISTENCE: Shape = Shape::Object(&[
+    optional("type", &Shape::OneOf(&["Cookie", "Header"])),
+    optional("sessionName", &HEADER_NAME),
+    optional("absoluteTimeout", &DURATION),
+    optional("idleTimeout", &DURATION),
+    optional("cookieConfig", &COOKIE_CONFIG),
+]);
+
+static COOKIE_CONFIG: Shape =
+    Shape::Object(&[optional("lifetimeType", &Shape::OneOf(&["Session", "Permanent"]))]);
 
 static HASH_ON: Shape = Shape::Object(&[
     optional("header", &HEADER_NAME),

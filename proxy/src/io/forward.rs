@@ -36,6 +36,7 @@ use crate::runtime::credentials::Current;
 use crate::runtime::knowledge::Known;
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
+use crate::session::Session;
 pub(super) use answers::mark;
 use answers::{grpc_answer, mesh_answer};
 use backend::Backend;
@@ -96,6 +97,8 @@ struct Outgoing<'r> {
     what: For,
     /// What its target is chosen by, where the policy hashes.
     hash: Option<u64>,
+    /// That it came with, where the policy has sessions.
+    session: Option<Session>,
     /// Its place among the retries, once it is one.
     retrying: Option<Held>,
 }
@@ -203,6 +206,8 @@ impl Outbound {
         let on = tables.ladder.borrow().settings.hash_on.clone();
         let caller = &own.identity.facts.id;
         let hash = on.and_then(|on| outbound::hash_of(&on, request.headers(), request.uri().query(), caller));
+        let sessions = tables.ladder.borrow().settings.session.clone();
+        let session = sessions.as_ref().and_then(|policy| Session::of(policy, request.headers(), now()));
         let upgrade = Upgrade::asked(&mut request);
         let mut request = prepare(request, plan.filters.as_deref(), record)?;
         let attempts = match &upgrade {
@@ -223,6 +228,7 @@ impl Outbound {
             tried: Vec::new(),
             what: if upgrade.is_some() { For::Streams } else { For::Requests },
             hash,
+            session,
             retrying: None,
         };
         let response = self.try_until_answered(outgoing, request, record).await?;
@@ -328,7 +334,14 @@ impl Outbound {
                 Ok(response) if outgoing.retry.statuses.contains(&response.status().as_u16()) => {
                     Failed::status(response)
                 }
-                Ok(response) => return Ok(finish(response, outgoing.plan, tier, &cluster, record)),
+                Ok(response) => {
+                    let mut response = finish(response, outgoing.plan, tier, &cluster, record);
+                    if let Some(policy) = &outgoing.tables.ladder.borrow().settings.session {
+                        let (key, headers) = (choice.candidate.key, response.headers_mut());
+                        Session::tell(policy, outgoing.session, key, headers, now());
+                    }
+                    return Ok(response);
+                }
                 Err(failed) => failed,
             };
             if failed.reason == Reason::Overflow {

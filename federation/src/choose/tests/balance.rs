@@ -160,7 +160,9 @@ fn whoever_is_slow_gets_less_and_is_tried_again() {
         target == at("e0")
     };
     let slow = (0..300).filter(|_| ask(&mut load, NOW)).count();
-    assert!(slow <= 10, "{slow} of 300 went to the slow one");
+    assert!(slow <= 40, "{slow} of 300 went to the slow one");
+    let slow = (0..300).filter(|_| ask(&mut load, NOW)).count();
+    assert!(slow <= 20, "{slow} of 300 went to the slow one, now that it is known");
     let later = NOW + Duration::from_secs(120);
     let slow = (0..300).filter(|_| ask(&mut load, later)).count();
     assert!(slow >= 1, "it is never tried again");

@@ -1,4 +1,4 @@
-//! BackendPolicy.loadBalancing and BackendPolicy.limits as documents write them. Plain data.
+//! BackendPolicy.loadBalancing, limits and sessionPersistence as documents write them. Plain data.
 
 use serde::{Deserialize, Serialize};
 
@@ -65,4 +65,48 @@ pub struct LimitsPolicy {
     /// A connection that has carried nothing for so long is let go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<PolicyDuration>,
+}
+
+/// Requests of one session go to one endpoint, as long as it may be chosen (Gateway API, GEP-1619).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionPersistencePolicy {
+    #[serde(default, rename = "type")]
+    pub kind: SessionKind,
+    /// Name of the cookie or header; absent = `hanse-session`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_name: Option<String>,
+    /// A session ends so long after it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absolute_timeout: Option<PolicyDuration>,
+    /// A session ends when nothing was asked for so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<PolicyDuration>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie_config: Option<CookieConfig>,
+}
+
+/// How the client carries its session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionKind {
+    #[default]
+    Cookie,
+    /// The client sends back what a response said in the same header.
+    Header,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CookieConfig {
+    #[serde(default)]
+    pub lifetime_type: CookieLifetime,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CookieLifetime {
+    /// Until the browser is closed.
+    #[default]
+    Session,
+    /// For `absoluteTimeout`, which is required.
+    Permanent,
 }

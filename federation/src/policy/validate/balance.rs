@@ -1,8 +1,12 @@
 //! Balancing, health and limits, as far as a document alone tells whether they make sense.
 
 use super::Findings;
-use crate::policy::document::balance::{Algorithm, HashOn, LimitsPolicy, LoadBalancingPolicy};
+use crate::policy::document::balance::{
+    Algorithm, CookieLifetime, HashOn, LimitsPolicy, LoadBalancingPolicy, SessionKind,
+    SessionPersistencePolicy,
+};
 use crate::policy::document::{BackendPolicy, HealthPolicy};
+use crate::reserved::is_reserved;
 
 const WHOLE: u32 = 1000;
 
@@ -15,6 +19,39 @@ pub(super) fn check(policy: &BackendPolicy, findings: &mut Findings<'_>) {
     }
     if let Some(limits) = &policy.limits {
         check_limits(limits, findings);
+    }
+    if let Some(session) = &policy.session_persistence {
+        check_session(session, findings);
+    }
+}
+
+fn check_session(session: &SessionPersistencePolicy, findings: &mut Findings<'_>) {
+    let mut error = |field: &str, message: &str, fix: &str| {
+        let path = format!("spec.sessionPersistence.{field}");
+        findings.error("E4136", path, message.to_owned(), fix.to_owned());
+    };
+    if session.session_name.as_deref().is_some_and(is_reserved) {
+        error("sessionName", "headers of that name are the mesh's own", "write another name");
+    }
+    match (session.kind, session.cookie_config.map(|cookie| cookie.lifetime_type)) {
+        (SessionKind::Header, Some(_)) => {
+            error("cookieConfig", "a session by header has no cookie", "remove it, or write type: Cookie");
+        }
+        (SessionKind::Cookie, Some(CookieLifetime::Permanent)) if session.absolute_timeout.is_none() => {
+            error(
+                "cookieConfig.lifetimeType",
+                "a permanent cookie needs to say when it ends",
+                "write absoluteTimeout: 1h, or lifetimeType: Session",
+            );
+        }
+        _ => {}
+    }
+    for (field, timeout) in
+        [("absoluteTimeout", session.absolute_timeout), ("idleTimeout", session.idle_timeout)]
+    {
+        if timeout.is_some_and(|timeout| timeout.is_zero()) {
+            error(field, "a session of 0s is none", "write 1h, or remove it");
+        }
     }
 }
 

@@ -401,6 +401,13 @@ fn balancing_health_and_limits_have_to_make_sense() {
         ("  limits: { maxPending: 2, maxRequests: 2, maxRetries: 0 }", &[]),
         ("  limits: { maxPending: 3, maxRequests: 2 }", &["E4135"]),
         ("  limits: { connectTimeout: 0s, idleTimeout: 0s }", &["E4135", "E4135"]),
+        ("  sessionPersistence: {}", &[]),
+        ("  sessionPersistence: { sessionName: s, absoluteTimeout: 1h, idleTimeout: 10m }", &[]),
+        ("  sessionPersistence: { cookieConfig: { lifetimeType: Permanent } }", &["E4136"]),
+        ("  sessionPersistence: { cookieConfig: { lifetimeType: Permanent }, absoluteTimeout: 1h }", &[]),
+        ("  sessionPersistence: { type: Header, cookieConfig: {} }", &["E4136"]),
+        ("  sessionPersistence: { type: Header, sessionName: x-hanse-s }", &["E4136"]),
+        ("  sessionPersistence: { absoluteTimeout: 0s, idleTimeout: 0s }", &["E4136", "E4136"]),
     ] {
         assert_eq!(codes(&policy("p", spec)), expected, "{spec}");
     }

@@ -47,6 +47,7 @@ impl Outbound {
         let ask = Ask {
             tried: &outgoing.tried,
             hash: outgoing.hash,
+            session: outgoing.session.map(|held| held.target),
             ..Ask::new(now(), &health, &load, self.random.next())
         };
         let choice = ladder.choose(&ask)?;

@@ -78,6 +78,7 @@ impl Outbound {
             tried: Vec::new(),
             what: For::Requests,
             hash: None,
+            session: None,
             retrying: None,
         };
         outgoing.attempts.begin();

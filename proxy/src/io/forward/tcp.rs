@@ -132,6 +132,7 @@ impl Outbound {
             tried: Vec::new(),
             what: For::Streams,
             hash,
+            session: None,
             retrying: None,
         };
         let request =

@@ -263,3 +263,81 @@ fn the_same_user_goes_to_the_same_endpoint() {
         }
     });
 }
+
+#[test]
+fn a_session_stays_with_its_endpoint_while_that_is_well() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.apply(&example("backend-policy-session"));
+        let first = three.shop.product.get(REVIEWS).await;
+        let set = first.header("set-cookie").to_owned();
+        assert!(set.starts_with("reviews-session=01") && set.contains("Max-Age=3600"), "{set}");
+        let cookie = set.split(';').next().unwrap();
+        let with = async |three: &Three, cookie: &str| {
+            let mut request = get(REVIEWS);
+            request.headers_mut().insert("cookie", format!("a=b; {cookie}").parse().unwrap());
+            three.shop.product.request(request).await
+        };
+        for _ in 0..12 {
+            let answer = with(&three, cookie).await;
+            assert_eq!(answer.header("x-app"), first.header("x-app"));
+            assert_eq!(answer.header("set-cookie"), "", "the client knows");
+        }
+        assert_eq!(three.ask(60, &[]).await.len(), 3, "others go elsewhere");
+        // Another proxy of the same service understands it.
+        let other = Sidecar::start(Some(&three.shop.east.workload("productpage")), &[], None);
+        other.publish(&three.shop.view);
+        let mut request = get(REVIEWS);
+        request.headers_mut().insert("cookie", cookie.parse().unwrap());
+        assert_eq!(other.request(request).await.header("x-app"), first.header("x-app"));
+        // What a client makes up is no session, and reaches nobody whom it could not have reached.
+        let forged = format!("reviews-session=01{}", "ab".repeat(16));
+        let answer = with(&three, &forged).await;
+        assert!(answer.status == 200 && answer.header("set-cookie").starts_with("reviews-session=01"));
+        // Its endpoint leaves: the session begins anew elsewhere, and no request fails.
+        let gone = match first.header("x-app") {
+            "reviews-v1" => "reviews-1",
+            "second" => "reviews-2",
+            _ => "reviews-3",
+        };
+        three.shop.change(|view| view.endpoints.get_mut(&gone.parse().unwrap()).unwrap().ready = false);
+        let answer = with(&three, cookie).await;
+        assert_eq!(answer.status, 200);
+        assert_ne!(answer.header("x-app"), first.header("x-app"));
+        assert!(answer.header("set-cookie").starts_with("reviews-session=01"));
+
+        three.shop.policy("  sessionPersistence: { type: Header, sessionName: x-session }");
+        let first = three.shop.product.get(REVIEWS).await;
+        let token = first.header("x-session").to_owned();
+        let counts = three.ask(12, &[("x-session", &token)]).await;
+        assert_eq!(counts.into_keys().collect::<Vec<_>>(), [first.header("x-app")]);
+    });
+}
+
+#[test]
+fn a_fresh_endpoint_warms_up_and_panic_brings_the_ejected_back() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.policy("  loadBalancing: { algorithm: Random, warmup: 1h }");
+        assert_eq!(three.ask(30, &[]).await.len(), 3, "all were there before");
+        let app = App::start("fresh").await;
+        let fresh = three.shop.another("reviews-4", app.address);
+        three.others.push((app, fresh));
+        let counts = three.ask(120, &[]).await;
+        assert!(counts.get("fresh").is_none_or(|count| *count <= 12), "{counts:?}");
+
+        let (policy, out) = ("  health: { outlier: { consecutive5xx: 1, maxEjected: 90%, ejectFor: 1h }", 4);
+        three.shop.policy(&format!("{policy} }}\n  loadBalancing: {{ algorithm: RoundRobin }}"));
+        let product = &three.shop.product;
+        let mut failed = 0;
+        while failed < out - 1 {
+            failed += usize::from(product.get("http://reviews.shop/status/500").await.status == 500);
+        }
+        assert_eq!(three.ask(20, &[]).await.len(), 1, "three of four are out");
+        three
+            .shop
+            .policy(&format!("{policy}, panicBelow: 30% }}\n  loadBalancing: {{ algorithm: RoundRobin }}"));
+        // One that succeeds is well again, and as soon as enough are, the others stay out.
+        assert_eq!(three.ask(20, &[]).await.len(), 2);
+    });
+}
