@@ -71,9 +71,17 @@ pub fn may_upgrade_to(protocol: &HeaderValue) -> bool {
     is_token(name) && is_token(version) && !refused.iter().any(|refused| name.eq_ignore_ascii_case(refused))
 }
 
-/// Whether it is beyond doubt where the body ends. Ask before hop-by-hop headers are gone. hyper settles most of it
+/// Whether it is beyond doubt where the body ends and what the fields are called. Ask before hop-by-hop headers are gone. hyper settles most of it
 /// itself; what it lets pass must not be settled otherwise by whoever comes after us (RFC 9112 §6.1, §6.3).
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
+    // An app that names its fields like variables of an environment (CGI, WSGI) reads these as the real ones.
+    if headers.contains_key("content_length") || headers.contains_key("transfer_encoding") {
+        return false;
+    }
+    // HTTP/2 brings it, the library allows it in names, and it is no character of them (RFC 9110 §5.1).
+    if headers.keys().any(|name| name.as_str().as_bytes().contains(&b'"')) {
+        return false;
+    }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     match (lengths.next(), lengths.next()) {
         (Some(_), Some(_)) => false,

@@ -124,6 +124,7 @@ fn a_body_that_two_readers_would_end_at_different_places_is_refused() {
     );
     assert!(!framing(&[("content-length", "5"), ("content-length", "5")]));
     assert!(!framing(&[("content-length", "5"), ("transfer-encoding", "chunked")]));
+    assert!(!framing(&[("content_length", "5")]) && !framing(&[("transfer_encoding", "chunked")]));
 }
 
 #[test]

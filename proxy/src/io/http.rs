@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hanse_identity::frames::Frames;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use http_body::Body;
 use hyper::body::Incoming;
-use hyper::service::HttpService;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::metered::Metered;
 use crate::connections::{Live, Order};
+use crate::headers::is_framing_plain;
 use crate::runtime::drain::Stop;
 use crate::runtime::telemetry::Telemetry;
 use crate::runtime::worker::LocalExecutor;
@@ -102,6 +103,18 @@ pub async fn serve<I, S, B>(
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD_BYTES)
                 .half_close(false);
+            // Who was not understood about where its request ends is not understood about where the next one begins.
+            let service = service_fn(move |request: Request<Incoming>| {
+                let plain = is_framing_plain(request.headers());
+                let answered = hyper::service::Service::call(&service, request);
+                async move {
+                    let mut response = answered.await?;
+                    if !plain {
+                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, Infallible>(response)
+                }
+            });
             let connection = http.serve_connection(TokioIo::new(io), service);
             match live {
                 // Only our own app may take a connection over: a stream must not outlive its place in the table.
