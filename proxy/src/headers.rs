@@ -16,6 +16,9 @@ pub const TIER: HeaderName = HeaderName::from_static("x-hanse-tier");
 /// Who called; towards the app that serves (Envoy's header and syntax).
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
 /// Removes the mesh's own headers, as they came from outside.
 pub fn strip_reserved(headers: &mut HeaderMap) {
     while let Some(name) = headers.keys().find(|name| is_reserved(name.as_str())).cloned() {
@@ -38,8 +41,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(header::CONNECTION);
     }
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
     headers.remove(header::TRANSFER_ENCODING);
     headers.remove(header::UPGRADE);
     if headers.get_all(header::TE).iter().any(|te| te != "trailers") {

@@ -9,6 +9,7 @@ pub mod credentials;
 pub mod drain;
 pub mod knowledge;
 pub mod telemetry;
+pub mod text;
 pub mod view;
 pub mod worker;
 

@@ -34,6 +34,7 @@ use crate::answer::Reason;
 use crate::headers;
 use crate::inbound::{Admitted, Refused, admit};
 use crate::runtime::drain::Stop;
+use crate::runtime::text::Text;
 use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
 
@@ -44,6 +45,8 @@ pub struct Inbound {
     plane: Arc<Plane>,
     reporter: Rc<Reporter>,
     services: Arc<BTreeSet<ServiceName>>,
+    /// The same, as records have them.
+    service_texts: BTreeMap<ServiceName, Text>,
     app: Option<Rc<App>>,
     in_flight: InFlight,
     limits: Arc<Limits>,
@@ -59,7 +62,15 @@ pub struct Inbound {
 pub struct Caller {
     verified: VerifiedCaller,
     client_cert: HeaderValue,
-    own: SpiffeId,
+    names: CallerNames,
+}
+
+/// One connection's two ends, as records have them.
+struct CallerNames {
+    source: Text,
+    destination: Text,
+    /// The clusters of both, at that revision.
+    clusters: RefCell<(Option<Revision>, Text, Text)>,
 }
 
 /// The app's address and the connections to it that nobody uses at the moment.
@@ -110,13 +121,28 @@ impl Inbound {
             app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
         let access = RefCell::default();
         let (in_flight, users) = (InFlight::default(), RefCell::default());
-        Self { plane, reporter, services, app, in_flight, limits, streams, tcp_ports, users, access }
+        let service_texts = services.iter().map(|service| (service.clone(), Text::of(service))).collect();
+        Self {
+            plane,
+            reporter,
+            services,
+            service_texts,
+            app,
+            in_flight,
+            limits,
+            streams,
+            tcp_ports,
+            users,
+            access,
+        }
     }
 
     /// What the requests of one verified connection have in common.
     pub fn caller(&self, verified: &VerifiedCaller, hash: &str, own: SpiffeId) -> Caller {
         let client_cert = headers::client_cert(&own, hash, verified.id());
-        Caller { verified: verified.clone(), client_cert, own }
+        let (source, destination) = (Text::of(verified.id()), Text::of(&own));
+        let names = CallerNames { source, destination, clusters: RefCell::default() };
+        Caller { verified: verified.clone(), client_cert, names }
     }
 
     /// Answers one request of the mesh.
@@ -176,24 +202,17 @@ impl Inbound {
     fn admit_by(
         &self,
         caller: &Caller,
-        service: Option<&ServiceName>,
+        service: Text,
         record: &mut Record,
         admit: impl FnOnce(Option<&View>, Option<&RevocationId>, &AccessTable) -> Result<Admitted, Refused>,
     ) -> Result<Admitted, Reason> {
         let known = self.plane.knowledge.now();
-        record.entry.source_spiffe = caller.verified.id().to_string();
-        record.entry.destination_spiffe = caller.own.to_string();
+        record.entry.source_spiffe = caller.names.source.clone();
+        record.entry.destination_spiffe = caller.names.destination.clone();
         if let Some(view) = known.view.as_deref() {
-            record.entry.destination_cluster = view.cluster.to_string();
-            let from = caller.verified.id().trust_domain();
-            let peer = view.peer_of(from).map(|peer| peer.record.cluster.to_string());
-            record.entry.source_cluster = match peer {
-                Some(peer) => peer,
-                None if *from == view.trust_domain => view.cluster.to_string(),
-                None => String::new(),
-            };
+            (record.entry.source_cluster, record.entry.destination_cluster) = caller.clusters(view);
         }
-        record.entry.upstream_cluster = service.map(ToString::to_string).unwrap_or_default();
+        record.entry.upstream_cluster = service;
         if known.own_is_replaced {
             // Its connection is about to be closed: it may come again over another, here too.
             return Err(Reason::NotReady);
@@ -245,10 +264,16 @@ impl Inbound {
     }
 
     /// The one of our services that the request names, else our only one; for records.
-    fn named_service(&self, request: &Request<Incoming>) -> Option<&ServiceName> {
-        let authority = headers::authority(request).ok().flatten();
-        let named = authority.and_then(hanse_federation::host::ServiceHost::parse);
-        named.and_then(|host| self.services.get(&host.service)).or_else(|| self.services.first())
+    fn named_service(&self, request: &Request<Incoming>) -> Text {
+        let text = match self.services.len() {
+            0 | 1 => None,
+            _ => {
+                let authority = headers::authority(request).ok().flatten();
+                let named = authority.and_then(hanse_federation::host::ServiceHost::parse);
+                named.and_then(|host| self.service_texts.get(&host.service))
+            }
+        };
+        text.or_else(|| self.service_texts.values().next()).cloned().unwrap_or_default()
     }
 
     async fn serve(
@@ -270,6 +295,23 @@ impl Inbound {
         headers::strip_reserved(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;
         Ok((response, borrowed))
+    }
+}
+
+impl Caller {
+    /// Its cluster and ours, as records have them; made anew when the View has changed.
+    fn clusters(&self, view: &View) -> (Text, Text) {
+        let mut clusters = self.names.clusters.borrow_mut();
+        if clusters.0 != Some(view.revision) {
+            let from = self.verified.id().trust_domain();
+            let source = match view.peer_of(from) {
+                Some(peer) => Text::of(&peer.record.cluster),
+                None if *from == view.trust_domain => Text::of(&view.cluster),
+                None => Text::default(),
+            };
+            *clusters = (Some(view.revision), source, Text::of(&view.cluster));
+        }
+        (clusters.1.clone(), clusters.2.clone())
     }
 }
 
@@ -353,9 +395,16 @@ impl App {
     /// The connection used last that is ready for the next request: the youngest is the least likely to be closed.
     fn take_idle(&self) -> Option<http1::SendRequest<RequestBody>> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|connection| !connection.is_closed());
-        let ready = idle.iter().rposition(http1::SendRequest::is_ready)?;
-        idle.remove(ready)
+        // One may still be on its way to readiness: those before it are asked then.
+        for at in (0..idle.len()).rev() {
+            if idle[at].is_ready() {
+                return idle.remove(at);
+            }
+            if idle[at].is_closed() {
+                idle.remove(at);
+            }
+        }
+        None
     }
 
     fn give_back(&self, connection: http1::SendRequest<RequestBody>) {

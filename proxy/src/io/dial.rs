@@ -29,6 +29,7 @@ use super::metered::Metered;
 use super::sever::Sever;
 use super::tls::{self, About, Dialled, TlsRefusal};
 use crate::connections::{Live, Order, Side};
+use crate::runtime::text::Text;
 use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
 
@@ -36,6 +37,8 @@ use crate::runtime::{Plane, now};
 pub struct MeshConnection {
     sender: SendRequest<RequestBody>,
     pub peer: SpiffeId,
+    /// The same, as records have it.
+    pub peer_text: Text,
     /// For a tunnel: our own gateway that it goes through, if it does.
     pub via: Option<NodeName>,
     /// The tunnel that it runs in, if it does: new requests go elsewhere when that is on its way out.
@@ -359,6 +362,7 @@ where
     tokio::task::spawn_local(driver);
     Ok(MeshConnection {
         sender,
+        peer_text: Text::of(&peer),
         peer,
         via: None,
         outer: None,

@@ -16,6 +16,7 @@ use hanse_federation::host::ServiceHost;
 use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable};
 use hanse_federation::{Revision, View};
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
@@ -34,6 +35,7 @@ use crate::headers;
 use crate::outbound::{self, Plan};
 use crate::runtime::credentials::Current;
 use crate::runtime::knowledge::Known;
+use crate::runtime::text::Text;
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
 use crate::session::Session;
@@ -70,6 +72,7 @@ pub struct Outbound {
     backends: RefCell<HashMap<ServiceName, Rc<Backend>>>,
     /// Of this proxy; limits are divided among them.
     workers: u32,
+    own: RefCell<OwnNames>,
     in_flight: Cell<usize>,
     /// Copies under way.
     mirroring: Cell<usize>,
@@ -83,6 +86,29 @@ struct Tables {
     backend: Rc<Backend>,
     /// This worker's share.
     limits: Limits,
+    names: Rc<Names>,
+}
+
+/// One service and the clusters that answer for it, as records and headers have them.
+struct Names {
+    service: Text,
+    clusters: RefCell<Vec<Named>>,
+}
+
+/// A cluster, as records and headers have it.
+#[derive(Clone)]
+struct Named {
+    name: ClusterName,
+    text: Text,
+    header: HeaderValue,
+}
+
+/// Ourselves, as records have us.
+#[derive(Default)]
+struct OwnNames {
+    of: Option<Arc<Current>>,
+    cluster: Text,
+    spiffe: Text,
 }
 
 /// A request that is being tried.
@@ -111,6 +137,8 @@ const NO_AUTHORITY: &str = "localhost";
 const REDIRECT: &str = "redirect";
 /// Requests that one worker has in flight at a time.
 const MAX_IN_FLIGHT: usize = 16_384;
+/// Names of clusters that one service's tables keep.
+const MAX_CLUSTERS: usize = 64;
 /// Services whose tables one worker keeps.
 const MAX_TABLES: usize = 20_000;
 /// How long a request waits for our own SVID, where a revoked one is being replaced: some round trips and a write to the
@@ -138,6 +166,7 @@ impl Outbound {
             tables: RefCell::default(),
             backends: RefCell::default(),
             workers,
+            own: RefCell::default(),
             in_flight: Cell::new(0),
             mirroring: Cell::new(0),
         }
@@ -191,8 +220,9 @@ impl Outbound {
             return Err(Reason::BadRequest);
         }
         let plan = self.plan(view, &host, &request, is_grpc)?;
-        record.entry.upstream_cluster = plan.backend.service.to_string();
         plan.route.as_ref().clone_into(&mut record.entry.policy);
+        let tables = self.tables(view, &plan.backend);
+        record.entry.upstream_cluster = tables.names.service.clone();
         if let Some(redirect) = plan.filters.as_ref().and_then(|filters| filters.redirect()) {
             return redirected(redirect, authority.unwrap_or(NO_AUTHORITY), request.uri(), &plan, record);
         }
@@ -200,7 +230,6 @@ impl Outbound {
         if let Some(answer) = self.inject(&plan, &request, is_grpc, deadline, record).await? {
             return Ok(answer);
         }
-        let tables = self.tables(view, &plan.backend);
         tables.backend.budget.borrow_mut().deposit(now());
 
         let on = tables.ladder.borrow().settings.hash_on.clone();
@@ -249,8 +278,7 @@ impl Outbound {
         }
         let view = known.view.as_ref().ok_or(Reason::NotReady)?;
         let own = self.plane.credentials.current().ok_or(Reason::NotReady)?;
-        record.entry.source_cluster = view.cluster.to_string();
-        record.entry.source_spiffe = own.identity.facts.id.to_string();
+        self.tell_source(view, &own, record);
         if now() >= own.identity.facts.not_after { Err(Reason::NotReady) } else { Ok((view, own)) }
     }
 
@@ -278,6 +306,7 @@ impl Outbound {
         if let Some(held) = held.filter(|held| held.revision == view.revision) {
             return Rc::clone(held);
         }
+        let names = held.map_or_else(|| Rc::new(Names::new(&host.service)), |held| Rc::clone(&held.names));
         let previous = held.map(|held| held.ladder.borrow());
         let ladder = Ladder::build(view, host, &self.plane.locality, previous.as_deref());
         drop(previous);
@@ -287,7 +316,7 @@ impl Outbound {
         let limits = ladder.settings.limits.share(self.workers);
         let backend = self.backend(&host.service, known);
         let ladder = RefCell::new(ladder);
-        let built = Rc::new(Tables { revision: view.revision, routes, ladder, backend, limits });
+        let built = Rc::new(Tables { revision: view.revision, routes, ladder, backend, limits, names });
         // Names that nothing is known of are not remembered: anybody can make up more of them.
         if known && tables.len() < MAX_TABLES {
             tables.insert(host.clone(), Rc::clone(&built));
@@ -323,8 +352,8 @@ impl Outbound {
             }
             let (tier, cluster) = self.describe(&outgoing, &choice);
             record.entry.tier = tier;
-            record.entry.destination_cluster = cluster.to_string();
-            self.admit(&outgoing, &choice.candidate.target, &cluster, record)?;
+            record.entry.destination_cluster = cluster.text.clone();
+            self.admit(&outgoing, &choice.candidate.target, &cluster.name, record)?;
             outgoing.attempts.begin();
             record.entry.attempts = outgoing.attempts.made();
             // Kept only if it may be sent again; a body is not.
@@ -357,7 +386,7 @@ impl Outbound {
                 Verdict::PickAgain => {}
                 Verdict::Retry => {
                     if outgoing.retrying.is_none() {
-                        match self.take_retry(&outgoing, &cluster, record) {
+                        match self.take_retry(&outgoing, &cluster.name, record) {
                             Ok(place) => outgoing.retrying = Some(place),
                             Err(_) => return give_up(failed, outgoing.plan, tier, &cluster, record),
                         }
@@ -371,14 +400,26 @@ impl Outbound {
         }
     }
 
-    fn describe(&self, outgoing: &Outgoing<'_>, choice: &Choice) -> (&'static str, ClusterName) {
+    fn describe(&self, outgoing: &Outgoing<'_>, choice: &Choice) -> (&'static str, Named) {
         let tier = match outgoing.tables.ladder.borrow().tiers[choice.tier].kind {
             TierKind::Zone => "zone",
             TierKind::Region => "region",
             TierKind::Cluster => "cluster",
             TierKind::Peer => "peer",
         };
-        (tier, choice.candidate.cluster(&outgoing.view.cluster).clone())
+        (tier, outgoing.tables.names.cluster(choice.candidate.cluster(&outgoing.view.cluster)))
+    }
+
+    /// Puts us into the record.
+    fn tell_source(&self, view: &View, own: &Arc<Current>, record: &mut Record) {
+        let mut names = self.own.borrow_mut();
+        if !names.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, own)) || names.cluster != view.cluster.as_str()
+        {
+            let (cluster, spiffe) = (Text::of(&view.cluster), Text::of(&own.identity.facts.id));
+            *names = OwnNames { of: Some(Arc::clone(own)), cluster, spiffe };
+        }
+        record.entry.source_cluster = names.cluster.clone();
+        record.entry.source_spiffe = names.spiffe.clone();
     }
 
     /// One attempt, and health told of it.
@@ -422,7 +463,7 @@ impl Outbound {
             Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request, record)),
         };
         drop(waiting);
-        record.entry.destination_spiffe = connection.peer.to_string();
+        record.entry.destination_spiffe = connection.peer_text.clone();
         if is_stream && request.extensions().get::<Protocol>().is_some() && !connection.takes_upgrades() {
             let error = DialError::Http("the proxy there takes no upgrades".to_owned());
             return Err(Failed::unconnected(&error, request, record));
@@ -512,6 +553,27 @@ impl Outbound {
     }
 }
 
+impl Names {
+    fn new(service: &ServiceName) -> Self {
+        Self { service: Text::of(service), clusters: RefCell::default() }
+    }
+
+    fn cluster(&self, name: &ClusterName) -> Named {
+        let mut clusters = self.clusters.borrow_mut();
+        if let Some(named) = clusters.iter().find(|named| named.name == *name) {
+            return named.clone();
+        }
+        // Clusters leave now and then; no request remembers which.
+        if clusters.len() >= MAX_CLUSTERS {
+            clusters.clear();
+        }
+        let header = HeaderValue::from_str(name.as_str()).expect("a DNS label is visible ASCII");
+        let named = Named { name: name.clone(), text: Text::of(name), header };
+        clusters.push(named.clone());
+        named
+    }
+}
+
 struct Decrement<'c>(&'c Cell<usize>);
 
 impl Drop for Decrement<'_> {
@@ -542,13 +604,17 @@ fn prepare(
 ) -> Result<Request<RequestBody>, Reason> {
     let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
     let authority = filters.and_then(Filters::host).or(authority).unwrap_or(NO_AUTHORITY);
-    let uri = Uri::builder().scheme("http").authority(authority);
     let asked = request.uri();
-    let uri = match filters.and_then(|filters| filters.path_and_query(asked.path(), asked.query())) {
-        Some(rewritten) => uri.path_and_query(rewritten),
-        None => uri.path_and_query(asked.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)),
+    let rewritten = filters.and_then(|filters| filters.path_and_query(asked.path(), asked.query()));
+    let path = match rewritten {
+        Some(rewritten) => rewritten.parse().map_err(|_| Reason::BadRequest)?,
+        None => asked.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
     };
-    let uri = uri.build().map_err(|_| Reason::BadRequest)?;
+    let mut uri = http::uri::Parts::default();
+    uri.scheme = Some(http::uri::Scheme::HTTP);
+    uri.authority = Some(authority.parse().map_err(|_| Reason::BadRequest)?);
+    uri.path_and_query = Some(path);
+    let uri = Uri::from_parts(uri).map_err(|_| Reason::BadRequest)?;
     let (mut parts, body) = request.into_parts();
     parts.uri = uri;
     parts.version = Version::HTTP_2;
@@ -581,7 +647,7 @@ fn finish(
     mut response: Response<AnswerBody>,
     plan: &Plan,
     tier: &'static str,
-    cluster: &ClusterName,
+    cluster: &Named,
     record: &mut Record,
 ) -> Response<AnswerBody> {
     let headers = response.headers_mut();
@@ -592,8 +658,7 @@ fn finish(
     if let Some(filters) = &plan.filters {
         filters.edit_response(headers);
     }
-    let cluster = HeaderValue::from_str(cluster.as_str()).expect("a DNS label is visible ASCII");
-    headers.insert(headers::CLUSTER, cluster);
+    headers.insert(headers::CLUSTER, cluster.header.clone());
     headers.insert(headers::TIER, HeaderValue::from_static(tier));
     response
 }
@@ -603,7 +668,7 @@ fn give_up(
     failed: Failed,
     plan: &Plan,
     tier: &'static str,
-    cluster: &ClusterName,
+    cluster: &Named,
     record: &mut Record,
 ) -> Result<Response<AnswerBody>, Reason> {
     match failed.response {

@@ -1,32 +1,37 @@
 //! The record of one request: what is counted and logged when it is over, however it ends.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hanse_federation::policy::access::Denied;
 use http::{Request, StatusCode, Version};
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::histogram::Histogram;
 
 use super::body::{ByteCount, OnEnd};
 use super::stream::Ending;
 use crate::answer::Reason;
 use crate::io::forward::UnderWay;
-use crate::runtime::access_log::{AccessLog, Entry};
+use crate::runtime::access_log::{AccessLog, Entry, Lines};
 use crate::runtime::telemetry::{
-    AccessLabels, DurationLabels, FaultLabels, LimitLabels, MirrorLabels, OverflowLabels, RequestLabels,
-    RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
+    AccessLabels, DurationLabels, Durations, FaultLabels, LimitLabels, MAX_SERIES, MirrorLabels,
+    OverflowLabels, RequestLabels, RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
 };
+use crate::runtime::text::Text;
 use crate::runtime::{Plane, now};
 
 /// One worker's way to metrics and access log.
 pub struct Reporter {
     pub plane: Arc<Plane>,
-    pub access_log: Option<AccessLog>,
+    log: Option<Rc<Lines>>,
+    /// Those that requests of the same kind count in, found without building their labels.
+    series: RefCell<HashMap<SeriesKey, Rc<Series>>>,
+    /// The one counted in last: the next request is mostly of the same kind.
+    last: RefCell<Option<(SeriesKey, Rc<Series>)>>,
     requests: RefCell<SeriesCache<RequestLabels, Counter>>,
-    durations: RefCell<SeriesCache<DurationLabels, Histogram>>,
+    durations: RefCell<SeriesCache<DurationLabels, Durations>>,
     tiers: RefCell<SeriesCache<TierLabels, Counter>>,
     retries: RefCell<SeriesCache<RetryLabels, Counter>>,
     mirrored: RefCell<SeriesCache<MirrorLabels, Counter>>,
@@ -51,8 +56,30 @@ enum TcpEvent {
     Closed { received: u64, sent: u64 },
 }
 
+/// What requests of one kind count in.
+struct Series {
+    requests: Counter,
+    durations: Durations,
+    tier: Option<Counter>,
+    /// Their keys stay taken for as long as they are part of a `SeriesKey`.
+    _names: [Text; NAMES],
+}
+
+/// A kind of request, told apart without a look at the letters of its names.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct SeriesKey {
+    direction: Direction,
+    response_code: u16,
+    response_flags: &'static str,
+    tier: &'static str,
+    names: [usize; NAMES],
+}
+
+/// Names that are labels.
+const NAMES: usize = 5;
+
 /// Which way a request went, seen from the app.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     Inbound,
     Outbound,
@@ -109,7 +136,9 @@ impl Reporter {
     pub fn new(plane: Arc<Plane>, access_log: Option<AccessLog>) -> Self {
         Self {
             plane,
-            access_log,
+            log: access_log.map(Lines::new),
+            series: RefCell::default(),
+            last: RefCell::default(),
             requests: RefCell::default(),
             durations: RefCell::default(),
             tiers: RefCell::default(),
@@ -171,11 +200,11 @@ impl Reporter {
             request_protocol: "tcp",
             response_flags: entry.response_flags,
             connection_security_policy: direction.security_policy(),
-            source_cluster: entry.source_cluster.clone(),
-            source_principal: entry.source_spiffe.clone(),
-            destination_cluster: entry.destination_cluster.clone(),
-            destination_principal: entry.destination_spiffe.clone(),
-            destination_service: entry.upstream_cluster.clone(),
+            source_cluster: entry.source_cluster.to_string(),
+            source_principal: entry.source_spiffe.to_string(),
+            destination_cluster: entry.destination_cluster.to_string(),
+            destination_principal: entry.destination_spiffe.to_string(),
+            destination_service: entry.upstream_cluster.to_string(),
             destination_service_name: name.to_owned(),
             destination_service_namespace: namespace.to_owned(),
         };
@@ -201,7 +230,50 @@ impl Reporter {
         }
     }
 
-    fn count(&self, direction: Direction, entry: &Entry, millis: f64) {
+    fn count(&self, direction: Direction, entry: &Entry, duration: Duration) {
+        let series = self.series(direction, entry);
+        series.requests.inc();
+        series.durations.observe(duration);
+        if let Some(tier) = &series.tier {
+            tier.inc();
+        }
+    }
+
+    fn series(&self, direction: Direction, entry: &Entry) -> Rc<Series> {
+        let names = [
+            &entry.source_cluster,
+            &entry.source_spiffe,
+            &entry.destination_cluster,
+            &entry.destination_spiffe,
+            &entry.upstream_cluster,
+        ];
+        let key = SeriesKey {
+            direction,
+            response_code: entry.response_code,
+            response_flags: entry.response_flags,
+            tier: entry.tier,
+            names: names.map(Text::key),
+        };
+        let mut last = self.last.borrow_mut();
+        if let Some((_, series)) = last.as_ref().filter(|(before, _)| *before == key) {
+            return Rc::clone(series);
+        }
+        let mut known = self.series.borrow_mut();
+        let held = known.get(&key).cloned();
+        let series = held.unwrap_or_else(|| {
+            // The same names are made anew from time to time, so that old keys are never asked for again.
+            if known.len() >= MAX_SERIES {
+                known.clear();
+            }
+            let series = Rc::new(self.look_up(direction, entry, names.map(Clone::clone)));
+            known.insert(key, Rc::clone(&series));
+            series
+        });
+        *last = Some((key, Rc::clone(&series)));
+        series
+    }
+
+    fn look_up(&self, direction: Direction, entry: &Entry, names: [Text; NAMES]) -> Series {
         let telemetry = &self.plane.telemetry;
         let (namespace, name) = entry.upstream_cluster.split_once('/').unwrap_or(("", ""));
         let labels = RequestLabels {
@@ -210,11 +282,11 @@ impl Reporter {
             response_code: u32::from(entry.response_code),
             response_flags: entry.response_flags,
             connection_security_policy: direction.security_policy(),
-            source_cluster: entry.source_cluster.clone(),
-            source_principal: entry.source_spiffe.clone(),
-            destination_cluster: entry.destination_cluster.clone(),
-            destination_principal: entry.destination_spiffe.clone(),
-            destination_service: entry.upstream_cluster.clone(),
+            source_cluster: entry.source_cluster.to_string(),
+            source_principal: entry.source_spiffe.to_string(),
+            destination_cluster: entry.destination_cluster.to_string(),
+            destination_principal: entry.destination_spiffe.to_string(),
+            destination_service: entry.upstream_cluster.to_string(),
             destination_service_name: name.to_owned(),
             destination_service_namespace: namespace.to_owned(),
         };
@@ -226,25 +298,27 @@ impl Reporter {
             destination_service_namespace: OVERFLOW.to_owned(),
             ..labels
         };
-        self.requests.borrow_mut().handle(&telemetry.requests, labels, overflow).inc();
+        let requests = self.requests.borrow_mut().handle(&telemetry.requests, labels, overflow).clone();
         let labels = DurationLabels {
             reporter: direction.reporter(),
-            source_cluster: entry.source_cluster.clone(),
-            destination_cluster: entry.destination_cluster.clone(),
-            destination_service: entry.upstream_cluster.clone(),
+            source_cluster: entry.source_cluster.to_string(),
+            destination_cluster: entry.destination_cluster.to_string(),
+            destination_service: entry.upstream_cluster.to_string(),
         };
         let overflow = |labels| DurationLabels { destination_service: OVERFLOW.to_owned(), ..labels };
-        self.durations.borrow_mut().handle(&telemetry.durations, labels, overflow).observe(millis);
-        if direction == Direction::Outbound && !entry.tier.is_empty() {
+        let durations = self.durations.borrow_mut().handle(&telemetry.durations, labels, overflow).clone();
+        let tiered = direction == Direction::Outbound && !entry.tier.is_empty();
+        let tier = tiered.then(|| {
             let labels = TierLabels {
-                cluster: entry.source_cluster.clone(),
-                service: entry.upstream_cluster.clone(),
+                cluster: entry.source_cluster.to_string(),
+                service: entry.upstream_cluster.to_string(),
                 tier: entry.tier,
-                destination_cluster: entry.destination_cluster.clone(),
+                destination_cluster: entry.destination_cluster.to_string(),
             };
             let overflow = |labels| TierLabels { service: OVERFLOW.to_owned(), ..labels };
-            self.tiers.borrow_mut().handle(&telemetry.tiers, labels, overflow).inc();
-        }
+            self.tiers.borrow_mut().handle(&telemetry.tiers, labels, overflow).clone()
+        });
+        Series { requests, durations, tier, _names: names }
     }
 }
 
@@ -252,13 +326,13 @@ impl Record {
     pub fn begin<B>(reporter: &Rc<Reporter>, direction: Direction, request: &Request<B>) -> Self {
         let mut entry = Entry {
             direction: direction.label(),
-            method: request.method().to_string(),
+            method: request.method().clone(),
             protocol: protocol(request.version()),
             response_flags: "-",
             ..Entry::default()
         };
-        if reporter.access_log.is_some() {
-            entry.start_time = now().to_string();
+        if reporter.log.is_some() {
+            entry.start_time = now();
             request.uri().path().clone_into(&mut entry.path);
             if let Ok(Some(authority)) = crate::headers::authority(request) {
                 authority.clone_into(&mut entry.authority);
@@ -368,14 +442,13 @@ impl Record {
         self.finished = true;
         let elapsed = self.started.elapsed();
         if self.entry.protocol != TCP {
-            self.reporter.count(self.direction, &self.entry, elapsed.as_secs_f64() * 1000.0);
+            self.reporter.count(self.direction, &self.entry, elapsed);
         }
-        if let Some(log) = &self.reporter.access_log {
-            let mut entry = std::mem::take(&mut self.entry);
-            entry.bytes_received = self.received.get();
-            entry.bytes_sent = bytes;
-            entry.duration = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            log.record(entry);
+        if let Some(log) = &self.reporter.log {
+            self.entry.bytes_received = self.received.get();
+            self.entry.bytes_sent = bytes;
+            self.entry.duration = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            log.record(&self.entry);
         }
     }
 }

@@ -1,24 +1,31 @@
 //! The access log: one JSON object per request, one line each, written by a thread of its own.
 //!
-//! Workers hand entries over and never wait: when the writer is behind, entries are dropped and counted.
+//! Workers hand whole batches over and never wait: when the writer is behind, batches are dropped and their lines counted.
 
+use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde::Serialize;
+use hanse_identity::Timestamp;
+use http::Method;
+use serde::{Serialize, Serializer};
 
 use super::telemetry::Telemetry;
+use super::text::Text;
 
 /// One request. Istio's field names, then ours.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Entry {
-    pub start_time: String,
+    #[serde(serialize_with = "as_text")]
+    pub start_time: Timestamp,
     pub direction: &'static str,
-    pub method: String,
+    #[serde(serialize_with = "as_text")]
+    pub method: Method,
     /// Without the query: it may hold what is not ours to keep.
     pub path: String,
     pub protocol: &'static str,
@@ -31,28 +38,49 @@ pub struct Entry {
     pub bytes_sent: u64,
     pub duration: u64,
     /// The service that was meant, `namespace/name`.
-    pub upstream_cluster: String,
-    pub source_cluster: String,
-    pub destination_cluster: String,
-    pub source_spiffe: String,
-    pub destination_spiffe: String,
+    pub upstream_cluster: Text,
+    pub source_cluster: Text,
+    pub destination_cluster: Text,
+    pub source_spiffe: Text,
+    pub destination_spiffe: Text,
     pub tier: &'static str,
     pub attempts: u32,
     pub policy: String,
     pub hanse_reason: String,
 }
 
-/// Where entries go.
+/// Where batches of lines go.
 #[derive(Clone)]
 pub struct AccessLog {
-    entries: SyncSender<Box<Entry>>,
+    batches: SyncSender<Batch>,
     telemetry: Arc<Telemetry>,
 }
 
-/// Entries that may wait for the writer.
-const QUEUE: usize = 8192;
-/// Longest time that an entry stays in the buffer while nothing follows it.
+/// One worker's lines that are not on their way yet. Dropped, it hands over what it has.
+pub struct Lines {
+    log: AccessLog,
+    pending: RefCell<Batch>,
+    /// Somebody will hand them over before long.
+    due: Cell<bool>,
+}
+
+/// Whole lines.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    lines: u64,
+}
+
+/// Bytes after which a batch is handed over at once.
+const BATCH_BYTES: usize = 32 * 1024;
+/// Batches that may wait for the writer.
+const QUEUE: usize = 256;
+/// Longest time that a line stays with its worker.
 const FLUSH_AFTER: Duration = Duration::from_millis(100);
+
+fn as_text<T: ToString, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&value.to_string())
+}
 
 impl AccessLog {
     /// Starts the writer. `-` is standard output; a file is appended to. The thread ends when every clone is gone.
@@ -71,40 +99,66 @@ impl AccessLog {
         sink: Box<dyn Write + Send>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (entries, incoming) = sync_channel(QUEUE);
+        let (batches, incoming) = sync_channel(QUEUE);
         let writer = std::thread::Builder::new().name("access-log".to_owned());
         let thread = writer.spawn(move || {
             if let Err(error) = write_all(&incoming, sink) {
                 tracing::error!(%error, "the access log can no longer be written");
             }
         })?;
-        Ok((Self { entries, telemetry }, thread))
+        Ok((Self { batches, telemetry }, thread))
+    }
+}
+
+impl Lines {
+    pub fn new(log: AccessLog) -> Rc<Self> {
+        Rc::new(Self { log, pending: RefCell::default(), due: Cell::new(false) })
     }
 
-    /// Never waits.
-    pub fn record(&self, entry: Entry) {
-        if self.entries.try_send(Box::new(entry)).is_err() {
-            self.telemetry.access_log_dropped.inc();
+    /// Never waits. Call it on the worker's `LocalSet`.
+    pub fn record(self: &Rc<Self>, entry: &Entry) {
+        let length = {
+            let mut pending = self.pending.borrow_mut();
+            let before = pending.text.len();
+            if serde_json::to_writer(&mut pending.text, entry).is_err() {
+                pending.text.truncate(before);
+                return;
+            }
+            pending.text.push(b'\n');
+            pending.lines += 1;
+            pending.text.len()
+        };
+        if length >= BATCH_BYTES {
+            self.hand_over();
+        } else if !self.due.replace(true) {
+            let lines = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(FLUSH_AFTER).await;
+                lines.due.set(false);
+                lines.hand_over();
+            });
+        }
+    }
+
+    fn hand_over(&self) {
+        let batch = self.pending.take();
+        let lines = batch.lines;
+        if lines > 0 && self.log.batches.try_send(batch).is_err() {
+            self.log.telemetry.access_log_dropped.inc_by(lines);
         }
     }
 }
 
-fn write_all(incoming: &Receiver<Box<Entry>>, sink: Box<dyn Write + Send>) -> std::io::Result<()> {
-    let mut out = std::io::BufWriter::with_capacity(64 * 1024, sink);
-    loop {
-        match incoming.recv_timeout(FLUSH_AFTER) {
-            Ok(entry) => {
-                serde_json::to_writer(&mut out, &*entry)?;
-                out.write_all(b"\n")?;
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                out.flush()?;
-                // Nothing to do until there is something: no need to wake up again and again.
-                let Ok(entry) = incoming.recv() else { return out.flush() };
-                serde_json::to_writer(&mut out, &*entry)?;
-                out.write_all(b"\n")?;
-            }
-            Err(RecvTimeoutError::Disconnected) => return out.flush(),
-        }
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.hand_over();
     }
+}
+
+fn write_all(incoming: &Receiver<Batch>, mut sink: Box<dyn Write + Send>) -> std::io::Result<()> {
+    for batch in incoming {
+        sink.write_all(&batch.text)?;
+        sink.flush()?;
+    }
+    Ok(())
 }

@@ -5,14 +5,16 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Metric, Registry};
 
 use crate::staleness::Freshness;
@@ -138,9 +140,18 @@ pub struct LimitLabels {
     pub limit: String,
 }
 
-/// Makes the histogram of request durations.
-#[derive(Clone, Debug)]
-pub struct DurationBuckets;
+/// A histogram of request durations, in milliseconds. Atomic numbers, so that workers that count in the same series do
+/// not wait for each other; a scrape may see a request in its bucket before it is in the sum.
+#[derive(Clone, Debug, Default)]
+pub struct Durations(Arc<DurationCounts>);
+
+#[derive(Debug, Default)]
+struct DurationCounts {
+    /// Beside the bounds, what is above the last of them.
+    buckets: [AtomicU64; DURATION_BOUNDS.len() + 1],
+    /// Microseconds.
+    sum: AtomicU64,
+}
 
 /// All families; registered once.
 pub struct Telemetry {
@@ -148,7 +159,7 @@ pub struct Telemetry {
     pub refused: Family<Refused, Counter>,
     pub closed: Family<Closed, Counter>,
     pub requests: Family<RequestLabels, Counter>,
-    pub durations: Family<DurationLabels, Histogram, DurationBuckets>,
+    pub durations: Family<DurationLabels, Durations>,
     pub tiers: Family<TierLabels, Counter>,
     pub retries: Family<RetryLabels, Counter>,
     pub mirrored: Family<MirrorLabels, Counter>,
@@ -172,13 +183,36 @@ pub struct Telemetry {
 /// Series that one worker keeps handles of; above that, new ones go into the family's overflow series.
 pub const MAX_SERIES: usize = 2_000;
 
-impl MetricConstructor<Histogram> for DurationBuckets {
-    fn new_metric(&self) -> Histogram {
-        let bounds = [
-            0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0,
-            30_000.0,
-        ];
-        Histogram::new(bounds)
+/// Upper bounds of the buckets of `istio_request_duration_milliseconds`.
+const DURATION_BOUNDS: [f64; 15] =
+    [0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0];
+
+impl Durations {
+    pub fn observe(&self, duration: Duration) {
+        let millis = duration.as_secs_f64() * 1000.0;
+        let bucket = DURATION_BOUNDS.partition_point(|bound| *bound < millis);
+        self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.0.sum.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl TypedMetric for Durations {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Durations {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
+        let bounds = DURATION_BOUNDS.into_iter().chain([f64::INFINITY]);
+        let counts = self.0.buckets.iter().map(|count| count.load(Ordering::Relaxed));
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = self.0.sum.load(Ordering::Relaxed) as f64 / 1000.0;
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
     }
 }
 
@@ -189,7 +223,7 @@ impl Default for Telemetry {
             refused: Family::default(),
             closed: Family::default(),
             requests: Family::default(),
-            durations: Family::new_with_constructor(DurationBuckets),
+            durations: Family::default(),
             tiers: Family::default(),
             retries: Family::default(),
             mirrored: Family::default(),

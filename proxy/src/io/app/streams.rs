@@ -149,7 +149,8 @@ impl Inbound {
         let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
         let host = ServiceHost::parse(authority.as_str()).ok_or(Reason::UnknownHost)?;
         let service = self.services.get(&host.service).ok_or(Reason::NothingServed)?;
-        self.admit_by(caller, Some(service), record, |view, revoked, access| {
+        let text = self.service_texts.get(service).cloned().unwrap_or_default();
+        self.admit_by(caller, text, record, |view, revoked, access| {
             admit_stream(view, revoked, service, access, &caller.verified)
         })?;
         // Only what was declared: a port that is HTTP has policies that look at requests.

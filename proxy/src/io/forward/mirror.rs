@@ -62,11 +62,12 @@ impl Outbound {
     async fn send_copy(&self, view: &View, plan: &Plan, request: Request<RequestBody>) -> &'static str {
         let mut record = Record::begin(&self.reporter, Direction::Outbound, &request);
         let own = self.plane.credentials.current();
-        record.entry.source_cluster = view.cluster.to_string();
-        record.entry.source_spiffe = own.map(|own| own.identity.facts.id.to_string()).unwrap_or_default();
-        record.entry.upstream_cluster = plan.backend.service.to_string();
+        if let Some(own) = &own {
+            self.tell_source(view, own, &mut record);
+        }
         plan.route.as_ref().clone_into(&mut record.entry.policy);
         let tables = self.tables(view, &plan.backend);
+        record.entry.upstream_cluster = tables.names.service.clone();
         let mut outgoing = Outgoing {
             view,
             plan,
@@ -85,8 +86,8 @@ impl Outbound {
         let admitted = self.choose(&outgoing, &mut record).and_then(|choice| {
             let (tier, cluster) = self.describe(&outgoing, &choice);
             record.entry.tier = tier;
-            record.entry.destination_cluster = cluster.to_string();
-            self.admit(&outgoing, &choice.candidate.target, &cluster, &mut record).map(|()| choice)
+            record.entry.destination_cluster = cluster.text;
+            self.admit(&outgoing, &choice.candidate.target, &cluster.name, &mut record).map(|()| choice)
         });
         let answered = match admitted {
             Ok(choice) => {

@@ -115,8 +115,8 @@ impl Outbound {
             attempt_timeout: Some(ATTEMPT_WITHIN),
             filters: None,
         };
-        record.entry.upstream_cluster = plan.backend.service.to_string();
         let tables = self.tables(view, &plan.backend);
+        record.entry.upstream_cluster = tables.names.service.clone();
         tables.backend.budget.borrow_mut().deposit(now());
         let on = tables.ladder.borrow().settings.hash_on.clone();
         let caller = &own.identity.facts.id;

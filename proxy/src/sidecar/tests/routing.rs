@@ -407,7 +407,10 @@ fn http_route_mirrors_get_what_the_backend_gets() {
         );
         for (_, sidecar) in &mut versions.versions {
             let logged = sidecar.logged().await;
-            assert_eq!((&*logged.method, &*logged.path, logged.response_code), ("POST", "/copied/x", 200));
+            assert_eq!(
+                (logged.method.as_str(), &*logged.path, logged.response_code),
+                ("POST", "/copied/x", 200)
+            );
             assert_eq!(logged.bytes_received, body.len() as u64);
             assert_eq!(logged.source_spiffe, versions.shop.east.id("productpage").to_string());
         }

@@ -197,15 +197,15 @@ impl std::io::Write for Lines {
             let line: serde_json::Value = serde_json::from_slice(line).expect("one object per line");
             let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
             let _ = self.entries.send(Entry {
-                method: text("method"),
                 protocol: if text("protocol") == TCP { TCP } else { "" },
+                method: text("method").parse().unwrap(),
                 path: text("path"),
                 authority: text("authority"),
-                source_spiffe: text("source_spiffe"),
-                destination_spiffe: text("destination_spiffe"),
-                source_cluster: text("source_cluster"),
-                destination_cluster: text("destination_cluster"),
-                upstream_cluster: text("upstream_cluster"),
+                source_spiffe: text("source_spiffe").into(),
+                destination_spiffe: text("destination_spiffe").into(),
+                source_cluster: text("source_cluster").into(),
+                destination_cluster: text("destination_cluster").into(),
+                upstream_cluster: text("upstream_cluster").into(),
                 hanse_reason: text("hanse_reason"),
                 response_code: line["response_code"].as_u64().unwrap_or_default() as u16,
                 attempts: line["attempts"].as_u64().unwrap_or_default() as u32,
