@@ -83,7 +83,7 @@ pub struct Gateway {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Session {
-    /// Chosen by the proxy at its start: another one is another life of the process.
+    /// A life of the process; a later one has a higher number (`presence`).
     pub incarnation: u64,
     /// Grows with every announcement of that life.
     pub sequence: u64,

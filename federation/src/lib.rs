@@ -13,6 +13,7 @@ pub mod join;
 pub mod lease;
 pub mod load;
 pub mod policy;
+pub mod presence;
 pub mod reserved;
 pub mod session;
 pub mod sni;

@@ -404,6 +404,7 @@ impl Announcer {
                     sequence: announcement.sequence,
                     node: self.context.name.clone(),
                 });
+                let said = announcement.clone();
                 let done = tokio::select! {
                     done = self.propose(announcement) => done,
                     // A newer announcement overtakes; the end of the stream ends it.
@@ -415,12 +416,18 @@ impl Announcer {
                 if done {
                     break;
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_LONGEST),
-                    changed = announced.changed() => match changed {
-                        Ok(()) => pause = RETRY_FIRST,
-                        Err(_) => return last,
-                    },
+                let again = Instant::now() + pause;
+                pause = (pause * 2).min(RETRY_LONGEST);
+                loop {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(again) => break,
+                        changed = announced.changed() => if changed.is_err() { return last },
+                    }
+                    // Who only says the same again has to wait: it was refused, or nobody leads.
+                    if !announced.borrow().as_ref().is_some_and(|a| is_same(a, &said)) {
+                        pause = RETRY_FIRST;
+                        break;
+                    }
                 }
             }
         }
@@ -450,6 +457,11 @@ impl Announcer {
             }
         }
     }
+}
+
+/// Whether two announcements say the same, whenever they say it.
+fn is_same(one: &Announcement, other: &Announcement) -> bool {
+    one.ready == other.ready && one.serves == other.serves && one.locality == other.locality
 }
 
 async fn withdraw_after_lease(context: Arc<Context>, key: StreamKey, last: Option<Session>) {
@@ -490,36 +502,53 @@ async fn withdraw(context: &Context, name: &NodeName, session: &Session, void: i
     false
 }
 
-/// Who vouches for what in a View: (name, session) of every endpoint and gateway.
-fn vouched(state: &State) -> Vec<(NodeName, Session)> {
-    let endpoints = state.view.endpoints.values().map(|e| (e.id.clone(), e.session.clone()));
-    let gateways = state.view.gateways.values().map(|g| (g.name.clone(), g.session.clone()));
-    endpoints.chain(gateways).filter(|(_, session)| !session.is_of_registration()).collect()
+/// Who vouches for what in a View: (name, session) of every endpoint and gateway, if it is one of these nodes.
+fn vouched(state: &State, by: impl Fn(&NodeName) -> bool) -> Vec<(NodeName, Session)> {
+    let endpoints = state.view.endpoints.values().map(|e| (&e.id, &e.session));
+    let gateways = state.view.gateways.values().map(|g| (&g.name, &g.session));
+    let all =
+        endpoints.chain(gateways).filter(|(_, session)| !session.is_of_registration() && by(&session.node));
+    all.map(|(name, session)| (name.clone(), session.clone())).collect()
 }
 
-/// How long a starting node waits for its old subscribers to come back, once there is a leader.
+/// How long this node vouches for a subscriber that has no stream here: it may come back.
 pub const RETURN_TIME: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const OWN_SWEEP: Duration = Duration::from_millis(2500);
 /// How long a node may be unheard before the leader withdraws what it vouched for.
 pub const NODE_LEASE: Duration = Duration::from_secs(10);
 /// How often the leader looks.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// After a start: what this node vouched for in an earlier life and nobody has come back for, is withdrawn.
+/// What this node vouches for and has no stream of is withdrawn: after a start what nobody has come back for, and
+/// later what reached the log when its stream had ended and its lease was over.
 pub async fn sweep_own(context: Arc<Context>) {
-    let (mut statuses, mut stop) = (context.handle.statuses(), context.stop.clone());
-    tokio::select! {
-        _ = statuses.wait_for(|status| status.leader.is_some()) => {}
-        () = stopped(&mut stop) => return,
-    }
-    tokio::select! {
-        () = tokio::time::sleep(RETURN_TIME) => {}
-        () = stopped(&mut stop) => return,
-    }
-    let own = vouched(&context.handle.state()).into_iter().filter(|(_, s)| s.node == context.name);
-    for (name, session) in own {
-        let came_back = || context.census.holds(&name);
-        if !came_back() {
-            withdraw(&context, &name, &session, came_back).await;
+    let mut stop = context.stop.clone();
+    let mut tick = tokio::time::interval(OWN_SWEEP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut alone: BTreeMap<NodeName, (Session, Instant)> = BTreeMap::new();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stopped(&mut stop) => return,
+        }
+        if context.handle.status().leader.is_none() {
+            alone.clear();
+            continue;
+        }
+        let now = Instant::now();
+        let own = vouched(&context.handle.state(), |node| *node == context.name);
+        let found = own.into_iter().filter(|(name, _)| !context.census.holds(name));
+        let found = found.map(|(name, session)| {
+            let before = alone.get(&name).filter(|(known, _)| *known == session).map(|(_, since)| *since);
+            (name, (session, before.unwrap_or(now)))
+        });
+        alone = found.collect();
+        for (name, (session, since)) in &alone {
+            let came_back = || context.census.holds(name);
+            if now.duration_since(*since) >= RETURN_TIME && !came_back() {
+                withdraw(&context, name, session, came_back).await;
+            }
         }
     }
 }
@@ -553,7 +582,7 @@ pub async fn sweep_silent_nodes(context: Arc<Context>) {
             .filter(|(_, since)| now.since(**since) >= NODE_LEASE)
             .filter_map(|(raft_id, _)| state.private.nodes.get(raft_id).map(|n| &n.name))
             .collect();
-        for (name, session) in vouched(&state).into_iter().filter(|(_, s)| gone.contains(&&s.node)) {
+        for (name, session) in vouched(&state, |node| gone.contains(&node)) {
             let led = || !context.handle.status().is_leader;
             withdraw(&context, &name, &session, led).await;
         }

@@ -281,9 +281,16 @@ async fn who_comes_back_resumes_and_who_does_not_is_withdrawn() {
     east.until("both endpoints after the restart", |n| both(&n.context.handle.state().view)).await;
     let back = watch_as(&east, &svid, "reviews-1", "proxy").await.unwrap();
     back.announce(&serves("reviews-1", &["shop/reviews"], 2)).await;
+    // One whose announcement reaches the log when its stream has ended and its lease is over.
+    let announcement = Box::new(serves("reviews-3", &["shop/reviews"], 1));
+    let late: NodeName = announcement.name.clone();
+    let node = east.any().context.name.clone();
+    let command = Command::Announce { announcement, identity: id.clone(), node };
+    let outcome = east.any().context.handle.propose("", command).await.unwrap();
+    assert_eq!(outcome.result, Ok(crate::command::Answer::Done));
     east.until("who did not come back is gone", |n| {
-        let view = &n.context.handle.state().view;
-        !view.endpoints.contains_key(&two) && view.endpoints.contains_key(&one)
+        let endpoints = &n.context.handle.state().view.endpoints;
+        endpoints.keys().eq([&one]) && !endpoints.contains_key(&late)
     })
     .await;
     let proxies = east.client().await.call(&ProxyListRequest {}).await.unwrap();

@@ -85,7 +85,7 @@ impl State {
         }
     }
 
-    /// Whether a newer announcement of that life is known. A name that is taken by another identity is refused.
+    /// Whether a newer announcement is known. A name that is taken by another identity is refused.
     fn is_stale_endpoint(
         &self,
         name: &NodeName,
@@ -252,11 +252,11 @@ pub(super) fn empty_service(name: &ServiceName) -> Service {
     Service { name: name.clone(), identities: BTreeSet::new(), export: None }
 }
 
-/// Of the same life and not newer. The same announcement over another node's stream is newer: that stream is the
-/// one that lives.
+/// Of an earlier life, or not newer in the same one. The same announcement over another node's stream is newer: that
+/// stream is the one that lives.
 fn is_stale(known: &Session, said: &Session) -> bool {
-    known.incarnation == said.incarnation
-        && (said.sequence < known.sequence || (said.sequence == known.sequence && said.node == known.node))
+    let (known_at, said_at) = ((known.incarnation, known.sequence), (said.incarnation, said.sequence));
+    said_at < known_at || (said_at == known_at && said.node == known.node)
 }
 
 pub(super) fn check_host_port(what: &str, address: &str) -> Result<(), Refusal> {

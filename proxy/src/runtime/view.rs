@@ -4,10 +4,11 @@
 //! One task. It fails over between control nodes, and what is known stays in use while there is none.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use hanse_federation::catalog::{Announcement, Serves};
+use hanse_federation::catalog::Serves;
+use hanse_federation::presence::Presence;
 use hanse_federation::wire::watch::{self as pb, watch_down, watch_up};
 use hanse_federation::wire::{decode, encode};
 use hanse_federation::{Change, Revision, View};
@@ -84,7 +85,7 @@ pub const INTERNAL_NAME: &str = "hanse.internal";
 /// Keeps `plane.knowledge` current and announces what we serve, for as long as the process lives.
 pub async fn follow(plane: Arc<Plane>, mut subscription: Subscription, mut stop: Stop) {
     let random = Random::from_entropy();
-    let mut follower = Follower { plane, incarnation: random.next() >> 1, sequence: 0, resync: false };
+    let mut follower = Follower::new(plane);
     let mut which = random.next() as usize;
     let mut wait = RETRY_FIRST;
     loop {
@@ -121,13 +122,18 @@ pub async fn follow(plane: Arc<Plane>, mut subscription: Subscription, mut stop:
 
 struct Follower {
     plane: Arc<Plane>,
-    incarnation: u64,
-    sequence: u64,
+    presence: Presence,
+    /// The beginning of the clock that `presence` goes by.
+    started: Instant,
     /// What we hold could not be continued: ask for everything.
     resync: bool,
 }
 
 impl Follower {
+    fn new(plane: Arc<Plane>) -> Self {
+        Self { plane, presence: Presence::new(now()), started: Instant::now(), resync: false }
+    }
+
     async fn identity_present(&self) {
         let mut changes = self.plane.credentials.changes();
         while !self.plane.credentials.is_valid(now()) {
@@ -180,6 +186,10 @@ impl Follower {
                         let revision = self.plane.knowledge.now().revision();
                         send(&up, watch_up::Message::Applied(self.applied(revision))).await?;
                         told = outgoing;
+                    }
+                    if self.is_displaced() {
+                        tracing::warn!(name = %self.plane.name, "the cluster has not what we announced: saying it again");
+                        self.announce(&up, subscription).await?;
                     }
                 }
                 changed = subscription.announce.changed() => match changed {
@@ -260,22 +270,22 @@ impl Follower {
         outgoing.collect()
     }
 
+    /// Whether the View in force shows something else under our name than what we said last.
+    fn is_displaced(&mut self) -> bool {
+        let (Some(view), Some(own)) = (self.plane.knowledge.view(), self.plane.credentials.current()) else {
+            return false;
+        };
+        self.presence.is_due(&view, &own.identity.facts.id, self.started.elapsed())
+    }
+
     async fn announce(
         &mut self,
         up: &mpsc::Sender<pb::WatchUp>,
         subscription: &mut Subscription,
     ) -> Result<(), SessionError> {
         let what = subscription.announce.borrow_and_update().clone();
-        self.sequence += 1;
-        let announcement = Announcement {
-            name: self.plane.name.clone(),
-            incarnation: self.incarnation,
-            sequence: self.sequence,
-            locality: self.plane.locality.clone(),
-            ready: what.ready,
-            serves: what.serves,
-        };
-        let announcement = encode(&announcement);
+        let (name, locality, now) = (&self.plane.name, &self.plane.locality, self.started.elapsed());
+        let announcement = encode(&self.presence.say(name, locality, what.ready, what.serves, now));
         send(up, watch_up::Message::Announce(pb::Announce { announcement })).await
     }
 

@@ -13,6 +13,7 @@ use hanse_control::io::census::Subscriber;
 use hanse_control::io::context::BundleRevisions;
 use hanse_control::node::{self, Applied, Config, Input, Node, Output};
 use hanse_control::state::{NodeRecord, State};
+use hanse_federation::catalog::Session;
 use hanse_identity::{ClusterName, KeyId, NodeName, Timestamp, TrustDomain};
 
 use super::authorities::authority;
@@ -65,8 +66,8 @@ pub(crate) struct Running {
     pub(super) ring: VecDeque<Arc<Applied>>,
     pub(super) leads: bool,
     pub(super) leader: Option<u64>,
-    pub(super) leader_since: u64,
-    pub(super) swept: bool,
+    /// What it vouches for and has no stream of, and since when.
+    pub(super) alone: BTreeMap<NodeName, (Session, u64)>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) forwarded: BTreeMap<u64, Party>,
     /// Outcomes that wait until this node has applied them, too, and until when.
@@ -173,8 +174,7 @@ impl World {
             ring: VecDeque::new(),
             leads: false,
             leader: None,
-            leader_since: now,
-            swept: false,
+            alone: BTreeMap::new(),
             pending: BTreeMap::new(),
             forwarded: BTreeMap::new(),
             answered: Vec::new(),
@@ -418,9 +418,7 @@ impl World {
         let now = self.now;
         let Some(running) = self.running(at) else { return };
         let status = running.node.status();
-        if running.leader != status.leader {
-            (running.leader, running.leader_since) = (status.leader, now);
-        }
+        running.leader = status.leader;
         for (follower, _, recently) in &status.followers {
             let heard = running.heard.entry(*follower).or_insert(now);
             if *recently {

@@ -4,11 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hanse_control::node::Applied;
-use hanse_federation::catalog::{Announcement, Locality, Serves};
+use hanse_federation::catalog::{Locality, Serves};
 use hanse_federation::choose::Ladder;
 use hanse_federation::health::Health;
+use hanse_federation::presence::Presence;
 use hanse_federation::{Change, Revision, View};
 use hanse_identity::name::MemberRole;
 use hanse_identity::{ClusterName, NodeName, ServiceName, SpiffeId};
@@ -23,9 +25,8 @@ use super::{Bug, Event, World};
 
 /// How often a proxy looks after its timers.
 const TIMER_MS: u64 = 500;
-/// First and longest pause before an announcement that had no effect is made again.
-const FIRST_AGAIN_MS: u64 = 1000;
-const LAST_AGAIN_MS: u64 = 8000;
+/// How far the clock of a host is set back at every third start of its proxy.
+const SET_BACK: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyKind {
@@ -46,7 +47,7 @@ pub struct Proxy {
     pub(super) running: Option<Life>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Life {
     pub(super) view: Option<View>,
     pub(super) svid: Option<WorldSvid>,
@@ -55,13 +56,11 @@ pub(super) struct Life {
     pub(super) stream: Option<StreamEnd>,
     /// The node that it asks next.
     turn: usize,
-    sequence: u64,
+    presence: Presence,
     /// What it has said last, on which stream.
     said: Option<(u64, bool)>,
     /// The stream on which it has asked for an SVID.
     asked: Option<u64>,
-    /// Not heard of since: when it says so again, and the pause after that.
-    again: (u64, u64),
     pub(super) connections: BTreeMap<u64, Connection>,
     pub(super) requests: BTreeMap<u64, Request>,
     /// Since it resumed, nothing but what was missed has come.
@@ -69,7 +68,32 @@ pub(super) struct Life {
     pub(super) probes: BTreeMap<u64, ClusterName>,
 }
 
+impl Life {
+    fn new(turn: usize, presence: Presence) -> Self {
+        Self {
+            view: None,
+            svid: None,
+            health: Health::default(),
+            ladders: BTreeMap::new(),
+            stream: None,
+            turn,
+            presence,
+            said: None,
+            asked: None,
+            connections: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            resumed: false,
+            probes: BTreeMap::new(),
+        }
+    }
+}
+
 impl Proxy {
+    /// Whether a View has what it said last.
+    pub fn stands(&self, view: &View) -> bool {
+        self.running.as_ref().is_some_and(|life| life.presence.stands(view, &self.identity))
+    }
+
     pub fn is_up(&self) -> bool {
         self.running.is_some()
     }
@@ -134,10 +158,12 @@ impl World {
     pub fn start_proxy(&mut self, cluster: usize, index: usize) {
         let turn = self.random.index(self.clusters[cluster].nodes.len());
         let first = self.random.between(1, 50);
+        let clock = self.clock();
         let proxy = &mut self.clusters[cluster].proxies[index];
         if proxy.running.is_none() {
             proxy.life += 1;
-            proxy.running = Some(Life { turn, ..Life::default() });
+            let clock = if proxy.life % 3 == 0 { clock - SET_BACK } else { clock };
+            proxy.running = Some(Life::new(turn, Presence::new(clock)));
             let life = proxy.life;
             self.note(&[60, Party::Proxy(cluster, index).number()], || {
                 format!("proxy {cluster}/{} starts", index + 1)
@@ -205,7 +231,6 @@ impl World {
     fn speak(&mut self, cluster: usize, index: usize) {
         let (now, now_ms) = (self.clock(), self.now);
         let in_force = self.report(cluster, index);
-        let incarnation = self.clusters[cluster].proxies[index].life;
         let port = u16::try_from(index).unwrap_or(0) + 1;
         let address = std::net::SocketAddr::from(([10, u8::try_from(cluster).unwrap_or(0), 0, 1], port));
         let proxy = &mut self.clusters[cluster].proxies[index];
@@ -215,25 +240,15 @@ impl World {
         let Some(view) = &life.view else { return };
         let Some(end) = &mut life.stream else { return };
         let mut frames = vec![Frame::InForce(Box::new(in_force))];
-        let known = match &serves {
-            Serves::Nothing => true,
-            Serves::Gateway { .. } => view.gateways.contains_key(&name),
-            Serves::Services { .. } => view.endpoints.contains_key(&name),
-        };
         let revoked = view.revocations.of_identity(&identity).is_some();
-        let due = !known && now_ms >= life.again.0;
+        let elapsed = Duration::from_millis(now_ms);
+        let due = life.presence.is_due(view, &identity, elapsed);
         if revoked {
             life.said = Some((end.id, ready));
-        } else if (life.said != Some((end.id, ready))) || due {
-            let pause =
-                if due { (life.again.1 * 2).clamp(FIRST_AGAIN_MS, LAST_AGAIN_MS) } else { FIRST_AGAIN_MS };
-            life.again = (now_ms + pause, pause);
-            life.sequence += 1;
+        } else if life.said != Some((end.id, ready)) || due {
             life.said = Some((end.id, ready));
-            let locality = Locality::default();
-            let sequence = life.sequence;
-            let announcement = Announcement { name, incarnation, sequence, locality, ready, serves };
-            frames.push(Frame::Announce(Box::new(announcement)));
+            let said = life.presence.say(&name, &Locality::default(), ready, serves, elapsed);
+            frames.push(Frame::Announce(Box::new(said)));
         }
         let reconnected = life.asked != Some(end.id);
         life.asked = Some(end.id);

@@ -170,6 +170,7 @@ impl World {
                     state.view.endpoints.get(&proxy.name).is_some_and(|e| e.ready == proxy.ready)
                 }
             };
+            let known = known && (revoked || proxy.stands(&state.view));
             let may = !revoked && proxy.services.iter().all(|s| allowed.contains(&s));
             let serves = proxy.kind == ProxyKind::Gateway || !proxy.services.is_empty();
             if serves && may != known {

@@ -36,6 +36,13 @@ impl World {
                     lines_of(view.endpoints_of(&s.name).map(|e| &e.id), " ")
                 )
             })),
+            "endpoints" => lines(view.endpoints.values().map(|e| {
+                let ready = if e.ready { "ready" } else { "not ready" };
+                let mut proxies = self.clusters[cluster].proxies.iter();
+                let own = proxies.any(|p| p.name == e.id && p.stands(view));
+                let life = if own { "of its present life" } else { "of an earlier life" };
+                format!("{}: {ready}, {life}, vouched for by {}", e.id, e.session.node)
+            })),
             "peers" => lines(view.peers.values().map(|p| {
                 let services = lines_of(p.services.values().map(summary), ", ");
                 let gateways = lines_of(p.gateways.iter().map(|g| &g.name), " ");

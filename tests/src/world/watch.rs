@@ -28,8 +28,8 @@ pub(super) const SILENT_MS: u64 = 2500;
 const LEASE_MS: u64 = 2000;
 /// Missed revisions beyond which a snapshot is sent instead.
 const MOST_CHANGES: usize = 12;
-/// A starting node looks after what it held before, once there has been a leader for so long.
-const SWEEP_AFTER_MS: u64 = 5000;
+/// How long a node vouches for a subscriber that has no stream there.
+const RETURN_MS: u64 = 5000;
 /// The leader looks after the endpoints of a node that it has not heard for so long.
 const NODE_LOST_MS: u64 = 10_000;
 /// How long a stream goes on at a node that has nobody to follow, and one that began there.
@@ -229,10 +229,7 @@ impl World {
         let names: Vec<NodeName> = self.clusters[at.cluster].nodes.iter().map(|n| n.name.clone()).collect();
         let Some(running) = self.running(at) else { return };
         let mut orphaned = BTreeSet::new();
-        if !running.swept && running.leader.is_some() && now >= running.leader_since + SWEEP_AFTER_MS {
-            running.swept = true;
-            orphaned.insert(own.clone());
-        }
+        let mut withdrawn = returned_by_nobody(running, &own, now);
         if running.leads {
             for (follower, heard) in &mut running.heard {
                 if now >= *heard + NODE_LOST_MS {
@@ -241,10 +238,8 @@ impl World {
                 }
             }
         }
-        if orphaned.is_empty() {
-            return;
-        }
-        for (name, session) in orphans(running, &orphaned, &own) {
+        withdrawn.extend(vouched(running, |session| orphaned.contains(&session.node)));
+        for (name, session) in withdrawn {
             let command = Command::Withdraw { name, session };
             self.propose(at, String::new(), command, Purpose::Mesh);
         }
@@ -321,17 +316,29 @@ fn is_put_out(state: &State, agent: &NodeName) -> bool {
     state.private.agents.contains_key(agent) && state.agent_refused(agent).is_some()
 }
 
-fn orphans(running: &Running, nodes: &BTreeSet<NodeName>, own: &NodeName) -> Vec<(NodeName, Session)> {
+/// What a node vouches for and has had no stream of for too long, as `control/io/watch` looks after it.
+fn returned_by_nobody(running: &mut Running, own: &NodeName, now: u64) -> Vec<(NodeName, Session)> {
+    if running.leader.is_none() {
+        running.alone.clear();
+        return Vec::new();
+    }
+    let held = |name: &NodeName| running.watchers.values().any(|w| w.name == *name);
+    let mut alone = vouched(running, |session| session.node == *own);
+    alone.retain(|(name, _)| !held(name));
+    let before = std::mem::take(&mut running.alone);
+    for (name, session) in alone {
+        let known = before.get(&name).filter(|(known, _)| *known == session);
+        let since = known.map_or(now, |(_, since)| *since);
+        running.alone.insert(name, (session, since));
+    }
+    let over = running.alone.extract_if(.., |_, (_, since)| now >= *since + RETURN_MS);
+    over.map(|(name, (session, _))| (name, session)).collect()
+}
+
+fn vouched(running: &Running, by: impl Fn(&Session) -> bool) -> Vec<(NodeName, Session)> {
     let view = &running.state.view;
     let endpoints = view.endpoints.values().map(|e| (&e.id, &e.session));
     let gateways = view.gateways.values().map(|g| (&g.name, &g.session));
-    let held = |name: &NodeName| running.watchers.values().any(|w| w.name == *name);
-    let orphaned = |(name, session): &(&NodeName, &Session)| {
-        nodes.contains(&session.node) && (session.node != *own || !held(name))
-    };
-    endpoints
-        .chain(gateways)
-        .filter(orphaned)
-        .map(|(name, session)| (name.clone(), session.clone()))
-        .collect()
+    let by = endpoints.chain(gateways).filter(|(_, session)| by(session));
+    by.map(|(name, session)| (name.clone(), session.clone())).collect()
 }

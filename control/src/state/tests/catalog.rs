@@ -64,6 +64,11 @@ fn endpoints_come_and_go_with_their_sessions() {
     assert!(log.state.view.endpoints.contains_key(&name("reviews-1")));
     // Another life of the process counts from the start.
     log.done(announce("reviews-1", REVIEWS, (2, 1), &["shop/reviews"]));
+    // An earlier life's comes late, by another node, and that its stream has ended: the present one stands.
+    log.already(announce_via("east-2", "reviews-1", REVIEWS, (1, 9), serves(&["shop/reviews"])));
+    log.already(announce_via("east-2", "reviews-1", REVIEWS, (1, 10), Serves::Nothing));
+    let late = Command::Withdraw { name: name("reviews-1"), session: session((1, 9), "east-2") };
+    log.already(late);
     log.already(withdraw("reviews-1", (1, 3)));
     let changes = log.done(withdraw("reviews-1", (2, 1)));
     assert_eq!(changes, vec![Change::EndpointGone(name("reviews-1"))]);

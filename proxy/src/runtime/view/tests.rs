@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hanse_federation::wire::decode;
-use hanse_federation::{Locality, Revision};
+use hanse_federation::{Announcement, Locality, Revision};
 use hanse_identity::ServiceName;
 use hanse_identity::tls::{ClientAuth, server_config};
 use hyper::service::service_fn;
@@ -18,7 +18,7 @@ use tonic::server::{Grpc, StreamingService};
 use super::*;
 use crate::runtime::drain::drain;
 use crate::runtime::worker::LocalExecutor;
-use crate::sidecar::tests::world::{Domain, add_service, on_local_set, plane_of, revoke, view};
+use crate::sidecar::tests::world::{Domain, add_endpoint, add_service, on_local_set, plane_of, revoke, view};
 
 /// One stream, as a control node has it.
 struct Session {
@@ -199,6 +199,51 @@ fn a_view_comes_down_and_what_is_done_with_it_goes_up() {
 }
 
 #[test]
+fn what_an_earlier_life_left_in_our_place_is_answered_with_a_later_announcement() {
+    on_local_set(async {
+        let mut followed = Followed::start().await;
+        let services: std::collections::BTreeSet<ServiceName> = ["shop/reviews".parse().unwrap()].into();
+        let inbound = "127.0.0.1:15006".parse().unwrap();
+        let serves = Serves::Services { services: services.clone(), inbound, weight: 100 };
+        let mut session = followed.session().await;
+        session.hello().await;
+        session.announcement().await;
+        followed.announce.send_replace(Announce { ready: true, serves });
+        let first = session.announcement().await;
+        let address = "127.0.0.1:15006".parse().unwrap();
+        followed.view.revision = Revision(7);
+        add_endpoint(&mut followed.view, "reviews-1", "shop/reviews", &followed.east.id("reviews"), address);
+        let place = followed.view.endpoints.get_mut(&first.name).unwrap();
+        assert!(place.session.incarnation < first.incarnation);
+        session.snapshot(&followed.view).await;
+        assert_eq!(session.applied().await.revision, 7);
+        let second = session.announcement().await;
+        assert_eq!((second.incarnation, &second.serves), (first.incarnation, &first.serves));
+        assert!(second.sequence > first.sequence);
+
+        // One of a host whose clock was ahead.
+        let mut place = followed.view.endpoints[&first.name].clone();
+        place.session.incarnation = first.incarnation + 1000;
+        session.changes(8, &[Change::EndpointPut(place.clone())]).await;
+        assert_eq!(session.applied().await.revision, 8);
+        let third = session.announcement().await;
+        assert_eq!(third.incarnation, first.incarnation + 1001);
+
+        // Now it is in the log, and nothing more is said.
+        place.session = session_of(&third);
+        session.changes(9, &[Change::EndpointPut(place)]).await;
+        assert_eq!(session.applied().await.revision, 9);
+        session.changes(10, &[]).await;
+        assert_eq!(session.applied().await.revision, 10);
+    });
+}
+
+fn session_of(said: &Announcement) -> hanse_federation::catalog::Session {
+    let (incarnation, sequence) = (said.incarnation, said.sequence);
+    hanse_federation::catalog::Session { incarnation, sequence, node: "east-1".parse().unwrap() }
+}
+
+#[test]
 fn another_node_continues_where_the_first_left_off_and_a_view_never_goes_back() {
     on_local_set(async {
         let mut followed = Followed::start().await;
@@ -264,7 +309,7 @@ fn who_is_no_node_of_our_domain_is_not_followed() {
         plane.credentials.install_bundles(vec![east.bundle()]);
         plane.credentials.install_svid(&east.workload("reviews")).unwrap();
         plane.knowledge.refresh();
-        let mut follower = Follower { plane: Arc::clone(&plane), incarnation: 1, sequence: 0, resync: false };
+        let mut follower = Follower::new(Arc::clone(&plane));
         let (_announce, announced) = watch::channel(Announce { ready: true, serves: Serves::Nothing });
         let mut subscription = Subscription { kind: "proxy", control: Vec::new(), announce: announced };
         let outcome = follower.session(&impostor.to_string(), 0, &mut subscription).await;
