@@ -162,7 +162,7 @@ impl World {
         let proxy = &mut self.clusters[cluster].proxies[index];
         if proxy.running.is_none() {
             proxy.life += 1;
-            let clock = if proxy.life % 3 == 0 { clock - SET_BACK } else { clock };
+            let clock = if proxy.life.is_multiple_of(3) { clock - SET_BACK } else { clock };
             proxy.running = Some(Life::new(turn, Presence::new(clock)));
             let life = proxy.life;
             self.note(&[60, Party::Proxy(cluster, index).number()], || {
