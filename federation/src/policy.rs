@@ -1,4 +1,4 @@
-//! Policy documents: HTTPRoute and GRPCRoute (Gateway API v1), BackendPolicy, AccessPolicy and FaultInjection, read,
+//! Policy documents: HTTPRoute, GRPCRoute, TCPRoute and TLSRoute (Gateway API v1), BackendPolicy, AccessPolicy and FaultInjection, read,
 //! checked and put to use.
 //!
 //! `document` has the types and `parse` reads them from YAML with file, line and suggestion for what is wrong;
@@ -13,6 +13,7 @@ mod matching;
 pub mod parse;
 pub mod route;
 mod schema;
+pub mod stream;
 mod tree;
 pub mod validate;
 pub mod value;
@@ -23,10 +24,11 @@ use crate::view::View;
 
 pub use document::{
     AccessPolicy, BackendPolicy, Diagnostic, FaultInjection, GrpcRoute, HttpRoute, PolicyDocument, PolicyKey,
-    PolicyKind, PolicySpec, RefKind, Severity, TargetRef,
+    PolicyKind, PolicySpec, RefKind, Severity, TargetRef, TcpRoute, TlsRoute,
 };
 pub use parse::{locate, parse};
 pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};
+pub use stream::{StreamRoutes, StreamTo};
 pub use validate::validate;
 pub use value::{Label, Percent, PolicyDuration};
 

@@ -14,6 +14,7 @@ pub mod inbound;
 pub mod io;
 pub mod outbound;
 pub mod runtime;
+pub mod server_name;
 pub mod session;
 pub mod sidecar;
 pub mod staleness;

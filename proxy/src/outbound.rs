@@ -49,10 +49,7 @@ pub fn plan(
     is_grpc: bool,
     random: u64,
 ) -> Result<Plan, Reason> {
-    let routed = routes.route(host, request, random).map_err(|no| match no {
-        NoRoute::NoMatch => Reason::NoRoute,
-        NoRoute::NoBackend => Reason::NoBackend,
-    })?;
+    let routed = routes.route(host, request, random)?;
     let configured = routed.request_timeout;
     let request_timeout = match is_grpc {
         // A call may stream for hours: its client says how long it has.
@@ -109,6 +106,15 @@ pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     let all = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     let pairs = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.filter(|(n, _)| *n == name).map(|(_, value)| value).next()
+}
+
+impl From<NoRoute> for Reason {
+    fn from(no: NoRoute) -> Self {
+        match no {
+            NoRoute::NoMatch => Self::NoRoute,
+            NoRoute::NoBackend => Self::NoBackend,
+        }
+    }
 }
 
 impl From<NoChoice> for Reason {

@@ -1,6 +1,6 @@
 //! hanse-kubernetes: objects of Kubernetes turned into Commands. Pure: an object in, Commands out.
 //!
-//! Knows `ServiceExport` (MCS API), `HTTPRoute` and `GRPCRoute` (Gateway API v1), `BackendPolicy` and `AccessPolicy`;
+//! Knows `ServiceExport` (MCS API), `HTTPRoute`, `GRPCRoute`, `TCPRoute` and `TLSRoute` (Gateway API v1), `BackendPolicy` and `AccessPolicy`;
 //! the documents mean exactly what they mean to `hanse policy apply`, because the same parser reads them. Watching an
 //! API server is not part of this crate yet.
 
@@ -40,7 +40,7 @@ pub fn commands(object: &Value, event: Event) -> Result<Vec<Command>, Untranslat
                 Event::Deleted => Command::Unexport { service },
             }])
         }
-        ("gateway.networking.k8s.io/v1", "HTTPRoute" | "GRPCRoute")
+        ("gateway.networking.k8s.io/v1", "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute")
         | ("hanse.dev/v1alpha1", "BackendPolicy" | "AccessPolicy") => policy(object, event),
         (api_version, kind) => {
             Err(Untranslated::UnknownKind { api_version: api_version.to_owned(), kind: kind.to_owned() })

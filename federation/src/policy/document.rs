@@ -17,6 +17,7 @@ pub mod filter;
 pub mod grpc;
 pub mod limit;
 pub mod retry;
+pub mod stream;
 
 pub use access::AccessPolicy;
 pub use authentication::RequestAuthentication;
@@ -24,6 +25,7 @@ pub use fault::FaultInjection;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
 pub use grpc::GrpcRoute;
 pub use limit::RateLimit;
+pub use stream::{TcpRoute, TlsRoute};
 
 pub use super::parse::{locate, parse};
 pub use super::value::{Label, Percent, PolicyDuration, ValueError};
@@ -44,6 +46,10 @@ pub enum PolicyKind {
     HttpRoute,
     #[serde(rename = "GRPCRoute")]
     GrpcRoute,
+    #[serde(rename = "TCPRoute")]
+    TcpRoute,
+    #[serde(rename = "TLSRoute")]
+    TlsRoute,
     BackendPolicy,
     AccessPolicy,
     FaultInjection,
@@ -75,6 +81,10 @@ pub enum PolicySpec {
     HttpRoute(HttpRoute),
     #[serde(rename = "GRPCRoute")]
     GrpcRoute(GrpcRoute),
+    #[serde(rename = "TCPRoute")]
+    TcpRoute(TcpRoute),
+    #[serde(rename = "TLSRoute")]
+    TlsRoute(TlsRoute),
     BackendPolicy(Box<BackendPolicy>),
     AccessPolicy(AccessPolicy),
     FaultInjection(FaultInjection),
@@ -114,7 +124,7 @@ pub struct TargetRef {
     /// The document's own if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Label>,
-    /// Accepted for portability; a service of the mesh has one port.
+    /// Of a TCPRoute or TLSRoute: the port that it is for. Accepted for portability elsewhere: HTTP has one port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
@@ -377,6 +387,8 @@ impl PolicyDocument {
         match self.spec {
             PolicySpec::HttpRoute(_) => PolicyKind::HttpRoute,
             PolicySpec::GrpcRoute(_) => PolicyKind::GrpcRoute,
+            PolicySpec::TcpRoute(_) => PolicyKind::TcpRoute,
+            PolicySpec::TlsRoute(_) => PolicyKind::TlsRoute,
             PolicySpec::BackendPolicy(_) => PolicyKind::BackendPolicy,
             PolicySpec::AccessPolicy(_) => PolicyKind::AccessPolicy,
             PolicySpec::FaultInjection(_) => PolicyKind::FaultInjection,
@@ -402,6 +414,8 @@ impl PolicyDocument {
         let spec = match &self.spec {
             PolicySpec::HttpRoute(route) => serde_json::to_value(route),
             PolicySpec::GrpcRoute(route) => serde_json::to_value(route),
+            PolicySpec::TcpRoute(route) => serde_json::to_value(route),
+            PolicySpec::TlsRoute(route) => serde_json::to_value(route),
             PolicySpec::BackendPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::AccessPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::FaultInjection(fault) => serde_json::to_value(fault),
@@ -418,9 +432,11 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 7] = [
+    pub const ALL: [PolicyKind; 9] = [
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::TlsRoute,
         Self::BackendPolicy,
         Self::AccessPolicy,
         Self::FaultInjection,
@@ -432,6 +448,8 @@ impl PolicyKind {
         match self {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::BackendPolicy => "BackendPolicy",
             Self::AccessPolicy => "AccessPolicy",
             Self::FaultInjection => "FaultInjection",
@@ -442,7 +460,7 @@ impl PolicyKind {
 
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::HttpRoute | Self::GrpcRoute => GATEWAY_API_VERSION,
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute => GATEWAY_API_VERSION,
             _ => HANSE_API_VERSION,
         }
     }

@@ -13,7 +13,7 @@ use super::value::near;
 use super::workload::WORKLOAD_KIND;
 
 /// Kinds of the plan and of Gateway API that this version does not carry out.
-const NOT_YET: [&str; 10] = [
+const NOT_YET: [&str; 8] = [
     "BackendTLSPolicy",
     "ClusterPeer",
     "ExportPolicy",
@@ -22,8 +22,6 @@ const NOT_YET: [&str; 10] = [
     "Revocation",
     "ServiceExport",
     "ServiceImport",
-    "TCPRoute",
-    "TLSRoute",
 ];
 
 /// Reads every document of a file (YAML, several documents, or JSON). All diagnostics, not only the first.
@@ -77,6 +75,8 @@ fn document(node: &Node) -> Result<PolicyDocument, Vec<Problem>> {
         let shape = match kind {
             PolicyKind::HttpRoute => &schema::HTTP_ROUTE,
             PolicyKind::GrpcRoute => &schema::GRPC_ROUTE,
+            PolicyKind::TcpRoute => &schema::stream::TCP_ROUTE,
+            PolicyKind::TlsRoute => &schema::stream::TLS_ROUTE,
             PolicyKind::BackendPolicy => &schema::BACKEND_POLICY,
             PolicyKind::AccessPolicy => &schema::ACCESS_POLICY,
             PolicyKind::FaultInjection => &schema::FAULT_INJECTION,
@@ -143,6 +143,8 @@ fn typed(kind: PolicyKind, spec: &Node) -> Result<PolicySpec, Problem> {
     let read = match kind {
         PolicyKind::HttpRoute => serde_json::from_value(json).map(PolicySpec::HttpRoute),
         PolicyKind::GrpcRoute => serde_json::from_value(json).map(PolicySpec::GrpcRoute),
+        PolicyKind::TcpRoute => serde_json::from_value(json).map(PolicySpec::TcpRoute),
+        PolicyKind::TlsRoute => serde_json::from_value(json).map(PolicySpec::TlsRoute),
         PolicyKind::BackendPolicy => serde_json::from_value(json).map(PolicySpec::BackendPolicy),
         PolicyKind::AccessPolicy => serde_json::from_value(json).map(PolicySpec::AccessPolicy),
         PolicyKind::FaultInjection => serde_json::from_value(json).map(PolicySpec::FaultInjection),

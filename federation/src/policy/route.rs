@@ -106,7 +106,6 @@ struct QueryTest {
 #[derive(Debug)]
 struct Rule {
     backends: Vec<(Routed, u32)>,
-    weight: u64,
 }
 
 /// Where a match stands among the others; smaller goes first.
@@ -176,19 +175,8 @@ impl RouteTable {
             });
         }
         let rule = self.matching(request).ok_or(NoRoute::NoMatch)?;
-        if rule.weight == 0 {
-            return Err(NoRoute::NoBackend);
-        }
-        // The high bits scaled to the weights: 0 ≤ point < weight.
-        let scaled = (u128::from(random) * u128::from(rule.weight)) >> 64;
-        let mut point = u64::try_from(scaled).expect("a product with a u64, shifted by 64, fits");
-        for (routed, weight) in &rule.backends {
-            match point.checked_sub(u64::from(*weight)) {
-                Some(left) => point = left,
-                None => return Ok(routed.clone()),
-            }
-        }
-        Err(NoRoute::NoBackend)
+        let chosen = weighted(&rule.backends, |(_, weight)| *weight, random);
+        chosen.map(|(routed, _)| routed.clone()).ok_or(NoRoute::NoBackend)
     }
 
     /// Every backend that the request could go to, with its weight: for `policy simulate`. Empty if nothing matches.
@@ -272,9 +260,23 @@ impl Rule {
             Some(filters) if filters.redirect().is_some() => vec![(routed(parent.clone()), 1)],
             _ => rule.backend_refs.iter().map(|b| (routed(backend_host(b, namespace)), b.weight)).collect(),
         };
-        let weight = backends.iter().map(|(_, weight)| u64::from(*weight)).sum();
-        Self { backends, weight }
+        Self { backends }
     }
+}
+
+/// One of these by weight, `random` being uniform over u64; `None` where there is no weight.
+pub(super) fn weighted<T>(backends: &[T], weight: impl Fn(&T) -> u32, random: u64) -> Option<&T> {
+    let total: u64 = backends.iter().map(|backend| u64::from(weight(backend))).sum();
+    // The high bits scaled to the weights: 0 ≤ point < total.
+    let scaled = (u128::from(random) * u128::from(total)) >> 64;
+    let mut point = u64::try_from(scaled).expect("a product with a u64, shifted by 64, fits");
+    backends.iter().find(|backend| match point.checked_sub(u64::from(weight(backend))) {
+        Some(left) => {
+            point = left;
+            false
+        }
+        None => true,
+    })
 }
 
 /// The service that a backend names, and how far: a Service stays in this cluster, a ServiceImport may leave it.

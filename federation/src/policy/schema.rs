@@ -8,6 +8,8 @@ use super::tree::{Content, Entry, Node, Place};
 use super::value::{Label, Percent, PolicyDuration, near};
 use hanse_identity::ClusterName;
 
+pub mod stream;
+
 /// What a value has to look like.
 pub enum Shape {
     Object(&'static [Field]),
@@ -151,7 +153,7 @@ static PARENT: Shape = Shape::Object(&[
     required("name", &LABEL),
     optional("namespace", &LABEL),
     optional("port", &PORT),
-    not_yet("sectionName", "a service of the mesh has one port; leave it out"),
+    not_yet("sectionName", "name the port; HTTP has one, leave it out there"),
 ]);
 
 static RULE: Shape = Shape::Object(&[

@@ -20,6 +20,7 @@ mod balance;
 mod fault;
 mod filters;
 mod limit;
+mod stream;
 
 /// Most names that a message lists.
 const MAX_LISTED: usize = 8;
@@ -55,6 +56,12 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             }
             PolicySpec::RequestAuthentication(policy) => {
                 authentication::check(view, policy, namespace, &mut findings)
+            }
+            PolicySpec::TcpRoute(route) => {
+                stream::check(view, documents, document, &route.to_http(), &mut findings)
+            }
+            PolicySpec::TlsRoute(route) => {
+                stream::check(view, documents, document, &route.to_http(), &mut findings)
             }
             PolicySpec::FaultInjection(fault) => fault::check(fault, &mut findings),
             PolicySpec::RateLimit(policy) => limit::check(view, policy, namespace, &mut findings),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hanse_federation::sni::Sni;
 use rustls::pki_types::ServerName;
 
-use super::{MAX_CLIENT_HELLO_BYTES, Refused, Verdict, read};
+use super::{MAX_CLIENT_HELLO_BYTES, NoHello, Refused, Verdict, read};
 
 fn client_hello(name: &str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -40,12 +40,12 @@ fn a_name_of_the_mesh_is_read_whole_or_byte_by_byte() {
 #[test]
 fn foreign_names_and_addresses_are_refused() {
     assert_eq!(read(&client_hello("www.example.com")), Verdict::Refused(Refused::ForeignName));
-    assert_eq!(read(&client_hello("127.0.0.1")), Verdict::Refused(Refused::NoName));
+    assert_eq!(read(&client_hello("127.0.0.1")), Verdict::Refused(NoHello::NoName.into()));
 }
 
 #[test]
 fn what_is_not_tls_is_refused() {
-    assert_eq!(read(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"), Verdict::Refused(Refused::NotTls));
+    assert_eq!(read(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"), Verdict::Refused(NoHello::NotTls.into()));
     let huge = vec![0x16; MAX_CLIENT_HELLO_BYTES + 1];
-    assert_eq!(read(&huge), Verdict::Refused(Refused::TooLarge));
+    assert_eq!(read(&huge), Verdict::Refused(NoHello::TooLarge.into()));
 }

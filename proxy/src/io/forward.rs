@@ -13,7 +13,7 @@ use std::time::Duration;
 use hanse_federation::choose::{Candidate, Choice, Ladder, Limits, RetrySettings, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::ServiceHost;
-use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable};
+use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable, StreamRoutes};
 use hanse_federation::{Revision, View};
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use http::uri::PathAndQuery;
@@ -82,6 +82,7 @@ pub struct Outbound {
 struct Tables {
     revision: Revision,
     routes: RouteTable,
+    streams: StreamRoutes,
     ladder: RefCell<Ladder>,
     backend: Rc<Backend>,
     /// This worker's share.
@@ -312,11 +313,13 @@ impl Outbound {
         drop(previous);
         let known = !ladder.tiers.is_empty() || held.is_some();
         let routes = RouteTable::build(view, host);
-        let known = known || !routes.is_empty();
+        let streams = StreamRoutes::build(view, host);
+        let known = known || !routes.is_empty() || !streams.is_empty();
         let limits = ladder.settings.limits.share(self.workers);
         let backend = self.backend(&host.service, known);
         let ladder = RefCell::new(ladder);
-        let built = Rc::new(Tables { revision: view.revision, routes, ladder, backend, limits, names });
+        let built =
+            Rc::new(Tables { revision: view.revision, routes, streams, ladder, backend, limits, names });
         // Names that nothing is known of are not remembered: anybody can make up more of them.
         if known && tables.len() < MAX_TABLES {
             tables.insert(host.clone(), Rc::clone(&built));

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::body::ByteCount;
 use super::listen::{Flying, InFlight};
 use super::record::Record;
+use crate::server_name::{self, Hello, MAX_CLIENT_HELLO_BYTES};
 
 /// Streams that one worker has open at a time, each way.
 pub const MAX_OPEN: usize = 16_384;
@@ -21,6 +22,10 @@ pub const MAX_OPEN: usize = 16_384;
 pub const IDLE_AFTER: Duration = Duration::from_secs(3600);
 /// Longest wait for the two ends of a stream that both have agreed to.
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
+/// Longest wait for a ClientHello where a route goes by the name in it.
+const HELLO_WITHIN: Duration = Duration::from_secs(3);
+/// How often it is looked again when it is there in part.
+const PEEK_AGAIN: Duration = Duration::from_millis(2);
 /// A DATA frame of that many bytes and its header fill one TLS record.
 const BUFFER_BYTES: usize = 16 * 1024 - 9;
 /// What a direction begins with: most streams say little at a time.
@@ -101,6 +106,28 @@ pub async fn taken(on: OnUpgrade) -> Option<TokioIo<Upgraded>> {
         .inspect_err(|error| tracing::debug!(%error, "a stream was opened and is gone"))
         .ok()
         .map(TokioIo::new)
+}
+
+/// The server name that a client asks for when it begins TLS, left where it is. `None`: it begins none, names none, or says
+/// nothing in time, as one does whose server speaks first.
+pub async fn server_name(client: &TcpStream) -> Option<String> {
+    let mut buffer = vec![0; MAX_CLIENT_HELLO_BYTES + 1];
+    let looked = async {
+        let mut seen = 0;
+        loop {
+            let there = client.peek(&mut buffer).await.ok().filter(|there| *there > 0)?;
+            if there > seen {
+                seen = there;
+                match server_name::read(&buffer[..there]) {
+                    Hello::Name(name) => return Some(name),
+                    Hello::Refused(_) => return None,
+                    Hello::More => {}
+                }
+            }
+            tokio::time::sleep(PEEK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(HELLO_WITHIN, looked).await.ok().flatten()
 }
 
 /// Has the socket reset when it is dropped, so that nobody takes what broke off for complete.

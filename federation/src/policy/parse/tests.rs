@@ -253,6 +253,8 @@ fn shape_and_types_agree() {
         serde_json::from_value::<HttpRoute>(least(&schema::HTTP_ROUTE, all)).unwrap();
         serde_json::from_value::<BackendPolicy>(least(&schema::BACKEND_POLICY, all)).unwrap();
         serde_json::from_value::<GrpcRoute>(least(&schema::GRPC_ROUTE, all)).unwrap();
+        serde_json::from_value::<TcpRoute>(least(&schema::stream::TCP_ROUTE, all)).unwrap();
+        serde_json::from_value::<TlsRoute>(least(&schema::stream::TLS_ROUTE, all)).unwrap();
         serde_json::from_value::<AccessPolicy>(least(&schema::ACCESS_POLICY, all)).unwrap();
     }
     // And the other way: all that serde writes, the shape knows.
@@ -262,6 +264,9 @@ fn shape_and_types_agree() {
     assert_eq!(written, json);
     let json = least(&schema::HTTP_ROUTE, true);
     let written = serde_json::to_value(serde_json::from_value::<HttpRoute>(json.clone()).unwrap()).unwrap();
+    assert_eq!(written, json);
+    let json = least(&schema::stream::TLS_ROUTE, true);
+    let written = serde_json::to_value(serde_json::from_value::<TlsRoute>(json.clone()).unwrap()).unwrap();
     assert_eq!(written, json);
     let json = least(&schema::ACCESS_POLICY, true);
     let written =

@@ -23,6 +23,7 @@ use crate::headers;
 use crate::inbound::admit_stream;
 use crate::io::body::{RequestBody, ResponseBody};
 use crate::io::forward::upgrade::{METHOD, STATUS};
+use crate::io::http::MAX_HEADERS;
 use crate::io::record::{Direction, Record, TCP};
 use crate::io::stream::{self, Ending};
 
@@ -50,6 +51,7 @@ impl Inbound {
         let outcome = match (wanted, self.admit(&caller, &mut request, &mut record)) {
             (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
             (Ok(_), Ok(_)) if self.in_flight.count() >= MAX_IN_FLIGHT => Err(Reason::Overload),
+            (Ok(_), Ok(_)) if request.headers().len() > MAX_HEADERS => Err(Reason::HeadTooLarge),
             (Ok(wanted), Ok(_)) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => {
                     let _asking = self.in_flight.begin();

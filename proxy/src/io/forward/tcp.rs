@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_federation::host::ServiceHost;
+use hanse_federation::policy::StreamTo;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -50,7 +51,11 @@ impl Outbound {
     pub async fn carry(self: Rc<Self>, target: Arc<TcpTarget>, mut client: TcpStream) {
         let mut record = self.tcp_record(&target);
         let opened = match self.streams.place() {
-            Some(place) => self.open(&target, &mut record).await.map(|opened| (place, opened)),
+            Some(place) => {
+                let name = self.server_name(&target, &client).await;
+                let opened = self.open(&target, name.as_deref(), &mut record).await;
+                opened.map(|opened| (place, opened))
+            }
             None => Err(Reason::Overload),
         };
         let (_place, opened) = match opened {
@@ -86,7 +91,8 @@ impl Outbound {
         let Some(place) = self.streams.place() else {
             return Ok(mesh_answer(Reason::Overload, false, record));
         };
-        let opened = match self.open(&target, &mut record).await {
+        // What follows is not there before we have answered, so no TLSRoute can be asked.
+        let opened = match self.open(&target, None, &mut record).await {
             Ok(opened) => opened,
             Err(reason) => return Ok(mesh_answer(reason, false, record)),
         };
@@ -100,17 +106,39 @@ impl Outbound {
     }
 
     fn tcp_record(&self, target: &TcpTarget) -> Record {
-        let mut record = Record::begin(&self.reporter, Direction::Outbound, &connect_to(target, ()));
+        let mut record =
+            Record::begin(&self.reporter, Direction::Outbound, &connect_to(&target.host, target.port, ()));
         record.entry.protocol = TCP;
         record
     }
 
-    async fn open(&self, target: &TcpTarget, record: &mut Record) -> Result<Opened, Reason> {
+    /// The server name that the client asks for, where a route goes by it.
+    async fn server_name(&self, target: &TcpTarget, client: &TcpStream) -> Option<String> {
+        let view = self.plane.knowledge.view()?;
+        let names = self.tables(&view, &target.host).streams.reads_names(target.port);
+        if names { stream::server_name(client).await } else { None }
+    }
+
+    async fn open(
+        &self,
+        target: &TcpTarget,
+        name: Option<&str>,
+        record: &mut Record,
+    ) -> Result<Opened, Reason> {
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
         let (view, own) = self.standing(&known, record)?;
-        let plan = Plan {
+        let asked = self.tables(view, &target.host);
+        record.entry.upstream_cluster = asked.names.service.clone();
+        let routed = asked.streams.route(target.port, name, self.random.next());
+        let to = routed.map_err(Reason::from)?.unwrap_or_else(|| StreamTo {
             backend: Arc::new(target.host.clone()),
+            port: target.port,
             route: Arc::default(),
+        });
+        to.route.as_ref().clone_into(&mut record.entry.policy);
+        let plan = Plan {
+            backend: to.backend,
+            route: to.route,
             request_timeout: OPEN_WITHIN,
             attempt_timeout: Some(ATTEMPT_WITHIN),
             filters: None,
@@ -135,8 +163,7 @@ impl Outbound {
             session: None,
             retrying: None,
         };
-        let request =
-            connect_to(&TcpTarget { host: (*plan.backend).clone(), port: target.port }, RequestBody::Empty);
+        let request = connect_to(&plan.backend, to.port, RequestBody::Empty);
         let mut response = self.try_until_answered(outgoing, request, record).await?;
         record.answered(response.status());
         record.entry.response_code_details.clear();
@@ -156,7 +183,7 @@ impl Outbound {
     }
 }
 
-fn connect_to<B>(target: &TcpTarget, body: B) -> Request<B> {
-    let authority = format!("{}:{}", target.host.to_host(), target.port);
+fn connect_to<B>(host: &ServiceHost, port: u16, body: B) -> Request<B> {
+    let authority = format!("{}:{port}", host.to_host());
     Request::connect(authority).body(body).expect("a service's host name and a port are an authority")
 }

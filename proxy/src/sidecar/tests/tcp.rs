@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use hanse_federation::Change;
+use hanse_federation::policy::{PolicyKind, parse, validate};
 use hanse_identity::Closing;
 use tokio::net::TcpListener;
 
@@ -223,10 +225,10 @@ fn policies_decide_by_who_calls_and_those_that_read_requests_let_nobody_in() {
             ("Deny", format!("[{{ {mine} }}]"), false),
         ] {
             let text = access::policy("who", action, &rules).replace("reviews", "redis");
-            let documents = hanse_federation::policy::parse("test", &text).unwrap();
+            let documents = parse("test", &text).unwrap();
             tcp.change(|view| {
                 for (document, _) in documents {
-                    view.apply(&hanse_federation::Change::PolicyPut(Box::new(document)));
+                    view.apply(&Change::PolicyPut(Box::new(document)));
                 }
             });
             let mut stream = tcp.connect().await;
@@ -288,5 +290,89 @@ fn an_app_may_connect_through_its_own_proxy() {
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{elsewhere}: {answer}");
         }
         assert_eq!(tcp.product.logged().await.bytes_sent, 12);
+    });
+}
+
+/// As `hanse policy apply` would, with no finding to tell.
+fn apply(tcp: &mut Tcp, text: &str) {
+    let documents = parse("test", text).unwrap_or_else(|e| panic!("{text}\n{e:#?}"));
+    let findings = validate(&tcp.view, "test", &documents);
+    assert!(findings.is_empty(), "{text}\n{findings:#?}");
+    for (document, _) in documents {
+        tcp.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
+    }
+}
+
+fn example(name: &str) -> String {
+    let path = format!("{}/../deploy/examples/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// The first that a client of TLS says.
+fn client_hello(name: &str) -> Vec<u8> {
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let mut connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut bytes = Vec::new();
+    connection.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn the_examples_of_routes_send_connections_where_they_say() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let mut versions = Vec::new();
+        for (name, greeting) in [("redis-v1", "one"), ("redis-v2", "two")] {
+            let server = Server::start(greeting).await;
+            let service = format!("shop/{name}");
+            let started =
+                sidecar(&tcp.east.workload(name), &[service.as_str()], &[(PORT, server.address)], &[]);
+            let id = tcp.east.id(name);
+            tcp.change(|view| {
+                add_service(view, &service, std::slice::from_ref(&id), None);
+                add_endpoint(view, &format!("{name}-1"), &service, &id, started.inbound);
+            });
+            versions.push((started, server));
+        }
+        apply(&mut tcp, &example("tcp-route"));
+        versions.iter().for_each(|(sidecar, _)| sidecar.publish(&tcp.view));
+        let mut news = 0;
+        for _ in 0..60 {
+            let mut greeting = [0; 3];
+            tcp.connect().await.read_exact(&mut greeting).await.unwrap();
+            news += usize::from(&greeting == b"two");
+        }
+        // Of sixty, six are expected; one in a thousand million has none, or twenty-five.
+        assert!((1..25).contains(&news), "{news} of 60 went to the new one");
+        assert_eq!(tcp.server.taken.get(), 0, "the service itself is none of the backends");
+
+        apply(&mut tcp, &example("tls-route"));
+        versions.iter().for_each(|(sidecar, _)| sidecar.publish(&tcp.view));
+        for round in 0..8 {
+            let mut stream = tcp.connect().await;
+            let hello = client_hello("a.test.example.com");
+            // It may come in two parts, and nothing of it may be lost.
+            let (first, rest) = hello.split_at(hello.len() / 2);
+            stream.write_all(first).await.unwrap();
+            if round % 2 == 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            stream.write_all(rest).await.unwrap();
+            heard(&mut stream, "two").await;
+            let mut back = vec![0; hello.len()];
+            stream.read_exact(&mut back).await.unwrap();
+            assert!(back == hello, "what was looked at is passed on");
+        }
+        // Only TLSRoutes: who asks for no name of theirs goes nowhere.
+        tcp.change(|view| view.policies.retain(|key, _| key.kind == PolicyKind::TlsRoute));
+        for begin in [client_hello("www.example.com"), b"PING\r\n".to_vec()] {
+            let mut stream = tcp.connect().await;
+            stream.write_all(&begin).await.unwrap();
+            assert!(is_reset(&mut stream).await);
+            until("it is logged", async || tcp.product.logged().await.hanse_reason == "no-route").await;
+        }
     });
 }

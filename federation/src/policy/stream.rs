@@ -1,0 +1,161 @@
+//! Routes of connections that are not read: TCPRoute and TLSRoute, compiled once per (service, View), asked per connection.
+//!
+//! A TLSRoute goes before a TCPRoute, the more precise server name before the less precise one, then the older document,
+//! then the first by name (Gateway API).
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::document::stream::StreamRule;
+use super::document::{PolicyDocument, PolicySpec, TargetRef};
+use super::route::{NoRoute, backend_host, weighted};
+use super::{Label, refers_to};
+use crate::host::ServiceHost;
+use crate::view::View;
+
+/// The routes of one service, in order of precedence.
+#[derive(Debug, Default)]
+pub struct StreamRoutes(Vec<Route>);
+
+/// Where a connection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamTo {
+    pub backend: Arc<ServiceHost>,
+    pub port: u16,
+    /// `namespace/name` of the route.
+    pub route: Arc<str>,
+}
+
+#[derive(Debug)]
+struct Route {
+    /// Of the service; empty: all.
+    ports: Vec<u16>,
+    /// `None`: whatever it is, TLS or not.
+    name: Option<NameTest>,
+    document: Arc<str>,
+    backends: Vec<(Arc<ServiceHost>, Option<u16>, u32)>,
+}
+
+/// One server name, or all below one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NameTest {
+    /// Lower case; without the `*`, where there was one.
+    name: String,
+    below: bool,
+}
+
+impl StreamRoutes {
+    /// Collects the routes whose parent is this service (Service or ServiceImport).
+    pub fn build(view: &View, host: &ServiceHost) -> Self {
+        let mut documents: Vec<&PolicyDocument> = view.policies.values().collect();
+        documents.sort_by_key(|document| (document.created, &document.name));
+        let mut routes = Vec::new();
+        for document in documents {
+            let names: Vec<Option<NameTest>> = match &document.spec {
+                PolicySpec::TcpRoute(_) => vec![None],
+                PolicySpec::TlsRoute(route) => {
+                    route.hostnames.iter().map(|name| Some(NameTest::compile(name))).collect()
+                }
+                _ => continue,
+            };
+            let (PolicySpec::TcpRoute(super::TcpRoute { parent_refs, rules })
+            | PolicySpec::TlsRoute(super::TlsRoute { parent_refs, rules, .. })) = &document.spec
+            else {
+                continue;
+            };
+            let namespace = document.name.namespace();
+            let parents: Vec<&TargetRef> =
+                parent_refs.iter().filter(|parent| refers_to(parent, namespace, host)).collect();
+            let Some(rule) = rules.first().filter(|_| !parents.is_empty()) else { continue };
+            // One without a port means all.
+            let ports: Option<Vec<u16>> = parents.iter().map(|parent| parent.port).collect();
+            let ports = ports.unwrap_or_default();
+            let label: Arc<str> = document.name.to_string().into();
+            for name in names {
+                routes.push(Route::compile(name, &ports, rule, &label, namespace));
+            }
+        }
+        // Stable: what is equal stays in the order of documents.
+        routes.sort_by_key(|route| Reverse(route.name.as_ref().map(|name| (!name.below, name.name.len()))));
+        Self(routes)
+    }
+
+    /// Whether any route applies to the service.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether what becomes of a connection to that port goes by the server name that its client asks for.
+    pub fn reads_names(&self, port: u16) -> bool {
+        self.0.iter().any(|route| route.is_for(port) && route.name.is_some())
+    }
+
+    /// `Ok(None)`: no route is for that port. `name`: the server name, where the client has begun TLS with one. `random`
+    /// is uniform over u64 and decides weights.
+    pub fn route(&self, port: u16, name: Option<&str>, random: u64) -> Result<Option<StreamTo>, NoRoute> {
+        let mut routes = self.0.iter().filter(|route| route.is_for(port)).peekable();
+        if routes.peek().is_none() {
+            return Ok(None);
+        }
+        let name = name.map(str::to_ascii_lowercase);
+        let matches = |route: &&Route| match (&route.name, &name) {
+            (Some(test), Some(name)) => test.holds(name),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let route = routes.find(matches).ok_or(NoRoute::NoMatch)?;
+        let (backend, to, _) =
+            weighted(&route.backends, |(_, _, weight)| *weight, random).ok_or(NoRoute::NoBackend)?;
+        let (backend, port) = (Arc::clone(backend), to.unwrap_or(port));
+        Ok(Some(StreamTo { backend, port, route: Arc::clone(&route.document) }))
+    }
+}
+
+impl Route {
+    fn compile(
+        name: Option<NameTest>,
+        ports: &[u16],
+        rule: &StreamRule,
+        document: &Arc<str>,
+        namespace: &str,
+    ) -> Self {
+        let backends = rule.backend_refs.iter();
+        let backends = backends.map(|b| (Arc::new(backend_host(b, namespace)), b.port, b.weight)).collect();
+        Self { ports: ports.to_vec(), name, document: Arc::clone(document), backends }
+    }
+
+    fn is_for(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+}
+
+impl NameTest {
+    fn compile(text: &str) -> Self {
+        let lower = text.to_ascii_lowercase();
+        match lower.strip_prefix('*') {
+            Some(below) => Self { name: below.to_owned(), below: true },
+            None => Self { name: lower, below: false },
+        }
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        match self.below {
+            true => name.strip_suffix(self.name.as_str()).is_some_and(|label| !label.is_empty()),
+            false => name == self.name,
+        }
+    }
+}
+
+/// Whether it is a server name as a TLSRoute has it: a DNS name, with `*` for its first labels at most.
+pub(super) fn check_server_name(text: &str) -> Result<(), String> {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let labels_fit = name.split('.').all(|label| label.to_ascii_lowercase().parse::<Label>().is_ok());
+    let is_address = name.parse::<std::net::IpAddr>().is_ok();
+    if labels_fit && !is_address && text.len() <= 253 {
+        return Ok(());
+    }
+    Err(format!("{text:?} is no server name; write one like db.example.com or *.example.com"))
+}
+
+#[cfg(test)]
+mod tests;
