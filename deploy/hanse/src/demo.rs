@@ -2,7 +2,7 @@
 //!
 //! `spec` says what there is, `prepare` puts it on disk, `process` starts and ends it, `up` brings it up in
 //! order, `keep` answers while it runs, `damage` breaks and heals. `app` and `wire` are processes of the demo
-//! itself. `verify` tells the story; `thief` is its villain, and an `envoy` its guest.
+//! itself. `verify` tells the story, `tour` shows what documents do; `thief` is its villain, and an `envoy` its guest.
 
 pub mod app;
 pub mod cli;
@@ -19,6 +19,7 @@ pub mod signals;
 pub mod socket;
 pub mod spec;
 pub mod thief;
+pub mod tour;
 pub mod up;
 pub mod verbs;
 pub mod verify;

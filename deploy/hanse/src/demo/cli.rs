@@ -39,6 +39,12 @@ pub enum DemoCommand {
         #[command(flatten)]
         which: Which,
     },
+    /// Show what documents do: canary, header steering, mirroring, faults, breakers, limits, JWT, each with the command
+    /// and what changed
+    #[command(
+        after_help = "Without a demo that runs one is started for it, and ended after it. Exit code 0 if every document changed what it says,\nmeasured before and after, else 1."
+    )]
+    Tour(Which),
     /// End the demo: no process and no file is left
     Down(Which),
     /// One of the demo's apps

@@ -80,8 +80,18 @@ impl Client {
         path: &str,
         timeout: Duration,
     ) -> Result<Answer, CallError> {
+        self.send(address, get(host, path)?, timeout).await
+    }
+
+    /// That request, the whole answer within `timeout`.
+    pub async fn send(
+        &self,
+        address: SocketAddr,
+        request: Request<Full<Bytes>>,
+        timeout: Duration,
+    ) -> Result<Answer, CallError> {
         let call = async {
-            let (streaming, sender) = self.open(address, host, path).await?;
+            let (streaming, sender) = self.open(address, request).await?;
             let Streaming { status, headers, body, .. } = streaming;
             let body = http_body_util::Limited::new(body, MAX_ANSWER_BYTES);
             let body = match body.collect().await {
@@ -101,7 +111,7 @@ impl Client {
 
     /// `GET path` with that Host; the body is left to the caller, and the connection is its own.
     pub async fn stream(&self, address: SocketAddr, host: &str, path: &str) -> Result<Streaming, CallError> {
-        let (mut streaming, sender) = self.open(address, host, path).await?;
+        let (mut streaming, sender) = self.open(address, get(host, path)?).await?;
         streaming._sender = Some(sender);
         Ok(streaming)
     }
@@ -109,15 +119,8 @@ impl Client {
     async fn open(
         &self,
         address: SocketAddr,
-        host: &str,
-        path: &str,
+        mut request: Request<Full<Bytes>>,
     ) -> Result<(Streaming, Sender), CallError> {
-        let mut request = Request::builder()
-            .method(Method::GET)
-            .uri(path)
-            .header(http::header::HOST, host)
-            .header(http::header::USER_AGENT, "hanse-demo")
-            .body(Full::<Bytes>::default())?;
         loop {
             let (mut sender, reused) = match self.take(address) {
                 Some(sender) => (sender, true),
@@ -162,6 +165,15 @@ impl Client {
             senders.push(sender);
         }
     }
+}
+
+fn get(host: &str, path: &str) -> Result<Request<Full<Bytes>>, http::Error> {
+    Request::builder()
+        .method(Method::GET)
+        .uri(path)
+        .header(http::header::HOST, host)
+        .header(http::header::USER_AGENT, "hanse-demo")
+        .body(Full::default())
 }
 
 async fn connect(address: SocketAddr) -> Result<Sender, CallError> {

@@ -35,6 +35,7 @@ pub async fn run(global: &Global, command: DemoCommand) -> Outcome {
             request(global, &which, Request::Heal { names }, "nothing had to be healed").await
         }
         DemoCommand::Down(which) => down(global, &which).await,
+        DemoCommand::Tour(which) => super::tour::run(global, &which).await,
         DemoCommand::Supervise { dir, spec } => {
             let spec: Spec = serde_json::from_str(&spec).map_err(|e| Failure::usage(e.to_string()))?;
             keep::supervise(dir, spec).await?;
