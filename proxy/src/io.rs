@@ -2,11 +2,13 @@
 //!
 //! `listen` accepts, `tls` proves who is there, `http` serves a connection, `forward` takes our app's requests out,
 //! `metered` ends floods, `copy` lets a body be sent twice, `stream` carries what is no request, `dial` and `tunnel` make
-//! mesh connections, `app` hands requests from the mesh to our app.
+//! mesh connections, `app` hands requests from the mesh to our app, `check` finds out whether it
+//! is well.
 
 pub mod app;
 pub mod authentication;
 pub mod body;
+pub mod check;
 pub mod copy;
 pub mod dial;
 pub mod forward;

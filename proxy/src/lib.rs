@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod attempt;
 pub mod breaker;
+pub mod check;
 pub mod config;
 pub mod connections;
 pub mod headers;
@@ -33,7 +34,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::Config;
 
-use io::app::watch_app;
+use io::check::watch_app;
 use runtime::access_log::AccessLog;
 use runtime::admin::{self, Admin, Check};
 use runtime::drain::{self, Stop};
@@ -142,7 +143,8 @@ async fn supervise(
     tokio::spawn(view::follow(Arc::clone(&plane), subscription, stop.clone()));
     tokio::spawn(keep_asking(Arc::clone(&plane), stop.clone()));
     if let Some(address) = config.app {
-        tokio::spawn(watch_app(address, app_ready, stop.clone()));
+        let watched = watch_app(address, Arc::clone(&plane), Arc::clone(&services), app_ready, stop.clone());
+        tokio::spawn(watched);
     }
     tokio::spawn(announce_readiness(app, serves, announce.clone(), stop.clone()));
 

@@ -10,6 +10,7 @@ use hanse_identity::{ClusterName, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub mod access;
+pub mod active;
 pub mod authentication;
 pub mod balance;
 pub mod fault;
@@ -333,6 +334,8 @@ pub struct DistributeShares {
 pub struct HealthPolicy {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier: Option<OutlierPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<active::ActiveCheck>,
     /// Share of healthy endpoints in all tiers below which ejections no longer count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_below: Option<Percent>,

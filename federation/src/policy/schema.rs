@@ -429,7 +429,7 @@ static DISTRIBUTE: Shape = Shape::Object(&[
 static HEALTH: Shape = Shape::Object(&[
     optional("outlier", &OUTLIER),
     optional("panicBelow", &PERCENT),
-    not_yet("active", "endpoints are watched by their own proxies; outlier detection sees the rest"),
+    optional("active", &ACTIVE),
 ]);
 
 static LOAD_BALANCING: Shape = Shape::Object(&[
@@ -463,6 +463,16 @@ static LIMITS: Shape = Shape::Object(&[
     optional("maxRetries", &Shape::Integer { from: 0, to: 1_000_000 }),
     optional("connectTimeout", &DURATION),
     optional("idleTimeout", &DURATION),
+]);
+
+static ACTIVE: Shape = Shape::Object(&[
+    optional("http", &Shape::Object(&[required("path", &NEW_PATH)])),
+    optional("grpc", &Shape::Object(&[optional("service", &GRPC_NAME)])),
+    optional("tcp", &Shape::Object(&[])),
+    optional("interval", &DURATION),
+    optional("timeout", &DURATION),
+    optional("failAfter", &COUNT),
+    optional("passAfter", &COUNT),
 ]);
 
 static RETRY: Shape = Shape::Object(&[

@@ -20,7 +20,6 @@ use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 
 use super::authentication::Authentication;
 use super::body::{OnEnd, RequestBody, ResponseBody};
@@ -33,7 +32,6 @@ use super::stream::Streams;
 use crate::answer::Reason;
 use crate::headers;
 use crate::inbound::{Admitted, Refused, admit};
-use crate::runtime::drain::Stop;
 use crate::runtime::text::Text;
 use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
@@ -101,11 +99,9 @@ const MAX_IN_FLIGHT: usize = 4096;
 /// Connections to the app that one worker keeps for the next request.
 const MAX_IDLE: usize = 64;
 /// Longest wait for the app to accept a connection: it is on this host.
-const APP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const APP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is wrong is in the log, and not for whoever makes up tokens (RFC 6750 §3).
 const BAD_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-/// How often the app is looked at.
-const APP_CHECK_EVERY: Duration = Duration::from_millis(500);
 
 impl Inbound {
     pub fn new(
@@ -495,17 +491,4 @@ fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, BAD_TOKEN);
     }
     response
-}
-
-/// Looks whether the app takes connections, and says so when it changes.
-pub async fn watch_app(address: SocketAddr, ready: watch::Sender<bool>, mut stop: Stop) {
-    loop {
-        let connected = tokio::time::timeout(APP_CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-        let up = matches!(connected, Ok(Ok(_)));
-        ready.send_if_modified(|ready| std::mem::replace(ready, up) != up);
-        tokio::select! {
-            () = stop.ended() => return,
-            () = tokio::time::sleep(APP_CHECK_EVERY) => {}
-        }
-    }
 }

@@ -116,6 +116,15 @@ pub struct OverflowLabels {
     pub limit: &'static str,
 }
 
+/// `hanse_app_checks_total`: active checks of the app behind this proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CheckLabels {
+    /// `http`, `grpc` or `tcp`.
+    pub kind: &'static str,
+    /// `passed` or `failed`.
+    pub outcome: &'static str,
+}
+
 /// `hanse_access_total`: requests that an AccessPolicy denied, or asked to be told of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct AccessLabels {
@@ -168,6 +177,8 @@ pub struct Telemetry {
     pub limited: Family<LimitLabels, Counter>,
     pub streams: Family<StreamLabels, Gauge>,
     pub overflows: Family<OverflowLabels, Counter>,
+    pub checks: Family<CheckLabels, Counter>,
+    pub app_ready: Gauge,
     pub tcp_opened: Family<TcpLabels, Counter>,
     pub tcp_closed: Family<TcpLabels, Counter>,
     pub tcp_sent: Family<TcpLabels, Counter>,
@@ -232,6 +243,8 @@ impl Default for Telemetry {
             limited: Family::default(),
             streams: Family::default(),
             overflows: Family::default(),
+            checks: Family::default(),
+            app_ready: Gauge::default(),
             tcp_opened: Family::default(),
             tcp_closed: Family::default(),
             tcp_sent: Family::default(),
@@ -272,6 +285,8 @@ impl Default for Telemetry {
         );
         new.register("hanse_streams_open", "Upgraded and plain TCP connections", new.streams.clone());
         new.register("hanse_overflows", "Requests that a limit of a policy stopped", new.overflows.clone());
+        new.register("hanse_app_checks", "Active checks of the app behind this proxy", new.checks.clone());
+        new.register("hanse_app_ready", "1 while the app behind this proxy is well", new.app_ready.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
         new.register("hanse_rate_limited", "Requests that a RateLimit refused", new.limited.clone());
         new.register("hanse_faults_injected", "Delays and aborts by FaultInjections", new.faults.clone());

@@ -6,6 +6,7 @@ mod closing;
 mod faults;
 mod framing;
 mod grpc;
+mod health;
 mod hostile;
 mod limits;
 mod readers;

@@ -121,7 +121,7 @@ spec:
   targetRefs: { kind: Service, name: a }
   limits: { maxPending: 2 }
   locality: { openNextTierBelow: 70, mode: Failovr, distribute: [{ from: west, to: { East: 50, north: 101 } }] }
-  health: { active: {} }
+  health: { active: { http: {} } }
 "#;
     let expected = "\
 5:3 E4001 spec.parentRef | unknown field \"parentRef\" | did you mean parentRefs?
@@ -140,7 +140,7 @@ spec:
 31:44 E4005 spec.locality.mode | mode cannot be \"Failovr\" | did you mean Failover?
 31:86 E4005 spec.locality.distribute[0].to.East | cluster name \"East\" has a character outside a-z 0-9 - | 
 31:103 E4005 spec.locality.distribute[0].to.north | north is 101; it has to be 0 to 100 | 
-32:13 E4125 spec.health.active | active is not supported by this version | endpoints are watched by their own proxies; outlier detection sees the rest";
+32:29 E4004 spec.health.active.http.path | http has no path | add path";
     let found = diagnose(text);
     assert_eq!(found.join("\n"), expected);
 }

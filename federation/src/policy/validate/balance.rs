@@ -1,6 +1,9 @@
 //! Balancing, health and limits, as far as a document alone tells whether they make sense.
 
+use std::time::Duration;
+
 use super::Findings;
+use crate::policy::document::active::ActiveCheck;
 use crate::policy::document::balance::{
     Algorithm, CookieLifetime, HashOn, LimitsPolicy, LoadBalancingPolicy, SessionKind,
     SessionPersistencePolicy,
@@ -83,6 +86,9 @@ fn sources(on: &HashOn) -> usize {
 }
 
 fn check_health(health: &HealthPolicy, findings: &mut Findings<'_>) {
+    if let Some(active) = &health.active {
+        check_active(active, findings);
+    }
     if let Some(outlier) = &health.outlier
         && outlier.consecutive_5xx == Some(1)
         && outlier.max_ejected.is_none_or(|most| most.permille() == WHOLE)
@@ -96,6 +102,29 @@ fn check_health(health: &HealthPolicy, findings: &mut Findings<'_>) {
             "below 100% means always: an endpoint that is out would get requests all the same".to_owned();
         let fix = "write panicBelow: 30%, or less".to_owned();
         findings.warning("E4116", "spec.health.panicBelow".to_owned(), message, fix);
+    }
+}
+
+/// Each proxy checks one app on its own host; more often than this is load and no news.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
+fn check_active(active: &ActiveCheck, findings: &mut Findings<'_>) {
+    let mut error = |field: &str, message: &str, fix: &str| {
+        findings.error("E4137", format!("spec.health.active{field}"), message.to_owned(), fix.to_owned());
+    };
+    let kinds = [active.http.is_some(), active.grpc.is_some(), active.tcp.is_some()];
+    if kinds.into_iter().filter(|kind| *kind).count() != 1 {
+        error(
+            "",
+            "active has to say one way to check",
+            "write one of: http: { path: /health }, grpc: {}, tcp: {}",
+        );
+    }
+    if active.interval.is_some_and(|interval| interval.get() < SHORTEST_INTERVAL) {
+        error(".interval", "more often than every 100ms is not checked", "write interval: 5s");
+    }
+    if active.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        error(".timeout", "with timeout: 0s every check fails", "write timeout: 1s");
     }
 }
 
