@@ -15,7 +15,7 @@ use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::ServiceHost;
 use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable, StreamRoutes};
 use hanse_federation::{Revision, View};
-use hanse_identity::{ClusterName, ServiceName, Timestamp};
+use hanse_identity::{ServiceName, Timestamp};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
@@ -35,7 +35,6 @@ use crate::headers;
 use crate::outbound::{self, Plan};
 use crate::runtime::credentials::Current;
 use crate::runtime::knowledge::Known;
-use crate::runtime::text::Text;
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
 use crate::session::Session;
@@ -43,6 +42,7 @@ pub(super) use answers::mark;
 use answers::{grpc_answer, mesh_answer};
 use backend::Backend;
 use failed::Failed;
+use names::{Named, Names, OwnNames};
 use upgrade::Upgrade;
 
 pub use backend::UnderWay;
@@ -54,6 +54,7 @@ mod describe;
 mod failed;
 mod fault;
 mod mirror;
+mod names;
 pub mod tcp;
 pub mod upgrade;
 
@@ -90,28 +91,6 @@ struct Tables {
     names: Rc<Names>,
 }
 
-/// One service and the clusters that answer for it, as records and headers have them.
-struct Names {
-    service: Text,
-    clusters: RefCell<Vec<Named>>,
-}
-
-/// A cluster, as records and headers have it.
-#[derive(Clone)]
-struct Named {
-    name: ClusterName,
-    text: Text,
-    header: HeaderValue,
-}
-
-/// Ourselves, as records have us.
-#[derive(Default)]
-struct OwnNames {
-    of: Option<Arc<Current>>,
-    cluster: Text,
-    spiffe: Text,
-}
-
 /// A request that is being tried.
 struct Outgoing<'r> {
     view: &'r View,
@@ -138,8 +117,6 @@ const NO_AUTHORITY: &str = "localhost";
 const REDIRECT: &str = "redirect";
 /// Requests that one worker has in flight at a time.
 const MAX_IN_FLIGHT: usize = 16_384;
-/// Names of clusters that one service's tables keep.
-const MAX_CLUSTERS: usize = 64;
 /// Services whose tables one worker keeps.
 const MAX_TABLES: usize = 20_000;
 /// How long a request waits for our own SVID, where a revoked one is being replaced: some round trips and a write to the
@@ -413,18 +390,6 @@ impl Outbound {
         (tier, outgoing.tables.names.cluster(choice.candidate.cluster(&outgoing.view.cluster)))
     }
 
-    /// Puts us into the record.
-    fn tell_source(&self, view: &View, own: &Arc<Current>, record: &mut Record) {
-        let mut names = self.own.borrow_mut();
-        if !names.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, own)) || names.cluster != view.cluster.as_str()
-        {
-            let (cluster, spiffe) = (Text::of(&view.cluster), Text::of(&own.identity.facts.id));
-            *names = OwnNames { of: Some(Arc::clone(own)), cluster, spiffe };
-        }
-        record.entry.source_cluster = names.cluster.clone();
-        record.entry.source_spiffe = names.spiffe.clone();
-    }
-
     /// One attempt, and health told of it.
     async fn attempt(
         &self,
@@ -553,27 +518,6 @@ impl Outbound {
         }
         drop(backends);
         self.tables.borrow_mut().retain(|host, tables| known(&host.service) || !tables.routes.is_empty());
-    }
-}
-
-impl Names {
-    fn new(service: &ServiceName) -> Self {
-        Self { service: Text::of(service), clusters: RefCell::default() }
-    }
-
-    fn cluster(&self, name: &ClusterName) -> Named {
-        let mut clusters = self.clusters.borrow_mut();
-        if let Some(named) = clusters.iter().find(|named| named.name == *name) {
-            return named.clone();
-        }
-        // Clusters leave now and then; no request remembers which.
-        if clusters.len() >= MAX_CLUSTERS {
-            clusters.clear();
-        }
-        let header = HeaderValue::from_str(name.as_str()).expect("a DNS label is visible ASCII");
-        let named = Named { name: name.clone(), text: Text::of(name), header };
-        clusters.push(named.clone());
-        named
     }
 }
 

@@ -1,0 +1,73 @@
+//! Names that requests are told of by: ours, a service's, and those of the clusters that answer for it; made once, not per request.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use hanse_federation::View;
+use hanse_identity::{ClusterName, ServiceName};
+use http::HeaderValue;
+
+use super::Outbound;
+use crate::io::record::Record;
+use crate::runtime::credentials::Current;
+use crate::runtime::text::Text;
+
+/// One service and the clusters that answer for it, as records and headers have them.
+pub(super) struct Names {
+    pub service: Text,
+    clusters: RefCell<Vec<Named>>,
+}
+
+/// A cluster, as records and headers have it.
+#[derive(Clone)]
+pub(super) struct Named {
+    pub name: ClusterName,
+    pub text: Text,
+    pub header: HeaderValue,
+}
+
+/// Ourselves, as records have us.
+#[derive(Default)]
+pub(super) struct OwnNames {
+    pub of: Option<Arc<Current>>,
+    pub cluster: Text,
+    pub spiffe: Text,
+}
+
+/// Names of clusters that one service's tables keep.
+const MAX_CLUSTERS: usize = 64;
+
+impl Outbound {
+    /// Puts us into the record.
+    pub(super) fn tell_source(&self, view: &View, own: &Arc<Current>, record: &mut Record) {
+        let mut names = self.own.borrow_mut();
+        if !names.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, own)) || names.cluster != view.cluster.as_str()
+        {
+            let (cluster, spiffe) = (Text::of(&view.cluster), Text::of(&own.identity.facts.id));
+            *names = OwnNames { of: Some(Arc::clone(own)), cluster, spiffe };
+        }
+        record.entry.source_cluster = names.cluster.clone();
+        record.entry.source_spiffe = names.spiffe.clone();
+    }
+}
+
+impl Names {
+    pub fn new(service: &ServiceName) -> Self {
+        Self { service: Text::of(service), clusters: RefCell::default() }
+    }
+
+    pub fn cluster(&self, name: &ClusterName) -> Named {
+        let mut clusters = self.clusters.borrow_mut();
+        if let Some(named) = clusters.iter().find(|named| named.name == *name) {
+            return named.clone();
+        }
+        // Clusters leave now and then; no request remembers which.
+        if clusters.len() >= MAX_CLUSTERS {
+            clusters.clear();
+        }
+        let header = HeaderValue::from_str(name.as_str()).expect("a DNS label is visible ASCII");
+        let named = Named { name: name.clone(), text: Text::of(name), header };
+        clusters.push(named.clone());
+        named
+    }
+}
