@@ -53,7 +53,9 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     if certificate.extensions().len() > MAX_EXTENSIONS {
         return Err(format!("it has {} extensions", certificate.extensions().len()));
     }
-    certificate.extensions_map().map_err(|e| e.to_string())?;
+    if let Some(twice) = repeated(certificate.extensions()) {
+        return Err(format!("its extension {} is there twice", twice.oid));
+    }
     if let Some(extension) = certificate
         .iter_extensions()
         .find(|e| matches!(e.parsed_extension(), ParsedExtension::ParseError { .. }))
@@ -69,6 +71,12 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
         return Err(format!("its extension {} is critical and not known here", extension.oid));
     }
     Ok(certificate)
+}
+
+/// An extension of a kind that has been before. They are few: to compare them costs less than a table of them.
+fn repeated<'e, 'c>(extensions: &'e [X509Extension<'c>]) -> Option<&'e X509Extension<'c>> {
+    let mut numbered = extensions.iter().enumerate();
+    numbered.find(|(at, e)| extensions[..*at].iter().any(|before| before.oid == e.oid)).map(|(_, e)| e)
 }
 
 /// Whether somebody here sees to what the extension says, so that it may be critical (RFC 5280 §4.2): name

@@ -108,7 +108,8 @@ pub struct TrustRotate {
     /// Do not wait until it is done, only until the new authorities sign: this command line has to know them
     #[arg(long)]
     pub no_wait: bool,
-    /// Wait until it is done, or --timeout (this is the default)
+    /// Wait until it is done, or --timeout (this is the default). Where other trust domains fetch the bundle from an
+    /// endpoint, they are given three minutes: --timeout 5m
     #[arg(long, conflicts_with = "no_wait")]
     pub wait: bool,
 }

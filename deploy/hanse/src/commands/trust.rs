@@ -75,6 +75,9 @@ async fn rotate(global: &Global, wanted: &TrustRotate) -> Outcome {
     if gate != Some(Gate::Done) {
         talk(global, "it goes on by itself: hanse trust rotate --status, or --abort");
     }
+    if !gate.is_some_and(far_enough) {
+        talk(global, "it was waited for as long as --timeout says: --timeout 5m waits longer");
+    }
     Ok(if gate.is_some_and(far_enough) { Exit::Done } else { Exit::TimedOut })
 }
 
