@@ -72,11 +72,11 @@ async fn rotate(global: &Global, wanted: &TrustRotate) -> Outcome {
     .await?;
     print(global, &status);
     let gate = status.rotation.as_ref().map(|r| r.gate);
-    if gate != Some(Gate::Done) {
+    if status.rotation.as_ref().is_some_and(Rotation::is_running) {
         talk(global, "it goes on by itself: hanse trust rotate --status, or --abort");
-    }
-    if !gate.is_some_and(far_enough) {
-        talk(global, "it was waited for as long as --timeout says: --timeout 5m waits longer");
+        if !gate.is_some_and(far_enough) {
+            talk(global, "it was waited for as long as --timeout says: --timeout 5m waits longer");
+        }
     }
     Ok(if gate.is_some_and(far_enough) { Exit::Done } else { Exit::TimedOut })
 }
