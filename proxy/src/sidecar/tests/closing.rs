@@ -1,5 +1,8 @@
 //! Connections that a revocation does not close at once, and handshakes that are refused because what is known is old.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
 use hanse_identity::{Closing, Revocation};
 
 use super::*;
@@ -141,5 +144,55 @@ fn stale_revocations_keep_new_connections_out_until_a_control_node_is_heard() {
         assert!(check("revocations").ok);
         strict.plane.telemetry.freshness(&strict.plane.freshness(now()));
         assert!(strict.plane.telemetry.to_text().contains("\nhanse_revocations_stale 0\n"));
+    });
+}
+
+/// The worst case: nobody has heard yet that it is going. Its connections are told (GOAWAY), what is on them is answered, and
+/// what comes after that goes to the other one.
+#[test]
+fn an_instance_that_ends_costs_no_request_whatever_its_method() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let other = App::start("reviews-v2").await;
+        let _second = shop.second(other.address);
+        let (stop, failed) = (Rc::new(Cell::new(false)), Rc::new(RefCell::new(Vec::new())));
+        let (answered, by_other) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let clients: Vec<_> = (0..8)
+            .map(|client| {
+                let outbound = shop.product.outbound;
+                let (stop, failed) = (Rc::clone(&stop), Rc::clone(&failed));
+                let (answered, by_other) = (Rc::clone(&answered), Rc::clone(&by_other));
+                tokio::task::spawn_local(async move {
+                    let mut sender = http1(TcpStream::connect(outbound).await.unwrap()).await;
+                    while !stop.get() {
+                        let body = Full::new(Bytes::from(vec![7; 2000]));
+                        let request = match client % 2 {
+                            0 => get(REVIEWS),
+                            _ => Request::post("/x").header("host", "reviews.shop").body(body).unwrap(),
+                        };
+                        let answer = Answer::of(sender.send_request(request).await.unwrap()).await;
+                        if answer.status != StatusCode::OK {
+                            failed.borrow_mut().push(answer);
+                            continue;
+                        }
+                        answered.set(answered.get() + 1);
+                        by_other.set(by_other.get() + usize::from(answer.header("x-app") == "reviews-v2"));
+                        // As clients have it that do something else too: the sidecars have the same thread.
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                })
+            })
+            .collect();
+        until("both are asked", async || by_other.get() > 20 && answered.get() - by_other.get() > 20).await;
+        shop.reviews.drain.begin();
+        let ended = tokio::time::timeout(crate::sidecar::DRAIN_WITHIN / 2, &mut shop.reviews.ended).await;
+        ended.expect("it waits for nothing but what is in flight").unwrap().unwrap();
+        let before = answered.get();
+        until("the other one has them all", async || answered.get() > before + 200).await;
+        stop.set(true);
+        for client in clients {
+            client.await.unwrap();
+        }
+        assert!(failed.borrow().is_empty(), "{:?} of {} requests", failed.borrow(), answered.get());
     });
 }
