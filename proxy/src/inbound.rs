@@ -62,6 +62,7 @@ pub fn admit_stream(
     view: Option<&View>,
     own_revoked: Option<&RevocationId>,
     service: &ServiceName,
+    port: u16,
     access: &AccessTable,
     caller: &VerifiedCaller,
 ) -> Result<Admitted, Refused> {
@@ -73,7 +74,7 @@ pub fn admit_stream(
         return Err(Refused::Reason(Reason::NotAllowed));
     }
     let asking = Caller { id: caller.id(), cluster: cluster_of(view, caller), user: None };
-    let granted = access.decide_stream(&asking, &view.cluster).map_err(Refused::Policy)?;
+    let granted = access.decide_stream(&asking, &view.cluster, port).map_err(Refused::Policy)?;
     Ok(Admitted { granted })
 }
 

@@ -113,6 +113,7 @@ struct ToTest {
     methods: Vec<HttpMethod>,
     paths: Vec<PathTest>,
     headers: Vec<HeaderTest>,
+    ports: Vec<u16>,
 }
 
 #[derive(Debug)]
@@ -193,10 +194,16 @@ impl AccessTable {
     }
 
     /// For a connection that is not read: a rule that looks at requests allows none, and denies and audits all.
-    pub fn decide_stream(&self, caller: &Caller<'_>, own: &ClusterName) -> Result<Granted, Denied> {
+    pub fn decide_stream(
+        &self,
+        caller: &Caller<'_>,
+        own: &ClusterName,
+        port: u16,
+    ) -> Result<Granted, Denied> {
         self.decide_by(|rule, doubt| {
             rule.from.holds(caller, own)
-                && (doubt == Doubt::Matches || rule.to.is_everything() && rule.user.is_everything())
+                && rule.to.holds_unread(port, doubt)
+                && (rule.user.is_everything() || doubt == Doubt::Matches)
         })
     }
 
@@ -308,12 +315,14 @@ impl ToTest {
             methods: to.methods.clone(),
             paths: to.paths.iter().map(PathTest::compile).collect::<Option<_>>()?,
             headers: to.headers.iter().map(HeaderTest::compile).collect::<Option<_>>()?,
+            ports: to.ports.clone(),
         })
     }
 
-    /// Whether it looks at nothing of a request.
-    fn is_everything(&self) -> bool {
-        self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty()
+    /// For a connection to that port, which is not read.
+    fn holds_unread(&self, port: u16, doubt: Doubt) -> bool {
+        let unread = self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty();
+        (self.ports.is_empty() || self.ports.contains(&port)) && (unread || doubt == Doubt::Matches)
     }
 
     fn holds(&self, asked: &Asked<'_>, doubt: Doubt) -> bool {
@@ -322,7 +331,8 @@ impl ToTest {
             Doubt::Matches => method.as_str().eq_ignore_ascii_case(asked.method),
             Doubt::DoesNot => method.as_str() == asked.method,
         };
-        (self.methods.is_empty() || self.methods.iter().any(same))
+        (self.ports.is_empty() || doubt == Doubt::Matches)
+            && (self.methods.is_empty() || self.methods.iter().any(same))
             && (self.paths.is_empty() || self.paths.iter().any(|test| test.holds(asked.path)))
             && self.headers.iter().all(|test| test.holds(asked, doubt))
     }

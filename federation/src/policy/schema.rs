@@ -394,7 +394,7 @@ static ACCESS_TO: Shape = Shape::Object(&[
     ),
     optional("paths", &Shape::List { of: &PATH, at_least: 1, at_most: 64 }),
     optional("headers", &Shape::List { of: &HEADER, at_least: 1, at_most: 16 }),
-    not_yet("ports", "a service of the mesh has one port; leave it out"),
+    optional("ports", &Shape::List { of: &PORT, at_least: 1, at_most: 16 }),
 ]);
 
 static TARGET: Shape = Shape::Object(&[

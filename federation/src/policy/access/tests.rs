@@ -318,3 +318,24 @@ fn paths_that_are_read_in_two_ways_are_refused_where_paths_count_and_only_there(
         assert_eq!(plain_path(fine), Ok(()), "{fine}");
     }
 }
+
+#[test]
+fn ports_are_of_connections_and_doubt_keeps_requests_out() {
+    let unread = |table: &AccessTable, port: u16| {
+        let id: SpiffeId = WEB.parse().unwrap();
+        let caller = Caller { id: &id, cluster: Some(&"west".parse().unwrap()), user: None };
+        table.decide_stream(&caller, &"west".parse().unwrap(), port).is_ok()
+    };
+    let rules = "[{ to: { ports: [6379, 6380] } }]";
+    let allow = table(&[("Allow", rules)]);
+    assert!(unread(&allow, 6379) && unread(&allow, 6380) && !unread(&allow, 6381));
+    assert_eq!(get(&allow, WEB), "allowed by no policy");
+    let deny = table(&[("Deny", rules)]);
+    assert!(!unread(&deny, 6379) && unread(&deny, 6381));
+    assert_eq!(get(&deny, WEB), "denied by shop/p0#0");
+    for looks in ["to: { ports: [6379], methods: [GET] }", "to: { headers: [{ name: x, value: z }] }"] {
+        let rules = format!("[{{ {looks} }}]");
+        assert!(!unread(&table(&[("Allow", &rules)]), 6379), "{looks}");
+        assert!(!unread(&table(&[("Deny", &rules)]), 6379), "{looks}");
+    }
+}

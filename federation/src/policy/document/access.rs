@@ -84,6 +84,9 @@ pub struct AccessTo {
     pub paths: Vec<PathMatch>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
+    /// Of plain TCP. Requests are on none of them: Allow lets none in by such a rule, Deny keeps all out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
 }
 
 impl AccessAction {

@@ -152,12 +152,12 @@ impl Inbound {
         let host = ServiceHost::parse(authority.as_str()).ok_or(Reason::UnknownHost)?;
         let service = self.services.get(&host.service).ok_or(Reason::NothingServed)?;
         let text = self.service_texts.get(service).cloned().unwrap_or_default();
+        let port = authority.port_u16().ok_or(Reason::BadRequest)?;
         self.admit_by(caller, text, record, |view, revoked, access| {
-            admit_stream(view, revoked, service, access, &caller.verified)
+            admit_stream(view, revoked, service, port, access, &caller.verified)
         })?;
         // Only what was declared: a port that is HTTP has policies that look at requests.
-        let address = authority.port_u16().and_then(|port| self.tcp_ports.get(&port));
-        connect_app(*address.ok_or(Reason::NothingServed)?).await
+        connect_app(*self.tcp_ports.get(&port).ok_or(Reason::NothingServed)?).await
     }
 
     /// Opens the stream, and carries it.
