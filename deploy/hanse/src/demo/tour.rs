@@ -177,7 +177,7 @@ async fn tell_all(global: &Global, tour: &Tour) -> Vec<Step> {
         "mirroring", "v1 answers, and v2 gets a copy of every request" => mirroring;
         "faults", "half of the requests with x-chaos: on get 503, all of them after 300 ms" => faults;
         "breakers", "of 40 requests at once a few are let through (4 per proxy), the rest is told so at once" => breakers;
-        "limits", "5 requests in an hour for each caller at each instance" => limits;
+        "limits", "5 requests in an hour at most for each caller at each instance" => limits;
         "JWT", "nobody without a token of the issuer, whatever it says" => jwt;
     }
     told

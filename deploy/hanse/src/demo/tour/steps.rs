@@ -127,7 +127,8 @@ impl Tour {
 
     pub(super) async fn faults(&self, file: &Path) -> anyhow::Result<Seen> {
         let chaos = &[("x-chaos", "on")];
-        let before = self.ask_at_once(SOME, "/", chaos).await?;
+        // One after the other: at once, a busy machine alone might delay them as long.
+        let before = self.ask_each(SOME, chaos).await?;
         let fault = format!(
             "apiVersion: hanse.dev/v1alpha1
 kind: FaultInjection
@@ -208,11 +209,12 @@ spec:
         self.apply(file, &for_reviews("RateLimit", "reviews", &spec)).await?;
         let after = self.ask_each(asked, &[]).await?;
         self.delete("RateLimit", &["reviews"]).await?;
-        let limited = count(&after, 429);
+        let (good, limited) = (count(&after, 200), count(&after, 429));
         Ok(Seen {
+            // Each instance has its own limit, and the balance may leave some of them unasked: who refuses is quick.
             ok: count(&before, 200) == asked
-                && count(&after, 200) == self.instances * LIMIT
-                && count(&after, 200) + limited == asked,
+                && (LIMIT..=self.instances * LIMIT).contains(&good)
+                && good + limited == asked,
             before: statuses(&before),
             after: format!("{}, by {} instances", statuses(&after), self.instances),
         })
