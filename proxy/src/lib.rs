@@ -10,6 +10,7 @@ pub mod breaker;
 pub mod check;
 pub mod config;
 pub mod connections;
+pub mod exposed;
 pub mod headers;
 pub mod inbound;
 pub mod io;
@@ -146,7 +147,8 @@ async fn supervise(
         let watched = watch_app(address, Arc::clone(&plane), Arc::clone(&services), app_ready, stop.clone());
         tokio::spawn(watched);
     }
-    tokio::spawn(announce_readiness(app, serves, announce.clone(), stop.clone()));
+    let exposure = Exposure { app: config.app, inbound: bound.inbound, plane: Arc::clone(&plane) };
+    tokio::spawn(announce_readiness(app, serves, announce.clone(), exposure, stop.clone()));
 
     let workers = u32::try_from(bound.workers.len()).unwrap_or(u32::MAX);
     let tcp_ports = config.tcp_ports.iter().map(|tcp| (tcp.port.get(), tcp.app)).collect();
@@ -244,11 +246,38 @@ async fn join(workers: Vec<Worker>) -> Result<()> {
     }
 }
 
+/// What it takes to see whether the app can be reached past us.
+struct Exposure {
+    app: Option<SocketAddr>,
+    inbound: Option<SocketAddr>,
+    plane: Arc<Plane>,
+}
+
+impl Exposure {
+    /// Looks at what the app listens on, which it does only once it is up.
+    fn look(&self) {
+        let Some(app) = self.app else { return };
+        let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+        let tables = read("/proc/net/tcp") + &read("/proc/net/tcp6");
+        let own: Vec<_> = self.inbound.into_iter().collect();
+        let at = exposed::listening_beyond_loopback(app.port(), &tables, &own);
+        self.plane.telemetry.app_exposed.set(i64::from(!at.is_empty()));
+        if !at.is_empty() {
+            tracing::warn!(
+                ?at,
+                "the app's port can be reached past this proxy, without mutual TLS and policies: \
+                 have the app listen on 127.0.0.1 only, or close the port by a firewall"
+            );
+        }
+    }
+}
+
 /// Announces what the app does, until draining begins.
 async fn announce_readiness(
     mut app: watch::Receiver<bool>,
     serves: Serves,
     announce: watch::Sender<Announce>,
+    exposure: Exposure,
     mut stop: Stop,
 ) {
     loop {
@@ -258,6 +287,9 @@ async fn announce_readiness(
             changed = app.changed() => if changed.is_err() { return },
         }
         let up = *app.borrow_and_update();
+        if up {
+            exposure.look();
+        }
         tracing::info!(up, "the app {}", if up { "takes connections" } else { "takes no connections" });
         announce.send_modify(|announce| {
             announce.ready = up;
@@ -297,11 +329,16 @@ mod tests {
         let (app_ready, app) = watch::channel(false);
         let (announce, mut announced) = watch::channel(Announce { ready: false, serves: Serves::Nothing });
         let (_drain, stop) = drain::drain();
-        tokio::spawn(announce_readiness(app, serves.clone(), announce, stop));
+        let everywhere = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let plane = Arc::new(Plane::new("proxy-1".parse().unwrap(), Locality::default()));
+        let address = Some(everywhere.local_addr().unwrap());
+        let exposure = Exposure { app: address, inbound: None, plane: Arc::clone(&plane) };
+        tokio::spawn(announce_readiness(app, serves.clone(), announce, exposure, stop));
         for up in [true, false] {
             app_ready.send(up).unwrap();
             let said = announced.wait_for(|announce| announce.ready == up).await.unwrap().clone();
             assert_eq!(said, Announce { ready: up, serves: serves.clone() });
+            assert_eq!(plane.telemetry.app_exposed.get(), 1, "it listens everywhere");
         }
     }
 }

@@ -189,6 +189,7 @@ pub struct Telemetry {
     pub control_connected: Gauge,
     pub revocations_age: Gauge,
     pub revocations_stale: Gauge,
+    pub app_exposed: Gauge,
 }
 
 /// Series that one worker keeps handles of; above that, new ones go into the family's overflow series.
@@ -255,6 +256,7 @@ impl Default for Telemetry {
             control_connected: Gauge::default(),
             revocations_age: Gauge::default(),
             revocations_stale: Gauge::default(),
+            app_exposed: Gauge::default(),
         };
         new.register("hanse_refused", "Connections and requests refused, by reason", new.refused.clone());
         new.register(
@@ -315,6 +317,11 @@ impl Default for Telemetry {
             "hanse_revocations_stale",
             "1 while that is longer than --revocation-staleness",
             new.revocations_stale.clone(),
+        );
+        new.register(
+            "hanse_app_exposed",
+            "1 where the app's port can be reached past the proxy",
+            new.app_exposed.clone(),
         );
         new
     }

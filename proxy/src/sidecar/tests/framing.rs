@@ -493,3 +493,26 @@ fn t11_no_byte_in_an_http2_request_makes_two_of_it() {
         println!("{asked} requests, {arrived} reached the app, read alike by all readers");
     });
 }
+
+#[test]
+fn t20_what_is_plain_text_at_the_inbound_port_reaches_no_app() {
+    on_local_set(async {
+        let scene = Scene::set().await;
+        let hello = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00GET / HTTP/1.1\r\nhost: reviews.shop\r\n\r\n";
+        let http2 = with_byte(b'a').remove(0);
+        for plain in [
+            b"GET / HTTP/1.1\r\nhost: reviews.shop\r\n\r\n".to_vec(),
+            b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\nGET / HTTP/1.1\r\nhost: reviews.shop\r\n\r\n".to_vec(),
+            b"CONNECT reviews.shop:80 HTTP/1.1\r\nhost: reviews.shop\r\n\r\n".to_vec(),
+            hello.to_vec(),
+            http2,
+            b"\0".repeat(1000),
+        ] {
+            let tcp = TcpStream::connect(scene.shop.reviews.inbound).await.unwrap();
+            let heard = say(tcp, &plain, |_| false).await;
+            assert!(!heard.windows(4).any(|word| word == b"HTTP"), "{:?}", String::from_utf8_lossy(&heard));
+        }
+        assert!(scene.app.0.borrow().is_empty(), "the app was asked");
+        scene.goes_on("after plain text").await;
+    });
+}
