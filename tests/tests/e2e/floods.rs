@@ -29,8 +29,8 @@ const HELD: u32 = 1024;
 const HELD_FIELDS: usize = 120;
 /// What they may take (T12).
 const HELD_MIB: f64 = 64.0;
-/// A process's memory moves by as much on its own.
-const NOISE_MIB: f64 = 4.0;
+/// What a process may take however little was sent: the requests that were open before the attack was noticed.
+const NOISE_MIB: f64 = 16.0;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
