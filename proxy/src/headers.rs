@@ -85,11 +85,13 @@ pub fn is_framing_plain(headers: &HeaderMap) -> bool {
     if headers.keys().any(|name| name.as_str().as_bytes().contains(&b'"')) {
         return false;
     }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    match (lengths.next(), lengths.next()) {
-        (Some(_), Some(_)) => false,
-        (Some(_), None) => !headers.contains_key(header::TRANSFER_ENCODING),
-        (None, _) => true,
+    let (mut lengths, mut codings) =
+        (headers.get_all(header::CONTENT_LENGTH).iter(), headers.get_all(header::TRANSFER_ENCODING).iter());
+    match (lengths.next(), lengths.next(), codings.next(), codings.next()) {
+        (None, _, None, _) | (Some(_), None, None, _) => true,
+        // Any other coding would have to be undone here, and is read as no coding at all by some.
+        (None, _, Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
     }
 }
 

@@ -124,6 +124,10 @@ fn a_body_that_two_readers_would_end_at_different_places_is_refused() {
     );
     assert!(!framing(&[("content-length", "5"), ("content-length", "5")]));
     assert!(!framing(&[("content-length", "5"), ("transfer-encoding", "chunked")]));
+    for coding in ["gzip", "gzip, chunked", "chunked, gzip", "chunked, chunked", ",chunked", "xchunked", ""] {
+        assert!(!framing(&[("transfer-encoding", coding)]), "{coding}");
+    }
+    assert!(!framing(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]));
     assert!(!framing(&[("content_length", "5")]) && !framing(&[("transfer_encoding", "chunked")]));
 }
 

@@ -13,11 +13,10 @@ use std::time::Duration;
 use hanse_federation::choose::{Candidate, Choice, Ladder, Limits, RetrySettings, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::ServiceHost;
-use hanse_federation::policy::{Filters, Redirect, RequestParts, RouteTable, StreamRoutes};
+use hanse_federation::policy::{RequestParts, RouteTable, StreamRoutes};
 use hanse_federation::{Revision, View};
 use hanse_identity::{ServiceName, Timestamp};
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{Method, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
 use tokio::time::Instant;
@@ -29,7 +28,7 @@ use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
 use super::tunnel::Tunnels;
 use crate::answer::Reason;
-use crate::attempt::{Attempts, Failure, Verdict};
+use crate::attempt::{Attempts, Verdict};
 use crate::breaker::Held;
 use crate::headers;
 use crate::outbound::{self, Plan};
@@ -42,6 +41,7 @@ pub(super) use answers::mark;
 use answers::{grpc_answer, mesh_answer};
 use backend::Backend;
 use failed::Failed;
+use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected};
 use names::{Named, Names, OwnNames};
 use upgrade::Upgrade;
 
@@ -53,6 +53,7 @@ mod connect;
 mod describe;
 mod failed;
 mod fault;
+mod message;
 mod mirror;
 mod names;
 pub mod tcp;
@@ -111,10 +112,6 @@ struct Outgoing<'r> {
 
 pub type OutboundResponse = Response<ResponseBody<Record>>;
 
-/// Stands for the host that a request does not name.
-const NO_AUTHORITY: &str = "localhost";
-/// What the log says of a request that a route redirected.
-const REDIRECT: &str = "redirect";
 /// Requests that one worker has in flight at a time.
 const MAX_IN_FLIGHT: usize = 16_384;
 /// Services whose tables one worker keeps.
@@ -527,126 +524,4 @@ impl Drop for Decrement<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
-}
-
-/// Whether a proxy on the way says that nobody is there; `Some(true)`: and that no app saw the request.
-fn nobody_there<B>(response: &Response<B>) -> Option<bool> {
-    let status = response.status();
-    let unavailable = matches!(
-        status,
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    );
-    if !unavailable || !response.headers().contains_key(headers::ANSWERED_BY) {
-        return None;
-    }
-    let reason = response.headers().get(headers::REASON).and_then(|reason| reason.to_str().ok());
-    Some(reason.is_some_and(Reason::says_undelivered))
-}
-
-/// The request as the mesh carries it: HTTP/2 form, without what ends here or is the mesh's own.
-fn prepare(
-    request: Request<Incoming>,
-    filters: Option<&Filters>,
-    record: &Record,
-) -> Result<Request<RequestBody>, Reason> {
-    let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-    let authority = filters.and_then(Filters::host).or(authority).unwrap_or(NO_AUTHORITY);
-    let asked = request.uri();
-    let rewritten = filters.and_then(|filters| filters.path_and_query(asked.path(), asked.query()));
-    let path = match rewritten {
-        Some(rewritten) => rewritten.parse().map_err(|_| Reason::BadRequest)?,
-        None => asked.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")),
-    };
-    let mut uri = http::uri::Parts::default();
-    uri.scheme = Some(http::uri::Scheme::HTTP);
-    uri.authority = Some(authority.parse().map_err(|_| Reason::BadRequest)?);
-    uri.path_and_query = Some(path);
-    let uri = Uri::from_parts(uri).map_err(|_| Reason::BadRequest)?;
-    let (mut parts, body) = request.into_parts();
-    parts.uri = uri;
-    parts.version = Version::HTTP_2;
-    parts.extensions.clear();
-    headers::strip_hop_by_hop(&mut parts.headers);
-    headers::strip_reserved(&mut parts.headers);
-    parts.headers.remove(header::HOST);
-    // Our own server answered it already, by reading the body.
-    parts.headers.remove(header::EXPECT);
-    if let Some(filters) = filters {
-        filters.edit_request(&mut parts.headers);
-    }
-    Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
-}
-
-fn bodiless_copy(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::Empty);
-    request.method().clone_into(copy.method_mut());
-    request.uri().clone_into(copy.uri_mut());
-    *copy.version_mut() = request.version();
-    if let Some(protocol) = request.extensions().get::<Protocol>() {
-        copy.extensions_mut().insert(protocol.clone());
-    }
-    request.headers().clone_into(copy.headers_mut());
-    copy
-}
-
-/// The response as our app gets it.
-fn finish(
-    mut response: Response<AnswerBody>,
-    plan: &Plan,
-    tier: &'static str,
-    cluster: &Named,
-    record: &mut Record,
-) -> Response<AnswerBody> {
-    let headers = response.headers_mut();
-    if let Some(reason) = headers.get(headers::REASON).and_then(|reason| reason.to_str().ok()) {
-        reason.clone_into(&mut record.entry.hanse_reason);
-    }
-    headers::strip_hop_by_hop(headers);
-    if let Some(filters) = &plan.filters {
-        filters.edit_response(headers);
-    }
-    headers.insert(headers::CLUSTER, cluster.header.clone());
-    headers.insert(headers::TIER, HeaderValue::from_static(tier));
-    response
-}
-
-/// No further attempt: what the far side said, or our own words.
-fn give_up(
-    failed: Failed,
-    plan: &Plan,
-    tier: &'static str,
-    cluster: &Named,
-    record: &mut Record,
-) -> Result<Response<AnswerBody>, Reason> {
-    match failed.response {
-        Some(response) if failed.failure == Failure::Status => {
-            Ok(finish(response, plan, tier, cluster, record))
-        }
-        Some(response) => {
-            record.entry.response_flags = failed.reason.flags();
-            Ok(finish(response, plan, tier, cluster, record))
-        }
-        None => Err(failed.reason),
-    }
-}
-
-/// The answer that a route gives in its backend's place.
-fn redirected(
-    redirect: &Redirect,
-    authority: &str,
-    asked: &Uri,
-    plan: &Plan,
-    record: &mut Record,
-) -> Result<Response<AnswerBody>, Reason> {
-    let location = redirect.location(authority, asked.path(), asked.query());
-    let location = HeaderValue::from_str(&location).map_err(|_| Reason::BadRequest)?;
-    let mut response = Response::new(AnswerBody::empty());
-    *response.status_mut() = StatusCode::from_u16(redirect.status).map_err(|_| Reason::NoBackend)?;
-    response.headers_mut().insert(header::LOCATION, location);
-    if let Some(filters) = &plan.filters {
-        filters.edit_response(response.headers_mut());
-    }
-    response.headers_mut().insert(headers::ANSWERED_BY, headers::ANSWERED_BY_MESH);
-    REDIRECT.clone_into(&mut record.entry.hanse_reason);
-    Ok(response)
 }
