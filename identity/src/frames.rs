@@ -42,6 +42,8 @@ pub struct Frames {
     credit: u32,
     /// `None`: resets are the other end's business.
     resets: Option<u32>,
+    /// The newest stream that a request came on: HEADERS of older ones are trailers.
+    newest: u32,
     refilled: Option<Instant>,
 }
 
@@ -58,6 +60,7 @@ struct Frame {
     kind: u8,
     flags: u8,
     length: u32,
+    stream: u32,
 }
 
 impl Frames {
@@ -74,19 +77,20 @@ impl Frames {
     fn new(received: u32, sent: u32) -> Self {
         let after = |skip| Scan { skip, ..Scan::default() };
         let (received, sent) = (after(received), after(sent));
-        Self { received, sent, credit: IDLE_FRAMES, resets: None, refilled: None }
+        Self { received, sent, credit: IDLE_FRAMES, resets: None, newest: 0, refilled: None }
     }
 
     /// The next bytes that were read.
     pub fn received(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Flood> {
-        let Self { received, credit, resets, refilled, .. } = self;
+        let Self { received, credit, resets, newest, refilled, .. } = self;
         received.each(bytes, |frame| {
             let paid = match frame.kind {
                 DATA if frame.length > 0 || frame.flags & END_STREAM != 0 => earn(credit),
                 HEADERS => {
-                    if let Some(resets) = resets {
+                    if let Some(resets) = resets.as_mut().filter(|_| frame.stream > *newest) {
                         *resets = (*resets + 1).min(RESETS);
                     }
+                    *newest = frame.stream.max(*newest);
                     earn(credit)
                 }
                 RST_STREAM => match resets {
@@ -151,10 +155,11 @@ impl Scan {
             self.have += taken;
             bytes = &bytes[taken..];
             if self.have == HEADER_BYTES {
-                let [a, b, c, kind, flags, ..] = self.header;
+                let [a, b, c, kind, flags, s, t, u, v] = self.header;
                 let length = u32::from_be_bytes([0, a, b, c]);
+                let stream = u32::from_be_bytes([s & 0x7f, t, u, v]);
                 (self.have, self.skip) = (0, length);
-                seen(&Frame { kind, flags, length })?;
+                seen(&Frame { kind, flags, length, stream })?;
             }
         }
     }
@@ -182,8 +187,13 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        frame_of(1, kind, flags, payload)
+    }
+
+    fn frame_of(stream: u32, kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        bytes.extend([kind, flags, 0, 0, 0, 1]);
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
         bytes.extend(payload);
         bytes
     }
@@ -235,14 +245,20 @@ mod tests {
 
     #[test]
     fn who_takes_back_more_than_half_of_its_requests_floods() {
-        let (request, reset) = (frame(1, 0x5, b"h"), frame(3, 0, &[0, 0, 0, 8]));
+        let request = |stream| frame_of(stream, 1, 0x5, b"h");
+        let reset = frame(3, 0, &[0, 0, 0, 8]);
         let (mut client, start) = client();
-        let pair = [&request[..], &reset].concat();
-        let sent = (1u32..).find(|_| client.received(&pair, || start).is_err()).unwrap();
+        let pair = |n: u32| [&request(2 * n + 1)[..], &reset].concat();
+        let sent = (1u32..).find(|n| client.received(&pair(*n), || start).is_err()).unwrap();
+        assert!((RESETS..=2 * RESETS + 2).contains(&sent), "{sent}");
+        // Trailers are no second request.
+        let (mut client, start) = self::client();
+        let trailed = |n: u32| [&request(2 * n + 1)[..], &request(2 * n + 1), &reset].concat();
+        let sent = (1u32..).find(|n| client.received(&trailed(*n), || start).is_err()).unwrap();
         assert!((RESETS..=2 * RESETS + 2).contains(&sent), "{sent}");
         let (mut client, start) = self::client();
-        let half = [&request[..], &request, &reset].concat();
-        assert!((0..100_000).all(|_| client.received(&half, || start).is_ok()));
+        let half = |n: u32| [&request(4 * n + 1)[..], &request(4 * n + 3), &reset].concat();
+        assert!((0..100_000).all(|n| client.received(&half(n), || start).is_ok()));
         // A server that refuses streams refuses our own.
         let mut server = Frames::of_server();
         assert!((0..100_000).all(|_| server.received(&reset, || start).is_ok()));

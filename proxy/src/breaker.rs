@@ -6,10 +6,10 @@ use std::rc::Rc;
 use hanse_federation::choose::Limits;
 use hanse_identity::ClusterName;
 
-/// What is limited; named as in BackendPolicy.limits.
+/// What is limited; named as in BackendPolicy.limits. Beyond `maxConnections` nothing is refused: those that there are
+/// carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    Connections,
     Pending,
     Requests,
     Retries,
@@ -40,7 +40,6 @@ impl Limit {
     /// The field of the policy.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Connections => "maxConnections",
             Self::Pending => "maxPending",
             Self::Requests => "maxRequests",
             Self::Retries => "maxRetries",
@@ -49,7 +48,6 @@ impl Limit {
 
     fn of(self, limits: &Limits) -> Option<u32> {
         match self {
-            Self::Connections => limits.connections,
             Self::Pending => limits.pending,
             Self::Requests => limits.requests,
             Self::Retries => limits.retries,
@@ -89,7 +87,7 @@ impl Counts {
         match limit {
             Limit::Requests => &self.requests,
             Limit::Retries => &self.retries,
-            Limit::Pending | Limit::Connections => &self.pending,
+            Limit::Pending => &self.pending,
         }
     }
 }

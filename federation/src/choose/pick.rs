@@ -77,7 +77,10 @@ impl Ladder {
         let open = self.tiers.iter().enumerate().zip(&self.shares).filter(|(_, share)| **share > 0.0);
         open.map(|(tier, _)| tier).find_map(|(tier, t)| {
             let index = t.candidates.iter().position(|candidate| candidate.key == key)?;
-            (self.weight((tier, index), sight, ask) > 0).then_some((tier, index))
+            let place = (tier, index);
+            // On trial it gets what everybody on trial gets, sessions or not.
+            let well = sight.standing(place, &t.candidates[index]) == Standing::Well;
+            (well && self.weight(place, sight, ask) > 0).then_some(place)
         })
     }
 

@@ -8,6 +8,7 @@ use super::{LadderSettings, Limits, LocalityMode, RetrySettings, TierKind};
 use crate::health::OutlierSettings;
 use crate::host::ServiceHost;
 use crate::policy::backend_policy;
+use crate::policy::document::balance::Algorithm;
 use crate::policy::document::{LocalityLabel, LocalityPolicy, LocalityPolicyMode, OutlierPolicy};
 use crate::view::View;
 
@@ -20,7 +21,9 @@ pub fn settings_of(view: &View, host: &ServiceHost) -> LadderSettings {
     }
     if let Some(balancing) = &policy.load_balancing {
         settings.algorithm = balancing.algorithm;
-        settings.hash_on = balancing.hash_on.clone().map(Arc::new);
+        // For the others a hash would choose the tier, and move traffic between clusters.
+        let hashes = matches!(balancing.algorithm, Algorithm::RingHash | Algorithm::Maglev);
+        settings.hash_on = balancing.hash_on.clone().filter(|_| hashes).map(Arc::new);
         settings.warmup = balancing.warmup.map_or(settings.warmup, |warmup| warmup.get());
     }
     settings.session = policy.session_persistence.clone().map(Arc::new);

@@ -189,7 +189,7 @@ impl AccessTable {
             plain_path(asked.path).map_err(Denied::Path)?;
         }
         self.decide_by(|rule, doubt| {
-            rule.from.holds(caller, own) && rule.to.holds(asked, doubt) && rule.user.holds(caller.user)
+            rule.from.holds(caller, own) && rule.to.holds(asked, doubt) && rule.user.holds(caller.user, doubt)
         })
     }
 
@@ -281,25 +281,38 @@ impl UserTest {
         self.principals.is_empty() && self.claims.is_empty()
     }
 
-    fn holds(&self, user: Option<&UserToken>) -> bool {
+    fn holds(&self, user: Option<&UserToken>, doubt: Doubt) -> bool {
         let Some(user) = user else { return self.is_everything() };
         let meant = |wanted: &String| match wanted.strip_suffix('*') {
             Some(beginning) => user.principal.starts_with(beginning),
             None => user.principal == *wanted,
         };
         (self.principals.is_empty() || self.principals.iter().any(meant))
-            && self.claims.iter().all(|wanted| says(user, wanted))
+            && self.claims.iter().all(|wanted| says(user, wanted, doubt))
     }
 }
 
-/// Whether one of the claim's values is wanted. `scope` is a list with spaces (RFC 8693 §4.2).
-fn says(user: &UserToken, wanted: &ClaimMatch) -> bool {
-    let said = user.claims.get(&wanted.name).map(texts).unwrap_or_default();
+/// Whether one of the claim's values is wanted. `scope` is a list with spaces (RFC 8693 §4.2). What is no text, nor a list
+/// of texts, escapes no Deny.
+fn says(user: &UserToken, wanted: &ClaimMatch, doubt: Doubt) -> bool {
+    let Some(claim) = user.claims.get(&wanted.name) else { return false };
+    if doubt == Doubt::Matches && !is_text(claim) {
+        return true;
+    }
+    let said = texts(claim);
     let words = said.iter().flat_map(|text| match wanted.name.as_str() {
         "scope" | "scp" => text.split(' ').collect(),
         _ => vec![text.as_str()],
     });
     words.into_iter().any(|word| wanted.values.iter().any(|value| value == "*" || value == word))
+}
+
+/// Whether all that the claim says comes to text.
+fn is_text(claim: &serde_json::Value) -> bool {
+    match claim {
+        serde_json::Value::Array(many) => many.iter().all(|one| !one.is_array() && is_text(one)),
+        other => !other.is_object() && !other.is_null(),
+    }
 }
 
 /// The namespace of a workload's ID, `/ns/<namespace>/sa/<account>`.

@@ -45,7 +45,8 @@ pub struct Place {
 #[derive(Debug)]
 pub struct EndUser {
     pub token: UserToken,
-    rule: usize,
+    /// All that are of its issuer and its place: each has believed it.
+    rules: Vec<usize>,
 }
 
 /// Why a request does not go on.
@@ -107,15 +108,18 @@ impl AuthenticationTable {
         Ok(found)
     }
 
-    /// Believes a token that was found at `place`, by the rule of its issuer.
+    /// Believes a token that was found at `place`, by the rules of its issuer: where several documents have one, every one
+    /// of them, so that none makes another's audiences void.
     pub fn verify(&self, place: &Place, token: &str, now: Timestamp) -> Result<EndUser, Unauthenticated> {
-        let unverified = Unverified::read(token)?;
-        let issuer = unverified.issuer().unwrap_or_default();
-        let of = |rule: &Rule| rule.issuer == issuer && rule.places.contains(place);
-        let index = self.rules.iter().position(of).ok_or(Unauthenticated::UnknownIssuer)?;
-        let rule = &self.rules[index];
-        let keys = rule.keys.as_ref().ok_or(UserJwtError::UnknownKey)?;
-        Ok(EndUser { token: unverified.verify(keys, &rule.audiences, now)?, rule: index })
+        let issuer = Unverified::read(token)?.issuer().unwrap_or_default().to_owned();
+        let of = |(_, rule): &(usize, &Rule)| rule.issuer == issuer && rule.places.contains(place);
+        let mut believed: Option<EndUser> = None;
+        for (index, rule) in self.rules.iter().enumerate().filter(of) {
+            let keys = rule.keys.as_ref().ok_or(UserJwtError::UnknownKey)?;
+            let token = Unverified::read(token)?.verify(keys, &rule.audiences, now)?;
+            believed.get_or_insert(EndUser { token, rules: Vec::new() }).rules.push(index);
+        }
+        believed.ok_or(Unauthenticated::UnknownIssuer)
     }
 
     /// The request's headers as everybody behind here sees them: claims from the token and from nobody else.
@@ -128,11 +132,11 @@ impl AuthenticationTable {
             }
         }
         let Some((place, user)) = user else { return };
-        let rule = &self.rules[user.rule];
-        if !rule.forward {
+        let rules = || user.rules.iter().map(|index| &self.rules[*index]);
+        if !rules().all(|rule| rule.forward) {
             headers.remove(&place.header);
         }
-        for (claim, header) in &rule.outputs {
+        for (claim, header) in rules().flat_map(|rule| &rule.outputs) {
             if let Some(value) = user.token.claims.get(claim).and_then(as_header) {
                 headers.insert(header.clone(), value);
             }
@@ -170,12 +174,13 @@ impl Rule {
             .from_headers
             .iter()
             .filter_map(|from| {
-                let prefix = from.prefix.clone().unwrap_or_default();
+                // Its letters have no case: one that differs in it is the same place.
+                let prefix = from.prefix.clone().unwrap_or_default().to_ascii_lowercase();
                 Some(Place { header: from.name.parse().ok()?, prefix })
             })
             .collect();
         if rule.from_headers.is_empty() {
-            places.push(Place { header: AUTHORIZATION, prefix: "Bearer ".to_owned() });
+            places.push(Place { header: AUTHORIZATION, prefix: "bearer ".to_owned() });
         }
         let output = |o: &super::document::authentication::ClaimToHeader| {
             Some((o.claim.clone(), o.header.parse::<HeaderName>().ok()?))

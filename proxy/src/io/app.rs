@@ -181,6 +181,11 @@ impl Inbound {
         record: &mut Record,
     ) -> Result<Admitted, Reason> {
         self.admit_by(caller, self.named_service(request), record, |view, revoked, access| {
+            // What ends here ends before anybody decides by the headers, so that nobody takes out afterwards what we put in.
+            if !headers::is_framing_plain(request.headers()) {
+                return Err(Refused::Reason(Reason::BadRequest));
+            }
+            headers::strip_hop_by_hop(request.headers_mut());
             let user = match view {
                 Some(view) => {
                     let headers = request.headers_mut();
@@ -280,7 +285,11 @@ impl Inbound {
         record: &mut Record,
     ) -> Result<(Response<Incoming>, Option<Borrowed>), Reason> {
         let app = self.app.as_ref().ok_or(Reason::NothingServed)?;
-        let request = prepare(request, caller, record)?;
+        let mut request = prepare(request, caller, record)?;
+        if self.users.borrow().has_rules() {
+            // Some servers fold trailers into the headers, where what we say of the end user is.
+            request.body_mut().drop_trailers();
+        }
         let (mut response, borrowed) = if request.version() == Version::HTTP_2 {
             (app.ask_shared(request).await?, None)
         } else {

@@ -65,6 +65,11 @@ impl Authentication {
         Ok(found.map(|(_, user)| user))
     }
 
+    /// Whether anything is said of end users here.
+    pub fn has_rules(&self) -> bool {
+        !self.table.is_empty()
+    }
+
     fn known(&self, hash: &Hash, now: Timestamp) -> Option<Rc<EndUser>> {
         // From its end on it is judged again, with what clocks may differ by.
         self.believed.get(hash).filter(|user| now < user.token.expires).map(Rc::clone)

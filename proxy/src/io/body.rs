@@ -22,6 +22,8 @@ pub enum RequestBody {
         body: Incoming,
         count: ByteCount,
         copies: Vec<CopyWriter>,
+        /// Whether trailers are passed on.
+        trailers: bool,
     },
     /// A copy of another request's.
     Copied(CopyReader),
@@ -159,7 +161,18 @@ impl ByteCount {
 
 impl RequestBody {
     pub fn new(body: Incoming, count: ByteCount) -> Self {
-        if body.is_end_stream() { Self::Empty } else { Self::Streamed { body, count, copies: Vec::new() } }
+        if body.is_end_stream() {
+            Self::Empty
+        } else {
+            Self::Streamed { body, count, copies: Vec::new(), trailers: true }
+        }
+    }
+
+    /// Its trailers end here.
+    pub fn drop_trailers(&mut self) {
+        if let Self::Streamed { trailers, .. } = self {
+            *trailers = false;
+        }
     }
 }
 
@@ -173,13 +186,16 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Streamed { body, count, copies } => {
+            Self::Streamed { body, count, copies, trailers: passed } => {
                 let mut polled = Pin::new(&mut *body).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &mut polled {
                     count.add(frame);
                     // Some servers fold trailers into the headers.
                     if let Some(trailers) = frame.trailers_mut() {
                         strip_reserved(trailers);
+                        if !*passed {
+                            trailers.clear();
+                        }
                     }
                     copies.iter().for_each(|copy| copy.write(frame));
                 }

@@ -72,11 +72,14 @@ pub async fn watch_app(
                 .collect();
         }
         let due = checks.iter_mut().filter(|(_, next)| *next <= Instant::now());
-        join_all(due.map(|(checked, next)| async {
+        let run_all = join_all(due.map(|(checked, next)| async {
             run(&plane, address, checked).await;
             *next = Instant::now() + checked.pause(APP_CHECK_EVERY);
-        }))
-        .await;
+        }));
+        tokio::select! {
+            () = stop.ended() => return,
+            _ = run_all => {}
+        }
         let up = connected && view.is_some() && checks.iter().all(|(checked, _)| checked.is_up());
         plane.telemetry.app_ready.set(i64::from(up));
         ready.send_if_modified(|ready| std::mem::replace(ready, up) != up);

@@ -107,6 +107,9 @@ pub enum DialError {
     Tls(String),
     #[error("HTTP/2: {0}")]
     Http(String),
+    /// A proxy of an older version; requests are as good there as ever.
+    #[error("the proxy there takes no upgrades")]
+    NoUpgrades,
     /// The far gateway has answered, and refused the CONNECT.
     #[error("the gateway refused with {status} {reason}")]
     Refused { status: u16, reason: String },
@@ -210,23 +213,26 @@ impl Pool {
         admits: impl Fn(&SpiffeId) -> bool,
         dial: impl Fn() -> LocalBoxFuture<'static, Result<MeshConnection, DialError>>,
     ) -> Result<Rc<MeshConnection>, DialError> {
-        let dialling = {
-            let mut slots = self.slots.borrow_mut();
-            let slot = slots.entry(key.clone()).or_default();
-            slot.ready.retain(|connection| connection.is_usable() && admits(&connection.peer));
-            let room = slot.ready.iter().any(|connection| connection.has_room());
-            let wanted = !room || (slot.ready.len() < spread && now() >= slot.not_before);
-            if wanted && slot.dialling.is_none() {
-                slot.dialling = Some(self.start(key, dial()));
+        // As often as it takes: of all who waited for one connection, only so many have room on it. Whoever asks bounds this.
+        loop {
+            let dialling = {
+                let mut slots = self.slots.borrow_mut();
+                let slot = slots.entry(key.clone()).or_default();
+                slot.ready.retain(|connection| connection.is_usable() && admits(&connection.peer));
+                let room = slot.ready.iter().any(|connection| connection.has_room());
+                let wanted = !room || (slot.ready.len() < spread && now() >= slot.not_before);
+                if wanted && slot.dialling.is_none() {
+                    slot.dialling = Some(self.start(key.clone(), dial()));
+                }
+                if let Some(connection) = slot.pick() {
+                    return Ok(connection);
+                }
+                slot.dialling.clone()
+            };
+            let dialled = dialling.ok_or(DialError::ConnectTimeout)?.await?;
+            if !admits(&dialled.peer) || !dialled.is_usable() {
+                return Ok(dialled);
             }
-            if let Some(connection) = slot.pick() {
-                return Ok(connection);
-            }
-            slot.dialling.clone()
-        };
-        match dialling {
-            Some(dialling) => dialling.await,
-            None => Err(DialError::ConnectTimeout),
         }
     }
 

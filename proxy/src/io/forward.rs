@@ -28,7 +28,7 @@ use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
 use super::tunnel::Tunnels;
 use crate::answer::Reason;
-use crate::attempt::{Attempts, Verdict};
+use crate::attempt::{Attempts, Failure, Verdict};
 use crate::breaker::Held;
 use crate::headers;
 use crate::outbound::{self, Plan};
@@ -319,7 +319,7 @@ impl Outbound {
         let mut pause = SAME_AGAIN_FIRST;
         let mut request = Some(request);
         loop {
-            let choice = self.choose(&outgoing, record)?;
+            let choice = self.choose(&outgoing)?;
             if outgoing.tried.contains(&choice.candidate.target) {
                 tokio::time::sleep(pause.mul_f64(0.5 + self.random.fraction())).await;
                 pause = (pause * 2).min(SAME_AGAIN_AT_MOST);
@@ -395,8 +395,11 @@ impl Outbound {
         request: Request<RequestBody>,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Failed> {
+        let is_tcp = *request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none();
         let outcome = self.send(outgoing, candidate, request, record).await;
         let observation = match &outcome {
+            // Of one port, which says nothing of the service's other ports: health knows targets only.
+            Err(failed) if is_tcp && matches!(failed.failure, Failure::NobodyThere { .. }) => None,
             Ok(response) if response.status().is_server_error() => Some(Observation::ServerError),
             Ok(_) => Some(Observation::Success),
             Err(failed) => failed.observation,
@@ -430,8 +433,7 @@ impl Outbound {
         drop(waiting);
         record.entry.destination_spiffe = connection.peer_text.clone();
         if is_stream && request.extensions().get::<Protocol>().is_some() && !connection.takes_upgrades() {
-            let error = DialError::Http("the proxy there takes no upgrades".to_owned());
-            return Err(Failed::unconnected(&error, request, record));
+            return Err(Failed::unconnected(&DialError::NoUpgrades, request, record));
         }
         let carried = is_stream.then(|| connection.carry());
         let configured = outgoing.plan.attempt_timeout.or(outgoing.retry.per_try);
@@ -450,7 +452,13 @@ impl Outbound {
             load.answered(now(), &candidate.target, asked.elapsed());
         }
         match answered {
-            Err(_) => Err(Failed::late()),
+            Err(_) => {
+                if is_stream {
+                    // Streams that their ends have left may still fill it.
+                    connection.retire();
+                }
+                Err(Failed::late())
+            }
             Ok(Err(mut error)) => Err(match error.take_message() {
                 Some(request) => Failed::unsent(request),
                 None => Failed::broken(error.into_error()),

@@ -94,6 +94,8 @@ pub struct Record {
     pub received: ByteCount,
     /// What a stream has sent back so far, where it is one.
     sent: Option<ByteCount>,
+    /// It was a stream, or was one until it ended.
+    carried: bool,
     pub entry: Entry,
     /// Counts among what is under way to a target until the record is over.
     pub under_way: Option<UnderWay>,
@@ -345,6 +347,7 @@ impl Record {
             finished: false,
             received: ByteCount::default(),
             sent: None,
+            carried: false,
             entry,
             under_way: None,
         }
@@ -419,6 +422,7 @@ impl Record {
             self.reporter.count_tcp(self.direction, &self.entry, &TcpEvent::Opened);
         }
         self.sent = Some(sent);
+        self.carried = true;
     }
 
     /// The stream has ended.
@@ -441,8 +445,14 @@ impl Record {
     fn finish(&mut self, bytes: u64) {
         self.finished = true;
         let elapsed = self.started.elapsed();
-        if self.entry.protocol != TCP {
-            self.reporter.count(self.direction, &self.entry, elapsed);
+        match self.entry.protocol {
+            TCP if self.carried => {}
+            TCP => {
+                let nothing = TcpEvent::Closed { received: 0, sent: 0 };
+                self.reporter.count_tcp(self.direction, &self.entry, &TcpEvent::Opened);
+                self.reporter.count_tcp(self.direction, &self.entry, &nothing);
+            }
+            _ => self.reporter.count(self.direction, &self.entry, elapsed),
         }
         if let Some(log) = &self.reporter.log {
             self.entry.bytes_received = self.received.get();

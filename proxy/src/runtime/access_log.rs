@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use hanse_identity::Timestamp;
 use http::Method;
+use prometheus_client::metrics::counter::Counter;
 use serde::{Serialize, Serializer};
 
 use super::telemetry::Telemetry;
@@ -101,11 +102,8 @@ impl AccessLog {
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (batches, incoming) = sync_channel(QUEUE);
         let writer = std::thread::Builder::new().name("access-log".to_owned());
-        let thread = writer.spawn(move || {
-            if let Err(error) = write_all(&incoming, sink) {
-                tracing::error!(%error, "the access log can no longer be written");
-            }
-        })?;
+        let dropped = telemetry.access_log_dropped.clone();
+        let thread = writer.spawn(move || write_all(&incoming, sink, &dropped))?;
         Ok((Self { batches, telemetry }, thread))
     }
 }
@@ -155,10 +153,22 @@ impl Drop for Lines {
     }
 }
 
-fn write_all(incoming: &Receiver<Batch>, mut sink: Box<dyn Write + Send>) -> std::io::Result<()> {
+/// What cannot be written is counted and gone; the next batch is tried again, on a line of its own.
+fn write_all(incoming: &Receiver<Batch>, mut sink: Box<dyn Write + Send>, dropped: &Counter) {
+    let mut torn = false;
     for batch in incoming {
-        sink.write_all(&batch.text)?;
-        sink.flush()?;
+        let begun = if torn { sink.write_all(b"\n") } else { Ok(()) };
+        let written = begun.and_then(|()| sink.write_all(&batch.text)).and_then(|()| sink.flush());
+        match &written {
+            Ok(()) if torn => tracing::info!("the access log can be written again"),
+            Ok(()) => {}
+            Err(error) => {
+                dropped.inc_by(batch.lines);
+                if !torn {
+                    tracing::error!(%error, "the access log cannot be written");
+                }
+            }
+        }
+        torn = written.is_err();
     }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Findings;
+use super::filters::FRAMING;
 use crate::policy::document::active::ActiveCheck;
 use crate::policy::document::balance::{
     Algorithm, CookieLifetime, HashOn, LimitsPolicy, LoadBalancingPolicy, SessionKind,
@@ -28,6 +29,25 @@ pub(super) fn check(policy: &BackendPolicy, findings: &mut Findings<'_>) {
     }
 }
 
+/// Headers that a session must not take the place of.
+fn means_something(name: &str) -> bool {
+    let others = [
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-range",
+        "content-type",
+        "cookie",
+        "date",
+        "etag",
+        "location",
+        "set-cookie",
+        "vary",
+        "www-authenticate",
+    ];
+    FRAMING.iter().chain(&others).any(|other| name.eq_ignore_ascii_case(other))
+}
+
 fn check_session(session: &SessionPersistencePolicy, findings: &mut Findings<'_>) {
     let mut error = |field: &str, message: &str, fix: &str| {
         let path = format!("spec.sessionPersistence.{field}");
@@ -35,6 +55,14 @@ fn check_session(session: &SessionPersistencePolicy, findings: &mut Findings<'_>
     };
     if session.session_name.as_deref().is_some_and(is_reserved) {
         error("sessionName", "headers of that name are the mesh's own", "write another name");
+    }
+    let by_header = session.kind == SessionKind::Header;
+    if session.session_name.as_deref().is_some_and(|name| by_header && means_something(name)) {
+        error(
+            "sessionName",
+            "a header of that name means something else already",
+            "write a name like x-session",
+        );
     }
     match (session.kind, session.cookie_config.map(|cookie| cookie.lifetime_type)) {
         (SessionKind::Header, Some(_)) => {
@@ -107,6 +135,8 @@ fn check_health(health: &HealthPolicy, findings: &mut Findings<'_>) {
 
 /// Each proxy checks one app on its own host; more often than this is load and no news.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+/// While a check waits, nothing else is looked at.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn check_active(active: &ActiveCheck, findings: &mut Findings<'_>) {
     let mut error = |field: &str, message: &str, fix: &str| {
@@ -122,6 +152,9 @@ fn check_active(active: &ActiveCheck, findings: &mut Findings<'_>) {
     }
     if active.interval.is_some_and(|interval| interval.get() < SHORTEST_INTERVAL) {
         error(".interval", "more often than every 100ms is not checked", "write interval: 5s");
+    }
+    if active.timeout.is_some_and(|timeout| timeout.get() > LONGEST_TIMEOUT) {
+        error(".timeout", "a check that takes longer than 30s tells too late", "write timeout: 1s");
     }
     if active.timeout.is_some_and(|timeout| timeout.is_zero()) {
         error(".timeout", "with timeout: 0s every check fails", "write timeout: 1s");

@@ -41,7 +41,7 @@ impl Drop for UnderWay {
 impl Outbound {
     /// The ladder's choice, within the limit of connections: where that is reached, those that have one are left to
     /// choose from.
-    pub(super) fn choose(&self, outgoing: &Outgoing<'_>, record: &mut Record) -> Result<Choice, Reason> {
+    pub(super) fn choose(&self, outgoing: &Outgoing<'_>) -> Result<Choice, Reason> {
         let mut ladder = outgoing.tables.ladder.borrow_mut();
         let (health, load) = (self.health.borrow(), outgoing.tables.backend.load.borrow());
         let ask = Ask {
@@ -57,14 +57,23 @@ impl Outbound {
             candidate.cluster(&outgoing.view.cluster) == cluster
                 && key(outgoing, candidate).is_some_and(|key| self.pool_for(outgoing.what).holds(&key))
         };
-        if connected(&choice.candidate) || count(&ladder, connected) < most as usize {
+        if connected(&choice.candidate)
+            || candidates(&ladder).filter(|candidate| connected(candidate)).count() < most as usize
+        {
             return Ok(choice);
         }
-        let among_them = ladder.choose(&Ask { only: Some(&connected), ..ask });
-        among_them.map_err(|no| match no {
-            NoChoice::NobodyHealthy => self.overflow(outgoing, cluster, Limit::Connections, record),
-            NoChoice::NoSuchService => no.into(),
-        })
+        match ladder.choose(&Ask { only: Some(&connected), ..ask }) {
+            // Those that have a connection are out: their connections make room for one that leads somewhere.
+            Err(NoChoice::NobodyHealthy) => {
+                for candidate in candidates(&ladder).filter(|candidate| connected(candidate)) {
+                    let key = key(outgoing, candidate);
+                    let held = key.map(|key| self.pool_for(outgoing.what).usable(&key)).unwrap_or_default();
+                    held.iter().for_each(|connection| connection.retire());
+                }
+                Ok(choice)
+            }
+            among_them => Ok(among_them?),
+        }
     }
 
     /// Lets a request go to a target, and keeps count of it for as long as `record` lives.
@@ -128,6 +137,6 @@ impl Outbound {
     }
 }
 
-fn count(ladder: &Ladder, is: impl Fn(&Candidate) -> bool) -> usize {
-    ladder.tiers.iter().flat_map(|tier| &tier.candidates).filter(|candidate| is(candidate)).count()
+fn candidates(ladder: &Ladder) -> impl Iterator<Item = &Candidate> {
+    ladder.tiers.iter().flat_map(|tier| &tier.candidates)
 }

@@ -24,7 +24,7 @@ pub(super) struct Failed {
 impl Failed {
     pub fn unconnected(error: &DialError, request: Request<RequestBody>, record: &mut Record) -> Self {
         let observation = match error {
-            DialError::NoPath(_) => None,
+            DialError::NoPath(_) | DialError::NoUpgrades => None,
             DialError::Refused { .. } => Some(Observation::NobodyThere),
             _ => Some(Observation::ConnectFailure),
         };

@@ -83,7 +83,7 @@ impl Outbound {
             retrying: None,
         };
         outgoing.attempts.begin();
-        let admitted = self.choose(&outgoing, &mut record).and_then(|choice| {
+        let admitted = self.choose(&outgoing).and_then(|choice| {
             let (tier, cluster) = self.describe(&outgoing, &choice);
             record.entry.tier = tier;
             record.entry.destination_cluster = cluster.text;

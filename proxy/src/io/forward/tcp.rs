@@ -169,7 +169,11 @@ impl Outbound {
         record.entry.response_code_details.clear();
         let carried = response.extensions_mut().remove::<Carried>();
         match response.extensions_mut().remove::<OnUpgrade>() {
-            Some(mesh) => Ok(Opened { mesh, _carried: carried }),
+            Some(mesh) => {
+                // Open, it is a connection and no request: it takes no place of one, for hours perhaps.
+                record.under_way = None;
+                Ok(Opened { mesh, _carried: carried })
+            }
             None => {
                 let reason = response.headers().get(headers::REASON).and_then(|reason| reason.to_str().ok());
                 reason.unwrap_or_default().clone_into(&mut record.entry.response_code_details);

@@ -169,6 +169,31 @@ fn above_the_limit_of_connections_those_that_there_are_are_used() {
 }
 
 #[test]
+fn connections_to_whom_is_out_make_room_for_one_that_answers() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.policy("  limits: { maxConnections: 1 }\n  loadBalancing: { algorithm: RoundRobin }");
+        let before = three.ask(4, &[]).await;
+        assert_eq!(before.len(), 1, "{before:?}");
+        let connected = three.shop.product.plane.connections.len();
+        assert_eq!(connected, 1);
+        // Whoever has the connection is not ready any more.
+        let out = match before.keys().next().unwrap().as_str() {
+            "second" => "reviews-2",
+            "third" => "reviews-3",
+            _ => "reviews-1",
+        };
+        three.shop.change(|view| {
+            let endpoints = view.endpoints.values_mut();
+            endpoints.filter(|e| e.id.to_string().ends_with(out)).for_each(|e| e.ready = false);
+        });
+        let after = three.ask(4, &[]).await;
+        assert!(after.len() == 1 && after.keys().ne(before.keys()), "{before:?}, then {after:?}");
+        until("the other connection is gone", async || three.shop.product.plane.connections.len() == 1).await;
+    });
+}
+
+#[test]
 fn with_no_retry_allowed_the_failure_is_passed_on() {
     on_local_set(async {
         let mut shop = Shop::open().await;

@@ -139,6 +139,22 @@ fn a_server_may_speak_first_and_either_end_may_be_done_first() {
 }
 
 #[test]
+fn two_hundred_at_once_are_more_than_one_connection_carries() {
+    on_local_set(async {
+        let tcp = Tcp::open().await;
+        let opened = (0..200).map(|_| async {
+            let mut stream = tcp.connect().await;
+            heard(&mut stream, "hello").await;
+            stream
+        });
+        let streams = futures_util::future::join_all(opened).await;
+        let live = tcp.product.plane.connections.len();
+        assert!((4..=5).contains(&live), "{} streams, 64 on one, over {live} connections", streams.len());
+        assert_eq!(tcp.server.taken.get(), 200, "nobody was tried twice");
+    });
+}
+
+#[test]
 fn much_passes_both_ways_and_who_does_not_read_holds_up_nobody_else() {
     on_local_set(async {
         let tcp = Tcp::open().await;

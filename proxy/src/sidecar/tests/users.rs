@@ -138,3 +138,52 @@ fn a_token_that_is_not_believed_stops_a_request_that_needs_none() {
         assert_eq!(ask(&shop, "GET", &two[..1]).await.status, StatusCode::UNAUTHORIZED);
     });
 }
+
+const KEYS: &str =
+    r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+#[test]
+fn of_two_documents_with_one_issuer_none_makes_the_other_void() {
+    on_local_set(async {
+        let mut shop = protected().await;
+        shop.apply(&format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {{ name: stricter, namespace: shop }}\n\
+             spec:\n  targetRefs: [{{ kind: Service, name: reviews }}]\n  jwtRules:\n  - issuer: https://id.example\n    \
+             audiences: [payments]\n    jwks: '{KEYS}'\n"
+        ));
+        let asked = async |audience: Value| {
+            let mut claims = claims(json!([]));
+            claims["aud"] = audience;
+            ask(&shop, "GET", &[("authorization", &format!("Bearer {}", signed(&claims)))])
+                .await
+                .status
+                .as_u16()
+        };
+        assert_eq!(asked(json!("reviews")).await, 401);
+        assert_eq!(asked(json!("payments")).await, 401);
+        assert_eq!(asked(json!(["payments", "reviews"])).await, 200);
+    });
+}
+
+#[test]
+fn a_claim_that_is_no_text_escapes_no_deny() {
+    on_local_set(async {
+        let mut shop = protected().await;
+        shop.apply(
+            "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: { name: no-contractors, namespace: shop }\n\
+             spec:\n  targetRefs: [{ kind: Service, name: reviews }]\n  action: Deny\n  rules:\n  - when: { claims: [{ name: groups, values: [contractors] }] }\n",
+        );
+        for (groups, status) in [
+            (json!(["staff"]), 200),
+            (json!(["staff", "contractors"]), 403),
+            (json!([{ "name": "contractors" }]), 403),
+            (json!({ "contractors": true }), 403),
+            (json!([["contractors"]]), 403),
+            (Value::Null, 403),
+        ] {
+            let token = format!("Bearer {}", signed(&claims(groups.clone())));
+            let answer = ask(&shop, "GET", &[("authorization", &token)]).await;
+            assert_eq!(answer.status.as_u16(), status, "{groups}");
+        }
+    });
+}
