@@ -21,7 +21,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::authentication::Authentication;
+use super::authentication::{Authentication, Believed};
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::forward::mark;
 use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, MAX_HEADERS, STREAM_WINDOW};
@@ -36,6 +36,7 @@ use crate::runtime::text::Text;
 use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
 
+mod standing;
 mod streams;
 
 /// One worker's inbound side.
@@ -158,7 +159,7 @@ impl Inbound {
         let outcome = match admitted {
             Ok(_) if full => Err(Reason::Overload),
             Ok(_) if too_large => Err(Reason::HeadTooLarge),
-            Ok(admitted) => match self.within_limits(&caller, &request, &mut record) {
+            Ok((admitted, _)) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => self.serve(admitted, &caller, request, &mut record).await,
                 Err(after) => return Ok(limited(after, record)),
             },
@@ -179,24 +180,24 @@ impl Inbound {
         caller: &Caller,
         request: &mut Request<Incoming>,
         record: &mut Record,
-    ) -> Result<Admitted, Reason> {
-        self.admit_by(caller, self.named_service(request), record, |view, revoked, access| {
+    ) -> Result<(Admitted, Believed), Reason> {
+        let mut believed = None;
+        let service = self.named_service(request);
+        let admitted = self.admit_by(caller, service, record, |view, revoked, access| {
             // What ends here ends before anybody decides by the headers, so that nobody takes out afterwards what we put in.
             if !headers::is_framing_plain(request.headers()) {
                 return Err(Refused::Reason(Reason::BadRequest));
             }
             headers::strip_hop_by_hop(request.headers_mut());
-            let user = match view {
-                Some(view) => {
-                    let headers = request.headers_mut();
-                    Authentication::authenticate(&self.users, view, &self.services, headers, now())
-                        .map_err(Refused::Token)?
-                }
-                None => None,
-            };
-            let user = user.as_ref().map(|user| &user.token);
+            if let Some(view) = view {
+                let headers = request.headers_mut();
+                believed = Authentication::authenticate(&self.users, view, &self.services, headers, now())
+                    .map_err(Refused::Token)?;
+            }
+            let user = believed.as_ref().map(|user| &user.token);
             admit(view, revoked, &self.services, access, &caller.verified, user, request)
-        })
+        })?;
+        Ok((admitted, believed))
     }
 
     /// Decides by what is known now, and tells the record.

@@ -16,6 +16,9 @@ const REMEMBERED: usize = 2048;
 
 type Hash = [u8; 32];
 
+/// Who the end user of one request is, if it has one.
+pub type Believed = Option<Rc<EndUser>>;
+
 /// The RequestAuthentications at one View, and who has been believed by them.
 #[derive(Default)]
 pub struct Authentication {
@@ -33,7 +36,7 @@ impl Authentication {
         services: &std::collections::BTreeSet<ServiceName>,
         headers: &mut HeaderMap,
         now: Timestamp,
-    ) -> Result<Option<Rc<EndUser>>, Unauthenticated> {
+    ) -> Result<Believed, Unauthenticated> {
         let mut this = this.borrow_mut();
         if this.at != view.revision {
             let table = AuthenticationTable::build(view, services, &this.table);

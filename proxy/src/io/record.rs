@@ -428,6 +428,9 @@ impl Record {
     /// The stream has ended.
     pub fn ended(mut self, ending: &Ending) {
         self.entry.response_flags = ending.flags();
+        if matches!(ending, Ending::Withdrawn) {
+            self.entry.response_code_details = "no longer allowed".to_owned();
+        }
         self.finish_stream();
     }
 

@@ -51,6 +51,8 @@ pub enum Ending {
     Complete,
     /// Nothing passed for too long.
     Idle,
+    /// Whoever has it open would no longer be let in.
+    Withdrawn,
     /// The end that had dialled broke it.
     Caller(io::Error),
     /// The end that was dialled broke it.
@@ -78,7 +80,7 @@ impl Ending {
     /// Envoy's response flag.
     pub fn flags(&self) -> &'static str {
         match self {
-            Self::Complete => "-",
+            Self::Complete | Self::Withdrawn => "-",
             Self::Idle => "SI",
             Self::Caller(_) => "DC",
             Self::Target(_) => "UC",
@@ -136,7 +138,22 @@ pub fn reset(socket: &TcpStream) {
 }
 
 /// Runs a stream to its end, and the record with it.
-pub async fn carry<C, T>(caller: &mut C, target: &mut T, mut record: Record, idle: Duration) -> Ending
+pub async fn carry<C, T>(caller: &mut C, target: &mut T, record: Record, idle: Duration) -> Ending
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    carry_while(caller, target, record, idle, std::future::pending()).await
+}
+
+/// The same, until `withdrawn` resolves at the latest.
+pub async fn carry_while<C, T>(
+    caller: &mut C,
+    target: &mut T,
+    mut record: Record,
+    idle: Duration,
+    withdrawn: impl Future<Output = ()>,
+) -> Ending
 where
     C: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
@@ -144,7 +161,13 @@ where
     let sent = ByteCount::default();
     // Told even if the task that runs it is dropped.
     record.carries(sent.clone());
-    let ending = exchange(caller, target, &record.received.clone(), &sent, idle).await;
+    let received = record.received.clone();
+    let ending = tokio::select! {
+        // Nothing more is passed on once it is known.
+        biased;
+        () = withdrawn => Ending::Withdrawn,
+        ending = exchange(caller, target, &received, &sent, idle) => ending,
+    };
     record.ended(&ending);
     ending
 }

@@ -14,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::standing::{Asked, Standing};
 use super::{
     App, Caller, Inbound, InboundResponse, MAX_IN_FLIGHT, Serving, broke_off, connect_app, limited,
     mesh_answer, prepare,
@@ -44,7 +45,7 @@ impl Inbound {
         mut request: Request<Incoming>,
     ) -> InboundResponse {
         if request.extensions().get::<Protocol>().is_none() {
-            return self.connect_tcp(&caller, request).await;
+            return self.connect_tcp(caller, request).await;
         }
         let wanted = wanted(&mut request);
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
@@ -52,16 +53,18 @@ impl Inbound {
             (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
             (Ok(_), Ok(_)) if self.in_flight.count() >= MAX_IN_FLIGHT => Err(Reason::Overload),
             (Ok(_), Ok(_)) if request.headers().len() > MAX_HEADERS => Err(Reason::HeadTooLarge),
-            (Ok(wanted), Ok(_)) => match self.within_limits(&caller, &request, &mut record) {
+            (Ok(wanted), Ok((_, user))) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => {
                     let _asking = self.in_flight.begin();
-                    self.upgrade(wanted, &caller, request, &mut record).await
+                    let standing = Standing::new(&self, &caller, Asked::Request(head(&request), user));
+                    let upgraded = self.upgrade(wanted, &caller, request, &mut record).await;
+                    upgraded.map(|(response, ends)| (response, ends.map(|ends| (ends, standing))))
                 }
                 Err(after) => return limited(after, record),
             },
         };
         match outcome {
-            Ok((response, Some((mesh, app)))) => self.carry(response, mesh, app, record),
+            Ok((response, Some((ends, standing)))) => self.carry(response, ends, standing, record),
             Ok((response, None)) => {
                 let serving = Serving { record, borrowed: None, _flying: Some(self.in_flight.begin()) };
                 response.map(|body| ResponseBody::streamed(body, serving))
@@ -113,27 +116,32 @@ impl Inbound {
     }
 
     /// Answers a CONNECT to a port that is plain TCP: 200 once the app has taken the connection.
-    async fn connect_tcp(&self, caller: &Caller, mut request: Request<Incoming>) -> InboundResponse {
+    async fn connect_tcp(
+        self: Rc<Self>,
+        caller: Rc<Caller>,
+        mut request: Request<Incoming>,
+    ) -> InboundResponse {
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         record.entry.protocol = TCP;
         let opened = match self.streams.place() {
-            Some(place) => self.open_tcp(caller, &request, &mut record).await.map(|app| (place, app)),
+            Some(place) => self.open_tcp(&caller, &request, &mut record).await.map(|opened| (place, opened)),
             None => Err(Reason::Overload),
         };
-        let opened = opened.and_then(|(place, app)| {
+        let opened = opened.and_then(|(place, (app, asked))| {
             let mesh = request.extensions_mut().remove::<OnUpgrade>().ok_or(Reason::BadRequest)?;
-            Ok((place, app, mesh))
+            Ok((place, app, asked, mesh))
         });
-        let (place, mut app, mesh) = match opened {
+        let (place, mut app, asked, mesh) = match opened {
             Ok(opened) => opened,
             Err(reason) => return mesh_answer(reason, record),
         };
         record.answered(StatusCode::OK);
         let idle = self.streams.idle();
+        let standing = Standing::new(&self, &caller, asked);
         tokio::task::spawn_local(async move {
             let _place = place;
             let Some(mut mesh) = stream::taken(mesh).await else { return stream::reset(&app) };
-            let ending = stream::carry(&mut mesh, &mut app, record, idle).await;
+            let ending = stream::carry_while(&mut mesh, &mut app, record, idle, standing.lost()).await;
             if !matches!(ending, Ending::Complete) {
                 tracing::debug!(?ending, "a TCP connection to the app ended");
                 stream::reset(&app);
@@ -147,7 +155,7 @@ impl Inbound {
         caller: &Caller,
         request: &Request<Incoming>,
         record: &mut Record,
-    ) -> Result<TcpStream, Reason> {
+    ) -> Result<(TcpStream, Asked), Reason> {
         let authority = request.uri().authority().ok_or(Reason::BadRequest)?;
         let host = ServiceHost::parse(authority.as_str()).ok_or(Reason::UnknownHost)?;
         let service = self.services.get(&host.service).ok_or(Reason::NothingServed)?;
@@ -157,15 +165,16 @@ impl Inbound {
             admit_stream(view, revoked, service, port, access, &caller.verified)
         })?;
         // Only what was declared: a port that is HTTP has policies that look at requests.
-        connect_app(*self.tcp_ports.get(&port).ok_or(Reason::NothingServed)?).await
+        let app = connect_app(*self.tcp_ports.get(&port).ok_or(Reason::NothingServed)?).await?;
+        Ok((app, Asked::Port(host.service, port)))
     }
 
     /// Opens the stream, and carries it.
     fn carry(
         &self,
         response: Response<Incoming>,
-        mesh: OnUpgrade,
-        app: OnUpgrade,
+        (mesh, app): (OnUpgrade, OnUpgrade),
+        standing: Standing,
         record: Record,
     ) -> InboundResponse {
         let Some(place) = self.streams.place() else { return mesh_answer(Reason::Overload, record) };
@@ -173,13 +182,22 @@ impl Inbound {
         tokio::task::spawn_local(async move {
             let _place = place;
             let Some((mut mesh, mut app)) = stream::joined(mesh, app).await else { return };
-            let ending = stream::carry(&mut mesh, &mut app, record, idle).await;
+            let ending = stream::carry_while(&mut mesh, &mut app, record, idle, standing.lost()).await;
             if !matches!(ending, Ending::Complete) {
                 tracing::debug!(?ending, "a stream ended");
             }
         });
         response.map(|_| ResponseBody::none())
     }
+}
+
+/// What policies decide by.
+fn head(request: &Request<Incoming>) -> Request<()> {
+    let mut head = Request::new(());
+    request.method().clone_into(head.method_mut());
+    request.uri().clone_into(head.uri_mut());
+    request.headers().clone_into(head.headers_mut());
+    head
 }
 
 /// Reads what the CONNECT is for, and makes it the request that it stands for.

@@ -284,6 +284,30 @@ fn a_revocation_resets_a_tcp_connection() {
 }
 
 #[test]
+fn a_connection_ends_when_its_caller_may_no_longer_call() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let mut stream = tcp.connect().await;
+        heard(&mut stream, "hello").await;
+        let deny = |from: &str| {
+            access::policy("who", "Deny", &format!("[{{ from: {{ {from} }} }}]")).replace("reviews", "redis")
+        };
+        // What says nothing of it leaves it alone.
+        apply(&mut tcp, &deny("namespaces: [bank]"));
+        stream.write_all(b"PING").await.unwrap();
+        heard(&mut stream, "PING").await;
+        let me = tcp.east.id("productpage");
+        apply(&mut tcp, &deny(&format!("identities: [\"{me}\"]")));
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok() && rest.is_empty(), "no goodbye of the server's: {rest:?}");
+        let logged = tcp.redis.logged().await;
+        assert_eq!((logged.response_code, logged.bytes_received), (200, 4));
+        assert_eq!(logged.response_code_details, "no longer allowed");
+    });
+}
+
+#[test]
 fn an_app_may_connect_through_its_own_proxy() {
     on_local_set(async {
         let mut tcp = Tcp::open().await;

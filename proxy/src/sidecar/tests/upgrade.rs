@@ -233,5 +233,14 @@ fn policies_hold_for_upgrades() {
             assert!(answer.starts_with("http/1.1 403 "), "{refused}: {answer}");
             assert_eq!(reviews.logged().await.response_code, 403);
         }
+        // And for those that are open: the rest of what the rules allow does not help this one.
+        let rules = "[{ to: { methods: [GET], paths: [{ value: /other }] } }]";
+        access::apply(&mut shop, &access::policy("chat", "Allow", rules));
+        reviews.publish(&shop.view);
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok() && rest.is_empty(), "{ended:?}");
+        let logged = reviews.logged().await;
+        assert_eq!((logged.response_code, logged.response_code_details.as_str()), (101, "no longer allowed"));
     });
 }

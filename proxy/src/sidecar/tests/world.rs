@@ -207,6 +207,7 @@ impl std::io::Write for Lines {
                 destination_cluster: text("destination_cluster").into(),
                 upstream_cluster: text("upstream_cluster").into(),
                 hanse_reason: text("hanse_reason"),
+                response_code_details: text("response_code_details"),
                 response_code: line["response_code"].as_u64().unwrap_or_default() as u16,
                 attempts: line["attempts"].as_u64().unwrap_or_default() as u32,
                 bytes_received: line["bytes_received"].as_u64().unwrap_or_default(),
