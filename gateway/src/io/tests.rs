@@ -442,6 +442,33 @@ fn what_is_not_exported_is_not_reached() {
 }
 
 #[test]
+fn a_stream_ends_soon_after_its_service_is_no_longer_exported() {
+    run(async {
+        let mut world = World::open(16, 0).await;
+        let mut tunnel = world.tunnel().await.unwrap();
+        let mut stream = tunnel.connect(REVIEWS).await.unwrap();
+        echoes(&mut stream).await;
+        let name: hanse_identity::ServiceName = "shop/reviews".parse().unwrap();
+        let mut taken = None;
+        world.put_in_force(|view| taken = view.services.get_mut(&name).unwrap().export.take()).await;
+        // What is under way may end.
+        echoes(&mut stream).await;
+        // An export that comes back in time changes nothing for it.
+        world.put_in_force(|view| view.services.get_mut(&name).unwrap().export = taken).await;
+        tokio::time::sleep(tunnel::UNEXPORTED_FOR + Duration::from_millis(100)).await;
+        echoes(&mut stream).await;
+        world.put_in_force(|view| view.services.get_mut(&name).unwrap().export = None).await;
+        let mut heard = [0; 1];
+        let read = tokio::time::timeout(tunnel::UNEXPORTED_FOR + SOON, stream.read(&mut heard)).await;
+        assert!(matches!(read, Ok(Ok(0) | Err(_))), "cut, not silent: {read:?}");
+        let echo = &world.echo;
+        until("the target is let go", || echo.talking() == 0).await;
+        // The connection itself is not to blame: another service may be exported.
+        assert_eq!(tunnel.connect(REVIEWS).await.map(|_| ()).map_err(|(status, _)| status), Err(403));
+    });
+}
+
+#[test]
 fn strangers_are_refused_at_the_tunnel_and_led_nowhere_by_the_passthrough() {
     run(async {
         let world = World::open(16, 0).await;

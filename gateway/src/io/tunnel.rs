@@ -13,7 +13,7 @@ use hanse_identity::frames::Frames;
 use hanse_identity::tls::{
     ClientAuth, IdentitySource, TlsIdentity, TrustSource, server_config, verified_peer,
 };
-use hanse_identity::{SpiffeId, Usage, VerifiedCaller};
+use hanse_identity::{ServiceName, SpiffeId, Usage, VerifiedCaller};
 use hanse_proxy::connections::{Entrant, Live, Order, Side};
 use hanse_proxy::io::http::{MAX_PENDING_RESETS, MAX_PROVOKED_RESETS};
 use hanse_proxy::io::metered::Metered;
@@ -49,11 +49,15 @@ const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// How long a stream goes on whose service is no longer exported: what is under way in it may end, and the target's own
+/// proxy refuses what is new.
+pub const UNEXPORTED_FOR: Duration = Duration::from_secs(2);
 /// A CONNECT names a service and little else.
 const MAX_HEADER_LIST_BYTES: u32 = 4 * 1024;
 
 /// A tunnel that may be opened: leave, place, and an endpoint that answered.
 struct Opened {
+    service: ServiceName,
     permit: Permit,
     target: TcpStream,
 }
@@ -213,6 +217,10 @@ async fn answer(
             biased;
             // The sender is never used: it only ends, with its connection.
             _ = ended.changed() => {}
+            () = unexported(&gateway, caller.id(), &opened.service) => {
+                gateway.plane.telemetry.refused("not-exported");
+                tracing::info!(caller = %caller.id(), service = %opened.service, "stream cut, no longer exported");
+            }
             copied = relay(TokioIo::new(upgraded), opened.target, counted) => {
                 if let Err(error) = copied {
                     tracing::debug!(%error, "stream ended");
@@ -237,7 +245,25 @@ async fn open(
     let admitted = admit(&view, caller.id(), authority).map_err(NotOpened::Denied)?;
     let permit = gateway.limits.take(caller.id().trust_domain()).ok_or(NotOpened::OverLimit)?;
     let target = connect(&view, &admitted).await.ok_or(NotOpened::Unreachable)?;
-    Ok(Opened { permit, target })
+    Ok(Opened { service: admitted.service().clone(), permit, target })
+}
+
+/// Resolves when the caller's cluster may not use the service any more, and has had its time to end.
+async fn unexported(gateway: &Gateway, caller: &SpiffeId, service: &ServiceName) {
+    let mut revisions = gateway.plane.knowledge.revisions();
+    let gone = || gateway.plane.knowledge.view().is_some_and(|view| !view.may_call(caller, service));
+    loop {
+        // Before the first wait too: it may have been taken back while the stream was being opened.
+        if gone() {
+            tokio::time::sleep(UNEXPORTED_FOR).await;
+            if gone() {
+                return;
+            }
+        }
+        if revisions.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
 }
 
 /// The first endpoint that takes a connection. Nothing of the caller's has been sent yet, so trying is free.
