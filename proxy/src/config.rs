@@ -12,6 +12,7 @@ use hanse_identity::{NodeName, ServiceName};
 
 use crate::io::forward::tcp::TcpTarget;
 use crate::staleness::{self, Staleness};
+use crate::trace::Sampling;
 
 /// Flags of `hanse proxy`.
 #[derive(Clone, Debug, clap::Args)]
@@ -61,6 +62,10 @@ pub struct Config {
     /// Access log, one JSON object per line: a file, or - for standard output. None if not given.
     #[arg(long, value_name = "FILE|-")]
     pub access_log: Option<String>,
+    /// Takes part in traces: how many percent of those that begin here are recorded. Without it, trace headers of
+    /// callers are passed on and none begins here
+    #[arg(long, value_name = "PERCENT")]
+    pub trace_sampling: Option<Sampling>,
     /// Worker threads; default: one per core.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
@@ -221,6 +226,7 @@ mod tests {
             "--weight 0",
             "--workers 0",
             "--revocation-staleness 1s",
+            "--trace-sampling 101",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -20,6 +20,7 @@ pub mod server_name;
 pub mod session;
 pub mod sidecar;
 pub mod staleness;
+pub mod trace;
 pub mod wire;
 
 use std::collections::BTreeSet;
@@ -70,7 +71,7 @@ pub fn run(config: Config) -> Result<()> {
     let bound = bind(&config)?;
     let locality = Locality { region: config.region.clone(), zone: config.zone.clone() };
     let plane = Plane::new(config.name.clone(), locality).with_staleness(config.staleness());
-    let plane = Arc::new(plane);
+    let plane = Arc::new(plane.with_sampling(config.trace_sampling));
     let (access_log, writer) = match &config.access_log {
         Some(target) => {
             let started = AccessLog::start(target, Arc::clone(&plane.telemetry));

@@ -21,6 +21,7 @@ use hanse_identity::{NodeName, Timestamp};
 
 use crate::connections::{Connections, Sweep};
 use crate::staleness::{Freshness, OnStale, Stale, Staleness};
+use crate::trace::Sampling;
 use credentials::Credentials;
 use drain::Stop;
 use knowledge::Knowledge;
@@ -36,6 +37,8 @@ pub struct Plane {
     pub telemetry: Arc<Telemetry>,
     /// What an old View means for new handshakes.
     pub staleness: Staleness,
+    /// Which traces that begin here are recorded; `None`: we take no part in traces.
+    pub sampling: Option<Sampling>,
 }
 
 /// How often every live connection is asked whether its other end is still to be believed.
@@ -55,11 +58,17 @@ impl Plane {
             credentials,
             telemetry,
             staleness: Staleness::default(),
+            sampling: None,
         }
     }
 
     pub fn with_staleness(mut self, staleness: Staleness) -> Self {
         self.staleness = staleness;
+        self
+    }
+
+    pub fn with_sampling(mut self, sampling: Option<Sampling>) -> Self {
+        self.sampling = sampling;
         self
     }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hanse_federation::policy::access::Denied;
-use http::{Request, StatusCode, Version};
+use http::{Method, Request, StatusCode, Version};
+use hyper::ext::Protocol;
 use prometheus_client::metrics::counter::Counter;
 
 use super::body::{ByteCount, OnEnd};
@@ -20,7 +21,9 @@ use crate::runtime::telemetry::{
     OverflowLabels, RequestLabels, RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
 };
 use crate::runtime::text::Text;
+use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
+use crate::trace::Trace;
 
 /// One worker's way to metrics and access log.
 pub struct Reporter {
@@ -40,6 +43,8 @@ pub struct Reporter {
     faults: RefCell<SeriesCache<FaultLabels, Counter>>,
     limited: RefCell<SeriesCache<LimitLabels, Counter>>,
     overflows: RefCell<SeriesCache<OverflowLabels, Counter>>,
+    /// For IDs of spans.
+    random: Random,
 }
 
 /// The families of TCP connections.
@@ -97,6 +102,7 @@ pub struct Record {
     /// It was a stream, or was one until it ended.
     carried: bool,
     pub entry: Entry,
+    pub trace: Trace,
     /// Counts among what is under way to a target until the record is over.
     pub under_way: Option<UnderWay>,
 }
@@ -151,6 +157,7 @@ impl Reporter {
             faults: RefCell::default(),
             limited: RefCell::default(),
             overflows: RefCell::default(),
+            random: Random::from_entropy(),
         }
     }
 
@@ -333,7 +340,14 @@ impl Record {
             response_flags: "-",
             ..Entry::default()
         };
+        // A stream of TCP has no headers.
+        let is_tcp = *request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none();
+        let trace = match is_tcp {
+            true => Trace::default(),
+            false => Trace::begin(request.headers(), reporter.plane.sampling, || reporter.random.next()),
+        };
         if reporter.log.is_some() {
+            (entry.trace_id, entry.span_id) = trace.ids();
             entry.start_time = now();
             request.uri().path().clone_into(&mut entry.path);
             if let Ok(Some(authority)) = crate::headers::authority(request) {
@@ -349,6 +363,7 @@ impl Record {
             sent: None,
             carried: false,
             entry,
+            trace,
             under_way: None,
         }
     }

@@ -18,6 +18,7 @@ use serde::{Serialize, Serializer};
 
 use super::telemetry::Telemetry;
 use super::text::Text;
+use crate::trace::{SpanId, TraceId};
 
 /// One request. Istio's field names, then ours.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -48,6 +49,10 @@ pub struct Entry {
     pub attempts: u32,
     pub policy: String,
     pub hanse_reason: String,
+    /// Empty where there is no trace.
+    pub trace_id: TraceId,
+    /// This proxy's, where it records spans; else its caller's.
+    pub span_id: SpanId,
 }
 
 /// Where batches of lines go.

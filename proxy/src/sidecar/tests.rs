@@ -13,6 +13,7 @@ mod readers;
 mod replaced;
 mod routing;
 mod tcp;
+mod traces;
 mod tunnelled;
 mod upgrade;
 mod users;

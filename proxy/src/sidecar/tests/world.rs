@@ -35,6 +35,7 @@ use crate::runtime::worker::{LocalExecutor, Random};
 use crate::runtime::{Plane, now};
 use crate::sidecar::{Listeners, Settings, work};
 use crate::staleness::Staleness;
+use crate::trace::{SpanId, TraceId};
 
 /// One cluster's authority.
 pub struct Domain {
@@ -208,6 +209,8 @@ impl std::io::Write for Lines {
                 upstream_cluster: text("upstream_cluster").into(),
                 hanse_reason: text("hanse_reason"),
                 response_code_details: text("response_code_details"),
+                trace_id: TraceId::read(&text("trace_id")),
+                span_id: SpanId::read(&text("span_id")),
                 response_code: line["response_code"].as_u64().unwrap_or_default() as u16,
                 attempts: line["attempts"].as_u64().unwrap_or_default() as u32,
                 bytes_received: line["bytes_received"].as_u64().unwrap_or_default(),
@@ -248,6 +251,18 @@ impl Sidecar {
         upstreams: &[&str],
     ) -> Self {
         let plane = Plane::new("proxy-1".parse().unwrap(), Locality::default()).with_staleness(staleness);
+        Self::start_on(plane, svid, services, app, ports, upstreams)
+    }
+
+    /// On a runtime that the test has made.
+    pub fn start_on(
+        plane: Plane,
+        svid: Option<&Svid>,
+        services: &[&str],
+        app: Option<SocketAddr>,
+        ports: &[(u16, SocketAddr)],
+        upstreams: &[&str],
+    ) -> Self {
         let plane = Arc::new(plane);
         if let Some(svid) = svid {
             plane.credentials.install_svid(svid).unwrap();
