@@ -1,5 +1,8 @@
-//! Local rate limits: token buckets that all workers of a proxy share without a lock, kept as the generic cell rate
+//! Rate limits: token buckets that all workers of a proxy share without a lock, kept as the generic cell rate
 //! algorithm has it, in one number per bucket. Pure; the time is an argument.
+//!
+//! A limit across a cluster is kept by its proxies without a word between them: each has the part of it that its endpoint's
+//! weight is of all that are ready, which the View tells every one of them alike.
 //!
 //! A bucket is the moment up to which its credit is used up (the theoretical arrival time). One that lies in the past is
 //! full, and the same as one that nobody has ever asked for: so a table of a fixed size can hold everybody who matters.
@@ -14,7 +17,8 @@ use hanse_identity::{ServiceName, SpiffeId};
 
 use super::access::EachValue;
 use super::document::PolicySpec;
-use super::document::limit::{LimitBy, RequestLimit};
+use super::document::limit::{LimitAcross, LimitBy, RateLimit, RequestLimit};
+use crate::catalog::EndpointId;
 use crate::view::View;
 
 /// Buckets of one limit that has one for each caller or value: sets of some that a key may be in.
@@ -29,19 +33,27 @@ pub struct LimitTable {
     limits: Vec<Arc<Limit>>,
 }
 
-/// One limit and its buckets; the same for as long as it is written in the same words.
+/// One limit and its buckets, which stay for as long as it is written in the same words.
 #[derive(Debug)]
 pub struct Limit {
     /// `namespace/name#limit`.
     pub name: Arc<str>,
     spec: RequestLimit,
+    share: Share,
     /// `spec.header` in lower case.
     header: Option<String>,
     /// What one request takes, in nanoseconds of credit.
     cost: u64,
     /// What a full bucket has.
     capacity: u64,
-    buckets: Buckets,
+    buckets: Arc<Buckets>,
+}
+
+/// The part of a limit that one proxy keeps: its weight, of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share {
+    own: u64,
+    all: u64,
 }
 
 #[derive(Debug)]
@@ -71,8 +83,8 @@ pub struct Limited {
 }
 
 impl LimitTable {
-    /// The limits for any of these services, which one workload serves; what `before` has of them keeps its buckets.
-    pub fn build(view: &View, services: &BTreeSet<ServiceName>, before: &Self) -> Self {
+    /// The limits for any of these services, which the endpoint `own` serves; what `before` has of them keeps its buckets.
+    pub fn build(view: &View, own: &EndpointId, services: &BTreeSet<ServiceName>, before: &Self) -> Self {
         let mut limits = Vec::new();
         for document in view.policies.values() {
             let PolicySpec::RateLimit(policy) = &document.spec else { continue };
@@ -80,13 +92,23 @@ impl LimitTable {
             if !policy.target_refs.iter().any(|target| services.contains(&target.service(namespace))) {
                 continue;
             }
+            let part = Share::of(view, policy, namespace, own);
             for (index, spec) in policy.limits.iter().enumerate() {
                 let name = match &spec.name {
                     Some(name) => format!("{}#{name}", document.name),
                     None => format!("{}#{index}", document.name),
                 };
+                let share = match spec.across {
+                    LimitAcross::Proxy => Share::WHOLE,
+                    LimitAcross::Cluster => part,
+                };
                 let known = before.limits.iter().find(|limit| *limit.name == *name && limit.spec == *spec);
-                limits.push(known.cloned().unwrap_or_else(|| Arc::new(Limit::new(name.into(), spec))));
+                limits.push(match known {
+                    Some(same) if same.share == share => Arc::clone(same),
+                    // Credit that is used up stays used up, however many come and go.
+                    Some(other) => Arc::new(Limit::new(name.into(), spec, share, Arc::clone(&other.buckets))),
+                    None => Arc::new(Limit::new(name.into(), spec, share, Arc::new(Buckets::new(spec.by)))),
+                });
             }
         }
         Self { limits }
@@ -110,19 +132,15 @@ impl LimitTable {
 }
 
 impl Limit {
-    fn new(name: Arc<str>, spec: &RequestLimit) -> Self {
+    fn new(name: Arc<str>, spec: &RequestLimit, share: Share, buckets: Arc<Buckets>) -> Self {
         let per = u64::try_from(spec.per.get().as_nanos()).unwrap_or(u64::MAX);
-        let cost = (per / u64::from(spec.requests.max(1))).max(1);
+        let whole = (per / u64::from(spec.requests.max(1))).max(1);
         let burst = u64::from(spec.burst.unwrap_or(spec.requests).max(1));
-        let buckets = match spec.by {
-            LimitBy::Service => Buckets::One(AtomicU64::new(0)),
-            LimitBy::Identity | LimitBy::Header => {
-                let slots = std::iter::repeat_with(Slot::default).take(SETS * WAYS).collect();
-                Buckets::Each { slots, keys: RandomState::new() }
-            }
-        };
+        // A part of the rate is a higher cost; the same credit is then the same part of the burst, of one request at least.
+        let cost = share.dearer(whole);
+        let capacity = whole.saturating_mul(burst).max(cost);
         let header = spec.header.as_ref().map(|name| name.to_ascii_lowercase());
-        Self { name, spec: spec.clone(), header, cost, capacity: cost.saturating_mul(burst), buckets }
+        Self { name, spec: spec.clone(), share, header, cost, capacity, buckets }
     }
 
     /// `Err`: after how many nanoseconds there is credit.
@@ -149,7 +167,7 @@ impl Limit {
     }
 
     fn bucket(&self, asker: &Asker<'_>, now: u64) -> &AtomicU64 {
-        match &self.buckets {
+        match self.buckets.as_ref() {
             Buckets::One(used) => used,
             Buckets::Each { slots, keys } => slot(slots, self.key(keys, asker), now),
         }
@@ -171,6 +189,39 @@ impl Limit {
         };
         // 0 is a slot that nobody has had.
         hash.max(1)
+    }
+}
+
+impl Buckets {
+    fn new(by: LimitBy) -> Self {
+        match by {
+            LimitBy::Service => Self::One(AtomicU64::new(0)),
+            LimitBy::Identity | LimitBy::Header => {
+                let slots = std::iter::repeat_with(Slot::default).take(SETS * WAYS).collect();
+                Self::Each { slots, keys: RandomState::new() }
+            }
+        }
+    }
+}
+
+impl Share {
+    const WHOLE: Self = Self { own: 1, all: 1 };
+
+    /// The part of the endpoint `own` among all that serve what the policy is for. One that the View has not, or not as
+    /// ready, counts itself beside those that are: requests may come before the others know of it.
+    fn of(view: &View, policy: &RateLimit, namespace: &str, own: &EndpointId) -> Self {
+        let meant: BTreeSet<_> = policy.target_refs.iter().map(|target| target.service(namespace)).collect();
+        let weight = |id: &EndpointId| view.endpoints.get(id).map_or(1, |e| u64::from(e.weight.max(1)));
+        let others = view.endpoints.values().filter(|e| e.ready && e.id != *own);
+        let others = others.filter(|e| !e.services.is_disjoint(&meant));
+        let own = weight(own);
+        Self { own, all: own + others.map(|e| weight(&e.id)).sum::<u64>() }
+    }
+
+    /// What costs `whole` of the whole limit, of this part.
+    fn dearer(self, whole: u64) -> u64 {
+        let cost = u128::from(whole) * u128::from(self.all) / u128::from(self.own);
+        u64::try_from(cost).unwrap_or(u64::MAX)
     }
 }
 

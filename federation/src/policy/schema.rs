@@ -311,13 +311,17 @@ static PERCENTAGE: Shape = Shape::Integer { from: 0, to: 100 };
 pub static RATE_LIMIT: Shape = Shape::Object(&[
     required("targetRefs", &Shape::List { of: &ACCESS_TARGET, at_least: 1, at_most: 16 }),
     required("limits", &Shape::List { of: &REQUEST_LIMIT, at_least: 1, at_most: 16 }),
-    not_yet("scope", "apply the document in each cluster: each proxy keeps its own limit"),
+    not_yet(
+        "scope",
+        "apply the document in each cluster: a limit is kept there; with across: Cluster by its instances together",
+    ),
 ]);
 
 static REQUEST_LIMIT: Shape = Shape::Object(&[
     optional("name", &ANY_TEXT),
     optional("by", &Shape::OneOf(&["Service", "Identity", "Header"])),
     optional("header", &HEADER_NAME),
+    optional("across", &Shape::OneOf(&["Proxy", "Cluster"])),
     required("requests", &COUNT),
     required("per", &DURATION),
     optional("burst", &COUNT),

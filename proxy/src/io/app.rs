@@ -249,7 +249,13 @@ impl Inbound {
         record: &mut Record,
     ) -> Result<(), Duration> {
         let Some(view) = self.plane.knowledge.view() else { return Ok(()) };
-        let taken = self.limits.take(&view, &self.services, caller.verified.id(), request.headers());
+        let taken = self.limits.take(
+            &view,
+            &self.plane.name,
+            &self.services,
+            caller.verified.id(),
+            request.headers(),
+        );
         taken.map_err(|limited| {
             record.limited(&limited.name);
             limited.after

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hanse_federation::policy::limit::{Asker, LimitTable, Limited};
-use hanse_federation::{Revision, View};
+use hanse_federation::{EndpointId, Revision, View};
 use hanse_identity::{ServiceName, SpiffeId};
 use http::HeaderMap;
 
@@ -27,11 +27,12 @@ impl Limits {
     pub fn take(
         &self,
         view: &View,
+        own: &EndpointId,
         services: &BTreeSet<ServiceName>,
         caller: &SpiffeId,
         headers: &HeaderMap,
     ) -> Result<(), Limited> {
-        let table = self.at(view, services);
+        let table = self.at(view, own, services);
         if table.is_empty() {
             return Ok(());
         }
@@ -42,13 +43,13 @@ impl Limits {
     }
 
     /// The table at this View, or a later one that another worker has seen already.
-    fn at(&self, view: &View, services: &BTreeSet<ServiceName>) -> Arc<LimitTable> {
+    fn at(&self, view: &View, own: &EndpointId, services: &BTreeSet<ServiceName>) -> Arc<LimitTable> {
         loop {
             let held = self.table.load();
             if held.0 >= view.revision {
                 return Arc::clone(&held.1);
             }
-            let table = Arc::new(LimitTable::build(view, services, &held.1));
+            let table = Arc::new(LimitTable::build(view, own, services, &held.1));
             let made = Arc::new((view.revision, Arc::clone(&table)));
             // Whoever comes second begins anew from the first one's: two must not count side by side.
             let before = self.table.compare_and_swap(&held, made);

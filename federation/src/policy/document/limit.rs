@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PolicyDuration, TargetRef};
 
-/// RateLimit.spec: limits for the services of its own namespace, kept by each proxy before its app.
+/// RateLimit.spec: limits for the services of its own namespace, kept by the proxies before their apps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RateLimit {
@@ -26,6 +26,9 @@ pub struct RequestLimit {
     /// With `by: Header`; requests without it have one bucket together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header: Option<String>,
+    /// Whether each instance of the service takes so much, or all of this cluster together.
+    #[serde(default)]
+    pub across: LimitAcross,
     pub requests: u32,
     pub per: PolicyDuration,
     /// `requests` if absent.
@@ -42,6 +45,15 @@ pub enum LimitBy {
     Identity,
     /// Each value of a header: the caller's own word.
     Header,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LimitAcross {
+    /// Each proxy by itself.
+    #[default]
+    Proxy,
+    /// The ready instances of this cluster together: each proxy keeps its part, by weight.
+    Cluster,
 }
 
 /// Longest `per`.

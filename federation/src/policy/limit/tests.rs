@@ -17,9 +17,13 @@ fn view(limits: &str) -> View {
     view
 }
 
+fn own(name: &str) -> EndpointId {
+    name.parse().unwrap()
+}
+
 fn table(limits: &str) -> LimitTable {
     let services = BTreeSet::from(["shop/reviews".parse().unwrap()]);
-    LimitTable::build(&view(limits), &services, &LimitTable::default())
+    LimitTable::build(&view(limits), &own("reviews-1"), &services, &LimitTable::default())
 }
 
 /// A request of that account, with that x-tenant.
@@ -87,12 +91,12 @@ fn a_view_that_says_the_same_keeps_the_buckets() {
     let (same, other) = ("[{ name: x, requests: 1, per: 1m }]", "[{ name: x, requests: 2, per: 1m }]");
     let first = table(same);
     assert_eq!(ask(&first, "a", "", MS(0)), Ok(()));
-    let again = LimitTable::build(&view(same), &services, &first);
+    let again = LimitTable::build(&view(same), &own("reviews-1"), &services, &first);
     assert!(ask(&again, "a", "", MS(0)).is_err());
-    let changed = LimitTable::build(&view(other), &services, &again);
+    let changed = LimitTable::build(&view(other), &own("reviews-1"), &services, &again);
     assert_eq!(ask(&changed, "a", "", MS(0)), Ok(()));
     let elsewhere = BTreeSet::from(["shop/ratings".parse().unwrap()]);
-    assert!(LimitTable::build(&view(same), &elsewhere, &first).is_empty());
+    assert!(LimitTable::build(&view(same), &own("reviews-1"), &elsewhere, &first).is_empty());
 }
 
 #[test]
@@ -105,4 +109,61 @@ fn workers_share_the_credit_exactly() {
         })
         .collect();
     assert_eq!(workers.into_iter().map(|worker| worker.join().unwrap()).sum::<usize>(), 1000);
+}
+
+fn add(view: &mut View, name: &str, weight: u32, ready: bool) {
+    let endpoint = crate::Endpoint {
+        id: own(name),
+        services: ["shop/reviews".parse().unwrap()].into(),
+        identity: "spiffe://east.example/ns/shop/sa/reviews".parse().unwrap(),
+        address: "127.0.0.1:1".parse().unwrap(),
+        locality: crate::Locality::default(),
+        weight,
+        ready,
+        session: crate::catalog::Session::of_registration(own("host")),
+    };
+    view.apply(&Change::EndpointPut(endpoint));
+}
+
+/// How many of 1 000 requests at each of these instances are let through.
+fn let_through(view: &View, names: &[&str], now: Duration) -> Vec<usize> {
+    let services = BTreeSet::from(["shop/reviews".parse().unwrap()]);
+    let count = |name: &&str| {
+        let table = LimitTable::build(view, &own(name), &services, &LimitTable::default());
+        (0..1000).filter(|_| ask(&table, "a", "", now).is_ok()).count()
+    };
+    names.iter().map(count).collect()
+}
+
+#[test]
+fn a_limit_across_a_cluster_is_kept_in_parts_that_make_the_whole() {
+    let mut view = view("[{ across: Cluster, requests: 100, per: 1h }, { requests: 900, per: 1h }]");
+    assert_eq!(let_through(&view, &["reviews-1"], MS(0)), [100], "alone, and not known of yet");
+    for (name, weight, ready) in [("reviews-1", 1, true), ("reviews-2", 1, true), ("reviews-3", 1, false)] {
+        add(&mut view, name, weight, ready);
+    }
+    // The third is not ready, gets nothing, and would have its part as soon as it is.
+    assert_eq!(let_through(&view, &["reviews-1", "reviews-2"], MS(0)), [50, 50]);
+    assert_eq!(let_through(&view, &["reviews-3"], MS(0)), [33]);
+    add(&mut view, "reviews-3", 2, true);
+    assert_eq!(let_through(&view, &["reviews-1", "reviews-2", "reviews-3"], MS(0)), [25, 25, 50]);
+    for other in 4..=400 {
+        add(&mut view, &format!("reviews-{other}"), 1, true);
+    }
+    assert_eq!(let_through(&view, &["reviews-1"], MS(0)), [1], "a part below one is one at a time");
+}
+
+#[test]
+fn credit_that_is_used_up_stays_so_when_others_come_and_go() {
+    let services = BTreeSet::from(["shop/reviews".parse().unwrap()]);
+    let mut view = view("[{ across: Cluster, requests: 60, per: 1m }]");
+    let alone = LimitTable::build(&view, &own("reviews-1"), &services, &LimitTable::default());
+    assert_eq!((0..100).filter(|_| ask(&alone, "a", "", MS(0)).is_ok()).count(), 60);
+    add(&mut view, "reviews-2", 1, true);
+    let two = LimitTable::build(&view, &own("reviews-1"), &services, &alone);
+    assert!(ask(&two, "a", "", MS(0)).is_err(), "no second burst");
+    let answered = (0..600).filter(|tenth| ask(&two, "a", "", MS(100 * tenth)).is_ok()).count();
+    assert!((29..=31).contains(&answered), "half the rate: {answered} in a minute");
+    let again = LimitTable::build(&view, &own("reviews-1"), &services, &two);
+    assert!(Arc::ptr_eq(&again.limits[0], &two.limits[0]), "nothing has changed");
 }

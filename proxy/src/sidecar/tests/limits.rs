@@ -57,6 +57,32 @@ fn the_example_of_limits_refuses_who_asks_for_more() {
 }
 
 #[test]
+fn the_example_of_a_shared_limit_is_kept_by_all_instances_together() {
+    on_local_set(async {
+        let mut three = balancing::Three::open().await;
+        apply(&mut three.shop, &balancing::example("rate-limit-shared"));
+        // As each finds itself in the View: by its own name.
+        let own = |name: &str| {
+            let mut view = three.shop.view.clone();
+            let mut endpoint = view.endpoints.remove(&name.parse().unwrap()).unwrap();
+            endpoint.id = "proxy-1".parse().unwrap();
+            view.endpoints.insert(endpoint.id.clone(), endpoint);
+            view
+        };
+        three.shop.reviews.publish(&own("reviews-1"));
+        for ((_, sidecar), name) in three.others.iter().zip(["reviews-2", "reviews-3"]) {
+            sidecar.publish(&own(name));
+        }
+        let mut answered = 0;
+        for _ in 0..120 {
+            answered += usize::from(three.shop.product.get(REVIEWS).await.status == StatusCode::OK);
+        }
+        // Parts are rounded down, and the balance may leave a little of one.
+        assert!((36..=40).contains(&answered), "{answered} of 120");
+    });
+}
+
+#[test]
 fn a_call_of_grpc_above_the_limit_is_told_that_something_is_exhausted() {
     on_local_set(async {
         let mut shop = Shop::open().await;
