@@ -3,11 +3,12 @@
 //! One type per question and per answer, tied together by `AdminCall`, so that neither the client nor the server
 //! can pair them wrongly. JSON in camelCase, additive. Times are milliseconds since the Unix epoch.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use hanse_federation::catalog::Export;
 use hanse_federation::policy::{Diagnostic, PolicyKey, PolicyKind};
+use hanse_federation::stranger::EndpointUrl;
 use hanse_identity::{
     AgentScope, ClusterName, NodeName, Registration, RevocationId, Selector, ServiceName, SpiffeId,
     Timestamp, TrustDomain,
@@ -326,6 +327,9 @@ pub struct PolicyApplyRequest {
     pub text: String,
     #[serde(default)]
     pub dry_run: bool,
+    /// What `jwksFile`s of the text name, by that name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -373,6 +377,25 @@ pub struct PolicyItem {
     pub created: Timestamp,
     /// As its author would write it.
     pub document: serde_json::Value,
+    /// Of a RequestAuthentication: how it stands with the keys that are fetched for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub issuers: Vec<IssuerKeys>,
+}
+
+/// Keys of one issuer that are fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerKeys {
+    pub issuer: String,
+    pub url: EndpointUrl,
+    /// How many are in force; without any no token of the issuer is believed.
+    pub keys: usize,
+    /// When they were last confirmed, as far as any node that answered knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched: Option<Timestamp>,
+    /// Why the last fetch came to nothing, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -386,6 +409,9 @@ pub struct PolicyDeleteRequest {
 pub struct PolicyValidateRequest {
     pub file: String,
     pub text: String,
+    /// As with `PolicyApplyRequest`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

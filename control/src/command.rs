@@ -76,6 +76,12 @@ pub enum Command {
     PolicyDelete {
         keys: Vec<PolicyKey>,
     },
+    /// What was fetched of an issuer of end users' tokens; without a set, that no document names the source any more.
+    IssuerKeys {
+        source: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        jwks: Option<String>,
+    },
     /// Documents whose end has come.
     PolicyLapse {
         keys: Vec<PolicyKey>,

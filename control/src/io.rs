@@ -15,6 +15,7 @@ pub mod driver;
 pub mod http;
 pub mod issuance;
 pub mod issue;
+pub mod issuers;
 pub mod joiner;
 pub mod joining;
 pub mod jwt;

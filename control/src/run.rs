@@ -23,7 +23,9 @@ use crate::io::jwt::{self, JwtKeys};
 use crate::io::key_store::{KeyFlags, KeyStore};
 use crate::io::keys::{self, NodeFile};
 use crate::io::node_link::NodeLinks;
-use crate::io::{authorities, clock, crl, peer_link, rotation, server, strangers, watch as watching};
+use crate::io::{
+    authorities, clock, crl, issuers, peer_link, rotation, server, strangers, watch as watching,
+};
 
 /// How long requests under way may take to end once the node is to stop, while it may still lead.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -282,6 +284,7 @@ fn context(
         links,
         peers: peer_link::PeerLinks::default(),
         strangers: strangers::StrangerLinks::default(),
+        issuers: Default::default(),
         revisions: Default::default(),
         bundle_revisions: Default::default(),
         callers: Default::default(),
@@ -299,6 +302,7 @@ fn spawn_tasks(context: &Arc<Context>, renewal_due: Timestamp, admin: TcpListene
     tokio::spawn(clock::keep_comparing(context.clone()));
     tokio::spawn(peer_link::supervise(context.clone()));
     tokio::spawn(strangers::supervise(context.clone()));
+    tokio::spawn(issuers::supervise(context.clone()));
     tokio::spawn(watching::sweep_own(context.clone()));
     tokio::spawn(watching::sweep_silent_nodes(context.clone()));
     tokio::spawn(keep_lapsing(context.clone()));

@@ -55,6 +55,8 @@ pub const MAX_GATEWAYS: usize = 1_000;
 pub const MAX_SERVICES_PER_ENDPOINT: usize = 64;
 /// Most policy documents.
 pub const MAX_POLICIES: usize = 10_000;
+/// Key sets of issuers of end users' tokens that are fetched.
+pub const MAX_ISSUER_KEYS: usize = 128;
 /// Most invites that have not lapsed.
 pub const MAX_INVITES: usize = 1_000;
 /// Most registrations.
@@ -263,6 +265,7 @@ impl State {
             Command::Unexport { service } => self.unexport(service),
             Command::PolicyApply { documents } => self.policy_apply(documents, now),
             Command::PolicyDelete { keys } => self.policy_delete(keys),
+            Command::IssuerKeys { source, jwks } => self.issuer_keys(source, jwks.as_ref()),
             Command::PolicyLapse { keys } => self.policy_lapse(keys, now),
             Command::Revoke { target, reason, note, expires, reissue, closing } => {
                 let order = Order {

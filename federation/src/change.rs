@@ -31,6 +31,9 @@ pub enum Change {
     CrlPut(TrustDomain, Crl),
     PolicyPut(Box<PolicyDocument>),
     PolicyGone(PolicyKey),
+    /// What an issuer of end users' tokens publishes: the id of the `KeySource`, and its JWK set.
+    IssuerKeysPut(String, String),
+    IssuerKeysGone(String),
     Revoked(Revocation),
     /// Lifted, or lapsed because nothing it could match is still valid.
     Unrevoked(RevocationId),
@@ -99,6 +102,8 @@ mod tests {
             r#"{"peerFact":["east",{"serviceGone":"shop/reviews"}]}"#,
             r#"{"peerFact":["east",{"endpoints":["h:1"]}]}"#,
             r#"{"bundleGone":"east.example"}"#,
+            r#"{"issuerKeysPut":["https://id.example/keys","{}"]}"#,
+            r#"{"issuerKeysGone":"https://id.example/keys"}"#,
             r#"{"policyGone":{"kind":"HTTPRoute","name":"shop/reviews"}}"#,
         ] {
             let change: Change = crate::wire::decode("change", text.as_bytes()).unwrap();

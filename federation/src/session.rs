@@ -178,7 +178,9 @@ impl Touched {
                 | Change::PeerGone(_)
                 | Change::PeerFact(..)
                 | Change::PolicyPut(_)
-                | Change::PolicyGone(_) => {}
+                | Change::PolicyGone(_)
+                | Change::IssuerKeysPut(..)
+                | Change::IssuerKeysGone(_) => {}
             }
         }
         touched

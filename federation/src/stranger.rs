@@ -102,9 +102,9 @@ pub struct EndpointUrl {
     path: String,
 }
 
-/// Why a text is no URL of a bundle endpoint.
+/// Why a text is no URL that is fetched from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{url:?} is not the URL of a bundle endpoint: {rule}")]
+#[error("{url:?} is not a URL that is fetched from: {rule}")]
 pub struct UrlError {
     url: String,
     rule: &'static str,

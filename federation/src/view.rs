@@ -38,6 +38,9 @@ pub struct View {
     /// Written as a list: a document names itself.
     #[serde(with = "policies_as_list")]
     pub policies: BTreeMap<PolicyKey, PolicyDocument>,
+    /// Keys of issuers of end users' tokens that were fetched, by the ids of their sources.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub issuer_keys: BTreeMap<String, String>,
     pub revocations: Revocations,
 }
 
@@ -90,6 +93,7 @@ impl View {
             bundles: BTreeMap::new(),
             crls: BTreeMap::new(),
             policies: BTreeMap::new(),
+            issuer_keys: BTreeMap::new(),
             revocations: Revocations::default(),
         }
     }
@@ -141,6 +145,12 @@ impl View {
             }
             Change::PolicyGone(key) => {
                 self.policies.remove(key);
+            }
+            Change::IssuerKeysPut(source, jwks) => {
+                self.issuer_keys.insert(source.clone(), jwks.clone());
+            }
+            Change::IssuerKeysGone(source) => {
+                self.issuer_keys.remove(source);
             }
             Change::Revoked(revocation) => self.revocations.insert(revocation.clone()),
             Change::Unrevoked(id) => {

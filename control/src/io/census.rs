@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use super::context::{Context, VERSION, now};
 use super::driver::Status;
+use super::issuers::IssuerReport;
 use super::node_link::CensusSource;
 use super::peer_link::PeerLinkReport;
 use super::status::{document, read};
@@ -123,6 +124,8 @@ pub enum Query {
     Node,
     /// How its fetches of foreign bundles went.
     Strangers,
+    /// How its fetches of issuers' keys went.
+    Issuers,
     /// What of it rests on which authority.
     Trust,
 }
@@ -136,6 +139,7 @@ pub enum Part {
     PeerLinks(Vec<PeerLinkReport>),
     Node(NodeReport),
     Strangers(Vec<StrangerReport>),
+    Issuers(Vec<IssuerReport>),
     Trust(NodeTrust),
 }
 
@@ -453,6 +457,7 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
             let state = context.handle.state();
             Part::Strangers(context.strangers.reports(&state.private.strangers))
         }
+        Query::Issuers => Part::Issuers(context.issuers.reports()),
         Query::Trust => {
             let (applied, callers) = context.callers.get();
             let own = context.own.identity();

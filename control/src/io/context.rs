@@ -20,6 +20,7 @@ use super::dial::ALPN_H2;
 use super::driver::Handle;
 use super::http::Metrics;
 use super::issuance::Recorder;
+use super::issuers::IssuerLinks;
 use super::joining::JoinRates;
 use super::jwt::JwtKeys;
 use super::key_store::KeyStore;
@@ -56,6 +57,7 @@ pub struct Context {
     pub links: Arc<NodeLinks>,
     pub peers: PeerLinks,
     pub strangers: StrangerLinks,
+    pub issuers: IssuerLinks,
     pub revisions: RevocationRevisions,
     pub bundle_revisions: BundleRevisions,
     /// Who is connected to this node below an outgoing authority.

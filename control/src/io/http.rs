@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hanse_identity::Timestamp;
 use hanse_identity::tls::IdentitySource as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -41,6 +42,7 @@ pub struct Metrics {
     pub connections_cut: Counter,
     pub bundles_served: Counter,
     pub stranger_fetches_failed: Counter,
+    pub issuer_fetches_failed: Counter,
 }
 
 /// Serves until the node stops.
@@ -137,6 +139,7 @@ fn status(context: &Context) -> Response<Full<Bytes>> {
         "endpoints": state.view.endpoints.len(),
         "gateways": state.view.gateways.len(),
         "policies": state.view.policies.len(),
+        "issuers": context.issuers.reports(),
         "revocations": state.view.revocations.len(),
     });
     respond(StatusCode::OK, "application/json", format!("{body:#}\n"))
@@ -177,6 +180,11 @@ fn metrics(context: &Context) -> Response<Full<Bytes>> {
         "Fetches of foreign trust domains' bundles that came to nothing",
         counters.stranger_fetches_failed.clone(),
     );
+    registry.register(
+        "issuer_key_fetches_failed",
+        "Fetches of end users' issuers' keys that came to nothing",
+        counters.issuer_fetches_failed.clone(),
+    );
     let mut body = String::new();
     match encode(&mut body, &registry) {
         Ok(()) => respond(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body),
@@ -210,6 +218,16 @@ fn raft_metrics(context: &Context, registry: &mut Registry) {
     }
 }
 
+/// How long ago the last fetch was that went well, of the set where that is longest; 0 where nothing is fetched.
+fn oldest_keys(context: &Context, now: Timestamp) -> u64 {
+    if !context.handle.status().is_leader {
+        return 0;
+    }
+    let reports = context.issuers.reports();
+    let ages = reports.iter().filter_map(|report| Some(now.since(report.succeeded?).as_secs()));
+    ages.max().unwrap_or(0)
+}
+
 fn registry_metrics(context: &Context, registry: &mut Registry) {
     let state = context.handle.state();
     let view = &state.view;
@@ -225,6 +243,16 @@ fn registry_metrics(context: &Context, registry: &mut Registry) {
         ("endpoints_ready", "Ready endpoints", view.endpoints.values().filter(|e| e.ready).count() as u64),
         ("gateways", "Gateways of this cluster", view.gateways.len() as u64),
         ("policies", "Policy documents", view.policies.len() as u64),
+        (
+            "issuer_key_sets",
+            "Key sets of end users' issuers that were fetched",
+            view.issuer_keys.len() as u64,
+        ),
+        (
+            "issuer_keys_age_seconds",
+            "Since the oldest key set of an issuer was last confirmed, on the node that fetches",
+            oldest_keys(context, now),
+        ),
         ("revocations", "Revocations in force", view.revocations.len() as u64),
         ("registrations", "Workload registrations", state.private.registrations.len() as u64),
         ("agents", "Agents that have joined", state.private.agents.len() as u64),

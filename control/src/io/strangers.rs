@@ -169,7 +169,7 @@ async fn try_look(
 ) -> Result<Looked, LookError> {
     let Federation { trust_domain, url, profile } = federation;
     let tls = fetch::endpoint_tls(&context.handle.state(), profile).await?;
-    let document = Bundle::from_jwks(trust_domain, &fetch::fetch(url, tls).await?)?;
+    let document = Bundle::from_jwks(trust_domain, &fetch::fetch(url, tls, fetch::BUNDLE).await?)?;
     let refresh = interval(document.refresh_hint);
     let mut ignored = document.ignored;
     shorten(&mut ignored);

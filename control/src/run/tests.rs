@@ -45,6 +45,7 @@ mod duties;
 mod fixture;
 mod hosts;
 mod identities;
+mod issuers;
 mod jwt;
 mod lists;
 mod nodes;
@@ -309,6 +310,7 @@ async fn a_refused_policy_changes_nothing() {
         file: "r.yaml".to_owned(),
         text: text.to_owned(),
         dry_run,
+        files: Default::default(),
     };
     let reply = client.call(&apply(wrong, false)).await.unwrap();
     assert!(!reply.applied);

@@ -157,6 +157,8 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::Announce { .. } | Command::Withdraw { .. } | Command::PeerFacts { .. } => return None,
         // It follows from revocations, which are here.
         Command::CrlPublish { .. } => return None,
+        // Issuers change their keys as often as they like; the documents that name them are here.
+        Command::IssuerKeys { .. } => return None,
         // What nodes issue is in the issuance index.
         Command::Issued { .. } => return None,
         Command::DownstreamIssued { record } => {

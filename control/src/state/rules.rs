@@ -1,11 +1,15 @@
 //! Commands about what is in force: policies, authorities.
 
 use hanse_federation::Change;
+use hanse_federation::policy::authentication::KeySource;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
+use hanse_identity::jwt::user::JwkSet;
 use hanse_identity::name::MemberRole;
 use hanse_identity::{AuthorityCertificate, AuthorityState, Bundle, Crl, NodeName, SpiffeId, Timestamp};
 
-use super::{Decision, MAX_AUTHORITIES, MAX_POLICIES, State, already, bounded, done, not_found};
+use super::{
+    Decision, MAX_AUTHORITIES, MAX_ISSUER_KEYS, MAX_POLICIES, State, already, bounded, done, not_found,
+};
 use crate::command::Refusal;
 
 /// Documents that one Command removes.
@@ -59,6 +63,23 @@ impl State {
         let over = |key: &&PolicyKey| self.view.policies.get(*key).is_some_and(|d| is_over(d, now));
         let keys: std::collections::BTreeSet<&PolicyKey> = keys.iter().filter(over).collect();
         done(keys.into_iter().cloned().map(Change::PolicyGone).collect())
+    }
+
+    /// Only of a source that a document names, and away only if none does.
+    pub(super) fn issuer_keys(&self, source: &str, jwks: Option<&String>) -> Decision {
+        let named = KeySource::all(&self.view).keys().any(|named| named.id() == source);
+        let kept = &self.view.issuer_keys;
+        match (named, jwks, kept.get(source)) {
+            (true, Some(jwks), known) if known != Some(jwks) => {
+                JwkSet::parse(jwks).map_err(|e| Refusal::Invalid(e.to_string()))?;
+                if known.is_none() {
+                    bounded("key sets of issuers", kept.len(), MAX_ISSUER_KEYS)?;
+                }
+                done(vec![Change::IssuerKeysPut(source.to_owned(), jwks.clone())])
+            }
+            (false, None, Some(_)) => done(vec![Change::IssuerKeysGone(source.to_owned())]),
+            _ => already(),
+        }
     }
 
     /// Documents whose end has come, at most as many as one Command takes.

@@ -3,23 +3,28 @@
 //! At most one token is believed per request. One that is there and not believed stops the request, whoever its issuer: an
 //! AccessPolicy decides what needs a token at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hanse_identity::jwt::user::{JwkSet, Unverified, UserJwtError, UserToken};
+use hanse_identity::tls::outside::roots_id;
 use hanse_identity::{ServiceName, Timestamp};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::document::PolicySpec;
 use super::document::authentication::{JwtRule, RequestAuthentication};
+use super::value::PolicyDuration;
+use crate::stranger::EndpointUrl;
 use crate::view::View;
 
 /// The rules of one workload.
 #[derive(Debug, Default)]
 pub struct AuthenticationTable {
-    /// What it was made of.
+    /// What it was made of, and the sets that were fetched for it, by their sources' ids.
     documents: Vec<RequestAuthentication>,
+    fetched: BTreeMap<String, String>,
     rules: Vec<Rule>,
 }
 
@@ -27,7 +32,7 @@ pub struct AuthenticationTable {
 struct Rule {
     issuer: String,
     audiences: Vec<String>,
-    /// None that could be read: nobody is believed. Validation has refused it long before.
+    /// None that could be read, or none yet: nobody is believed.
     keys: Option<JwkSet>,
     places: Vec<Place>,
     forward: bool,
@@ -56,10 +61,57 @@ pub enum Unauthenticated {
     Several,
     #[error("the token is not text")]
     NotText,
+    #[error("the keys of the token's issuer have not been fetched yet")]
+    NoKeys,
     #[error("no RequestAuthentication names the token's issuer")]
     UnknownIssuer,
     #[error(transparent)]
     Token(#[from] UserJwtError),
+}
+
+/// Where issuers publish their keys: whoever writes a document decides whom to believe there, for that document alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeySource {
+    pub url: EndpointUrl,
+    /// PEM; those of the control node's system if absent.
+    pub roots: Option<String>,
+}
+
+/// Between two fetches of one set, unless its documents say otherwise. Keys should be published longer than that before
+/// they sign.
+pub const DEFAULT_REFRESH: Duration = Duration::from_secs(300);
+
+impl KeySource {
+    /// Of a rule that has its keys from somewhere.
+    pub fn of(rule: &JwtRule) -> Option<Self> {
+        Some(Self { url: rule.jwks_uri.clone()?, roots: rule.jwks_roots.clone() })
+    }
+
+    /// The URL, and a digest of the roots where they are the document's own: who believes others gets another set. A URL
+    /// of ours has no fragment, so no two sources have one id.
+    pub fn id(&self) -> String {
+        match &self.roots {
+            None => self.url.to_string(),
+            Some(roots) => format!("{}#{}", self.url, roots_id(roots)),
+        }
+    }
+
+    /// All that the View's documents name, and how often each is fetched: as often as whoever wants it most.
+    pub fn all(view: &View) -> BTreeMap<Self, Duration> {
+        let mut all = BTreeMap::new();
+        for document in view.policies.values() {
+            let PolicySpec::RequestAuthentication(spec) = &document.spec else { continue };
+            for rule in &spec.jwt_rules {
+                let every = rule.jwks_refresh.map_or(DEFAULT_REFRESH, PolicyDuration::get);
+                if let Some(source) = Self::of(rule) {
+                    all.entry(source)
+                        .and_modify(|least: &mut Duration| *least = every.min(*least))
+                        .or_insert(every);
+                }
+            }
+        }
+        all
+    }
 }
 
 /// Longest value of a header that is made of a claim.
@@ -79,11 +131,17 @@ impl AuthenticationTable {
                 meant.then(|| spec.clone())
             })
             .collect();
-        if documents == before.documents {
+        let named = || documents.iter().flat_map(|document| &document.jwt_rules);
+        let fetched: BTreeMap<String, String> = named()
+            .filter_map(KeySource::of)
+            .filter_map(|source| view.issuer_keys.get_key_value(&source.id()))
+            .map(|(id, jwks)| (id.clone(), jwks.clone()))
+            .collect();
+        if documents == before.documents && fetched == before.fetched {
             return Arc::clone(before);
         }
-        let rules = documents.iter().flat_map(|document| &document.jwt_rules).map(Rule::compile).collect();
-        Arc::new(Self { documents, rules })
+        let rules = named().map(|rule| Rule::compile(rule, &fetched)).collect();
+        Arc::new(Self { documents, fetched, rules })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -115,7 +173,7 @@ impl AuthenticationTable {
         let of = |(_, rule): &(usize, &Rule)| rule.issuer == issuer && rule.places.contains(place);
         let mut believed: Option<EndUser> = None;
         for (index, rule) in self.rules.iter().enumerate().filter(of) {
-            let keys = rule.keys.as_ref().ok_or(UserJwtError::UnknownKey)?;
+            let keys = rule.keys.as_ref().ok_or(Unauthenticated::NoKeys)?;
             let token = Unverified::read(token)?.verify(keys, &rule.audiences, now)?;
             believed.get_or_insert(EndUser { token, rules: Vec::new() }).rules.push(index);
         }
@@ -169,7 +227,9 @@ fn as_header(claim: &Value) -> Option<HeaderValue> {
 }
 
 impl Rule {
-    fn compile(rule: &JwtRule) -> Self {
+    fn compile(rule: &JwtRule, fetched: &BTreeMap<String, String>) -> Self {
+        let source = KeySource::of(rule);
+        let jwks = rule.jwks.as_ref().or_else(|| fetched.get(&source?.id()));
         let mut places: Vec<Place> = rule
             .from_headers
             .iter()
@@ -188,7 +248,7 @@ impl Rule {
         Self {
             issuer: rule.issuer.clone(),
             audiences: rule.audiences.clone(),
-            keys: JwkSet::parse(&rule.jwks).ok(),
+            keys: jwks.and_then(|jwks| JwkSet::parse(jwks).ok()),
             places,
             forward: rule.forward_original_token,
             outputs: rule.output_claim_to_headers.iter().filter_map(output).collect(),

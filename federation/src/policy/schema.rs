@@ -6,6 +6,7 @@
 use super::document::MAX_WEIGHT;
 use super::tree::{Content, Entry, Node, Place};
 use super::value::{Label, Percent, PolicyDuration, near};
+use crate::stranger::{EndpointUrl, MAX_ROOTS_BYTES};
 use hanse_identity::ClusterName;
 
 pub mod stream;
@@ -336,8 +337,11 @@ pub static REQUEST_AUTHENTICATION: Shape = Shape::Object(&[
 static JWT_RULE: Shape = Shape::Object(&[
     required("issuer", &ANY_TEXT),
     optional("audiences", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 16 }),
-    required("jwks", &Shape::Text(jwks)),
-    not_yet("jwksUri", "write the keys into jwks, and apply the document again when they change"),
+    optional("jwks", &Shape::Text(jwks)),
+    optional("jwksUri", &Shape::Text(endpoint_url)),
+    optional("jwksFile", &ANY_TEXT),
+    optional("jwksRoots", &Shape::Text(roots)),
+    optional("jwksRefresh", &DURATION),
     optional("fromHeaders", &Shape::List { of: &JWT_HEADER, at_least: 1, at_most: 8 }),
     not_yet("fromParams", "tokens in a URL are in everybody's logs; use a header"),
     not_yet("fromCookies", "use a header"),
@@ -533,6 +537,15 @@ fn any_text(text: &str) -> Result<(), String> {
 fn jwks(text: &str) -> Result<(), String> {
     let fits = text.len() <= hanse_identity::jwt::user::MAX_JWKS_BYTES;
     if fits { Ok(()) } else { Err("it is larger than any key set that is read".to_owned()) }
+}
+
+fn endpoint_url(text: &str) -> Result<(), String> {
+    text.parse::<EndpointUrl>().map(drop).map_err(|e| e.to_string())
+}
+
+fn roots(text: &str) -> Result<(), String> {
+    let fits = text.len() <= MAX_ROOTS_BYTES;
+    if fits { Ok(()) } else { Err(format!("it is larger than {MAX_ROOTS_BYTES} bytes")) }
 }
 
 fn label(text: &str) -> Result<(), String> {

@@ -52,6 +52,8 @@ pub enum JwksError {
     TooMany(usize),
     #[error("none of its keys verifies signatures (RSA of 2048 bits or more, P-256, P-384, P-521, Ed25519)")]
     NoKey,
+    #[error("it has a private key, which is its issuer's alone: leave out d and what goes with it")]
+    Private,
 }
 
 /// Why an end user's token is not believed.
@@ -132,8 +134,17 @@ impl JwkSet {
         if document.keys.len() > MAX_JWKS_KEYS {
             return Err(JwksError::TooMany(document.keys.len()));
         }
+        if document.keys.iter().any(|key| key.contains_key("d")) {
+            return Err(JwksError::Private);
+        }
         let keys: Vec<Key> = document.keys.iter().filter_map(Key::read).collect();
         if keys.is_empty() { Err(JwksError::NoKey) } else { Ok(Self { keys }) }
+    }
+
+    /// How many keys verify signatures.
+    #[allow(clippy::len_without_is_empty, reason = "a set has a key")]
+    pub fn len(&self) -> usize {
+        self.keys.len()
     }
 
     /// The key that the token names; the only one, if it names none.

@@ -1,12 +1,14 @@
 //! TLS towards those who are not of the mesh: bundle endpoints, ours and other domains' (SPIFFE Federation §5).
 //!
 //! The one place where a certificate of the web is believed, and it proves nothing but the host of a URL: what comes
-//! over such a connection is a foreign domain's public bundle, never an identity. TLS 1.3 only, as everywhere here.
+//! over such a connection is a foreign domain's public bundle or an issuer's key set, never an identity. TLS 1.3 only, as everywhere here.
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
@@ -20,6 +22,23 @@ pub enum OutsideError {
     NoRoots(usize),
     #[error("the certificate and its key cannot be used: {0}")]
     Certificate(String),
+}
+
+/// The certificates of a PEM text.
+pub fn read_roots(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    read.map_err(|e| format!("what was given is not PEM: {e:?}"))
+}
+
+/// Tells one text of roots from all others: its SHA-256 in hex.
+pub fn roots_id(pem: &str) -> String {
+    crate::wire::to_hex(digest(&SHA256, pem.as_bytes()).as_ref())
+}
+
+/// Whether a PEM text has a certificate that `web_client_config` could believe by.
+pub fn may_be_roots(pem: &str) -> bool {
+    let roots = read_roots(pem).unwrap_or_default();
+    RootCertStore::empty().add_parsable_certificates(roots).0 > 0
 }
 
 /// A client that shows nothing and believes whom these roots of the web vouch for, by the name in the URL

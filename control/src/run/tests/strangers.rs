@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use super::*;
 use crate::io::bundle_endpoint::{self, Shown};
 use crate::io::keys::endpoint_id;
-use crate::io::strangers::fetch::{endpoint_tls, fetch};
+use crate::io::strangers::fetch::{BUNDLE, endpoint_tls, fetch};
 use crate::state::State;
 
 /// A certificate of the web for 127.0.0.1, made for one test: (certificate PEM, key PEM). It is its own root.
@@ -81,16 +81,18 @@ fn kept(cluster: &Cluster, of: &str) -> Option<Bundle> {
 type Answer = Box<dyn Fn(&str) -> HttpResponse<Full<bytes::Bytes>> + Send + Sync>;
 
 /// An https_web endpoint that answers as a test wants; counts what it was asked.
-struct MadeUp {
-    address: std::net::SocketAddr,
-    root: String,
+pub(super) struct MadeUp {
+    pub(super) address: std::net::SocketAddr,
+    pub(super) root: String,
     asked: Arc<AtomicUsize>,
     answer: Arc<Mutex<Answer>>,
     serving: tokio::task::JoinHandle<()>,
 }
 
 impl MadeUp {
-    async fn new(answer: impl Fn(&str) -> HttpResponse<Full<bytes::Bytes>> + Send + Sync + 'static) -> Self {
+    pub(super) async fn new(
+        answer: impl Fn(&str) -> HttpResponse<Full<bytes::Bytes>> + Send + Sync + 'static,
+    ) -> Self {
         use rustls_pki_types::pem::PemObject as _;
         let (root, key) = web_certificate();
         let chain = vec![rustls_pki_types::CertificateDer::from_pem_slice(root.as_bytes()).unwrap()];
@@ -122,7 +124,10 @@ impl MadeUp {
         Self { address, root, asked, answer, serving }
     }
 
-    fn answers(&self, answer: impl Fn(&str) -> HttpResponse<Full<bytes::Bytes>> + Send + Sync + 'static) {
+    pub(super) fn answers(
+        &self,
+        answer: impl Fn(&str) -> HttpResponse<Full<bytes::Bytes>> + Send + Sync + 'static,
+    ) {
         *self.answer.lock().unwrap() = Box::new(answer);
     }
 
@@ -137,11 +142,11 @@ impl Drop for MadeUp {
     }
 }
 
-fn ok(body: impl Into<bytes::Bytes>) -> HttpResponse<Full<bytes::Bytes>> {
+pub(super) fn ok(body: impl Into<bytes::Bytes>) -> HttpResponse<Full<bytes::Bytes>> {
     HttpResponse::new(Full::new(body.into()))
 }
 
-fn redirect(to: &str) -> HttpResponse<Full<bytes::Bytes>> {
+pub(super) fn redirect(to: &str) -> HttpResponse<Full<bytes::Bytes>> {
     let answer = HttpResponse::builder().status(StatusCode::FOUND).header(header::LOCATION, to);
     answer.body(Full::default()).unwrap()
 }
@@ -183,7 +188,7 @@ async fn f_1_a_published_authority_is_in_the_document_before_it_is_used() {
     let trust = Arc::new(FixedTrust(Arc::new(Trust::new([&east.bundle()], Revocations::default()))));
     let expect = Expect::Identities(Arc::new([endpoint_id(&domain("east.example"))].into()));
     let tls = client_config(trust, Arc::new(dial::FixedIdentity(None)), expect, &[b"http/1.1"]);
-    let before = fetch(&url(address), tls.clone()).await.unwrap();
+    let before = fetch(&url(address), tls.clone(), BUNDLE).await.unwrap();
     let before = Bundle::from_jwks(&domain("east.example"), &before).unwrap();
     assert_eq!(before.sequence, Some(state.view.bundles[&domain("east.example")].sequence));
 
@@ -199,8 +204,8 @@ async fn f_1_a_published_authority_is_in_the_document_before_it_is_used() {
     let node = "east-1".parse().unwrap();
     let command = Command::AuthorityPublish { node, certificate: new.certificate().clone() };
     east.any().context.handle.propose("", command).await.unwrap().result.unwrap();
-    let after =
-        Bundle::from_jwks(&domain("east.example"), &fetch(&url(address), tls).await.unwrap()).unwrap();
+    let after = Bundle::from_jwks(&domain("east.example"), &fetch(&url(address), tls, BUNDLE).await.unwrap())
+        .unwrap();
     assert!(after.sequence > before.sequence, "{:?} after {:?}", after.sequence, before.sequence);
     let keys: Vec<_> = after.bundle.pins();
     assert!(keys.contains(&new.certificate().key_id));

@@ -1,12 +1,14 @@
 //! `hanse policy`: documents in, diagnostics or effects out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hanse_control::admin::{
     PolicyAction, PolicyApplyReply, PolicyApplyRequest, PolicyDeleteRequest, PolicyGetRequest,
     PolicyValidateRequest,
 };
-use hanse_federation::policy::{Diagnostic, PolicyKey, PolicyKind, Severity, parse};
+use hanse_federation::policy::{Diagnostic, PolicyKey, PolicyKind, PolicySpec, Severity, parse};
+use hanse_identity::jwt::user::JwkSet;
 use serde_json::json;
 
 use super::{Outcome, qualified};
@@ -31,7 +33,8 @@ pub async fn apply_text(
     text: &str,
     dry_run: bool,
 ) -> Result<PolicyApplyReply, Failure> {
-    let request = PolicyApplyRequest { file: file.to_owned(), text: text.to_owned(), dry_run };
+    let files = files_beside(file, text)?;
+    let request = PolicyApplyRequest { file: file.to_owned(), text: text.to_owned(), dry_run, files };
     connection.call(&request).await
 }
 
@@ -56,6 +59,26 @@ pub fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String)>, Failure> {
 
 fn is_document(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+}
+
+/// What `jwksFile`s of a text name, read from beside it. Key sets only: no document of somebody else's gets another file of
+/// this machine sent away.
+fn files_beside(file: &str, text: &str) -> Result<BTreeMap<String, String>, Failure> {
+    let mut files = BTreeMap::new();
+    // What cannot be read, the control node says in full.
+    for (document, _) in parse(file, text).unwrap_or_default() {
+        let PolicySpec::RequestAuthentication(spec) = document.spec else { continue };
+        for name in spec.jwt_rules.into_iter().filter_map(|rule| rule.jwks_file) {
+            let path = Path::new(file).with_file_name("").join(&name);
+            let content = super::read(&path)?;
+            if let Err(why) = JwkSet::parse(&content) {
+                let message = format!("jwksFile {}: {why}", path.display());
+                return Err(Failure::new(Exit::No, "E4005", message).fix("name the issuer's JWK set"));
+            }
+            files.insert(name, content);
+        }
+    }
+    Ok(files)
 }
 
 async fn apply(global: &Global, files: &[PathBuf], dry_run: bool) -> Outcome {
@@ -138,7 +161,8 @@ async fn validate(global: &Global, files: &[PathBuf], offline: bool) -> Outcome 
                 Err(found) => diagnostics.extend(found),
             }
         } else {
-            let reply = Connection::open(global)?.call(&PolicyValidateRequest { file, text }).await?;
+            let files = files_beside(&file, &text)?;
+            let reply = Connection::open(global)?.call(&PolicyValidateRequest { file, text, files }).await?;
             documents += reply.documents;
             diagnostics.extend(reply.diagnostics);
         }

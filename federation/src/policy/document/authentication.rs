@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::TargetRef;
+use crate::policy::value::PolicyDuration;
+use crate::stranger::EndpointUrl;
 
 /// RequestAuthentication.spec: for the services of its own namespace. A request without a token goes on without an end user;
 /// one with a token that is not believed does not go on.
@@ -24,8 +26,21 @@ pub struct JwtRule {
     /// A token is for one of them; any if there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audiences: Vec<String>,
-    /// Its keys, a JWK set.
-    pub jwks: String,
+    /// Its keys, a JWK set; or else where they are: exactly one of these three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<String>,
+    /// Where the issuer publishes them. The cluster's leader fetches them, and every proxy has them from the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_uri: Option<EndpointUrl>,
+    /// A file beside the document, which `hanse policy apply` sends along; what is kept is its content, as `jwks`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_file: Option<String>,
+    /// Roots (PEM) of whoever answers at `jwks_uri`; those of the control node's system if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_roots: Option<String>,
+    /// How often they are fetched; `DEFAULT_REFRESH` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_refresh: Option<PolicyDuration>,
     /// Where tokens are looked for; `Authorization: Bearer` if there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from_headers: Vec<JwtHeader>,

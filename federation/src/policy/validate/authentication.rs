@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use hanse_identity::jwt::user::JwkSet;
+use hanse_identity::tls::outside::may_be_roots;
 
 use super::alone::check_targets;
 use super::filters::FRAMING;
 use super::{Findings, is_here, known_names};
 use crate::policy::document::authentication::{JwtRule, RequestAuthentication};
+use crate::policy::value::PolicyDuration;
 use crate::reserved::is_reserved;
+use crate::stranger::{LONGEST_INTERVAL, SHORTEST_INTERVAL};
 use crate::view::View;
 
 pub(super) fn check(
@@ -38,12 +41,60 @@ pub(super) fn check(
     }
 }
 
+/// One source of keys, and nothing about another one.
+fn check_keys(rule: &JwtRule, path: &str, findings: &mut Findings<'_>) {
+    let sources = [rule.jwks.is_some(), rule.jwks_uri.is_some(), rule.jwks_file.is_some()];
+    match sources.iter().filter(|given| **given).count() {
+        0 => {
+            let fix = "add jwks, jwksUri or jwksFile".to_owned();
+            findings.error(
+                "E4004",
+                path.to_owned(),
+                "the rule says nothing of its issuer's keys".to_owned(),
+                fix,
+            );
+        }
+        1 => {}
+        _ => {
+            let message = "the issuer's keys are in more than one place".to_owned();
+            let fix = "keep one of jwks, jwksUri and jwksFile".to_owned();
+            findings.error("E4005", path.to_owned(), message, fix);
+        }
+    }
+    if let Some(file) = &rule.jwks_file {
+        let message = format!("{file} was not sent along");
+        let fix = "apply the document with hanse policy apply, or write its content into jwks".to_owned();
+        findings.error("E4005", format!("{path}.jwksFile"), message, fix);
+    }
+    for (name, given) in
+        [("jwksRoots", rule.jwks_roots.is_some()), ("jwksRefresh", rule.jwks_refresh.is_some())]
+    {
+        if given && rule.jwks_uri.is_none() {
+            let message = format!("{name} means nothing without jwksUri");
+            findings.error("E4005", format!("{path}.{name}"), message, "remove it".to_owned());
+        }
+    }
+    if let Some(roots) = &rule.jwks_roots
+        && !may_be_roots(roots)
+    {
+        let message = "it has no certificate that can be a root".to_owned();
+        let fix = "write certificates in PEM: -----BEGIN CERTIFICATE----- …".to_owned();
+        findings.error("E4005", format!("{path}.jwksRoots"), message, fix);
+    }
+    let every = rule.jwks_refresh.map(PolicyDuration::get);
+    if every.is_some_and(|every| every < SHORTEST_INTERVAL || every > LONGEST_INTERVAL) {
+        let message = "keys cannot be fetched that often or that seldom".to_owned();
+        findings.error("E4005", format!("{path}.jwksRefresh"), message, "write 5s to 1h".to_owned());
+    }
+}
+
 fn check_rule(rule: &JwtRule, path: &str, findings: &mut Findings<'_>) {
     if rule.issuer.is_empty() {
         let message = "the issuer is empty".to_owned();
         findings.error("E4005", format!("{path}.issuer"), message, "write its iss to the letter".to_owned());
     }
-    if let Err(why) = JwkSet::parse(&rule.jwks) {
+    check_keys(rule, path, findings);
+    if let Some(Err(why)) = rule.jwks.as_ref().map(|jwks| JwkSet::parse(jwks)) {
         let fix = "write the issuer's JWK set as it publishes it: '{\"keys\":[…]}'".to_owned();
         findings.error("E4005", format!("{path}.jwks"), format!("the keys cannot be used: {why}"), fix);
     }

@@ -141,6 +141,9 @@ fn a_key_set_has_keys_that_verify_and_not_too_many() {
     let mut sealing = issuer.ec_jwk();
     sealing["key_ops"] = json!(["deriveKey"]);
     assert_eq!(parse(json!([sealing])), Err(JwksError::NoKey));
+    let mut private = issuer.ed_jwk();
+    private["d"] = json!("AAAA");
+    assert_eq!(parse(json!([issuer.ec_jwk(), private])), Err(JwksError::Private));
     assert_eq!(parse(json!(vec![issuer.ec_jwk(); 65])), Err(JwksError::TooMany(65)));
     assert!(matches!(JwkSet::parse("[]"), Err(JwksError::Shape(_))));
     assert!(matches!(JwkSet::parse(&" ".repeat(256 * 1024 + 1)), Err(JwksError::TooLarge(_))));

@@ -26,8 +26,12 @@ fn claims(groups: Value) -> Value {
 }
 
 async fn protected() -> Shop {
+    protected_by("request-authentication").await
+}
+
+async fn protected_by(example: &str) -> Shop {
     let mut shop = Shop::open().await;
-    let path = format!("{}/../deploy/examples/request-authentication.yaml", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/../deploy/examples/{example}.yaml", env!("CARGO_MANIFEST_DIR"));
     let documents = parse("test", &std::fs::read_to_string(path).unwrap()).unwrap();
     let findings = validate(&shop.view, "test", &documents);
     assert!(findings.is_empty(), "{findings:#?}");
@@ -130,8 +134,8 @@ fn a_token_that_is_not_believed_stops_a_request_that_needs_none() {
             if let hanse_federation::policy::PolicySpec::RequestAuthentication(spec) = &mut document.spec {
                 let other = Ed25519KeyPair::generate().unwrap();
                 let x = URL_SAFE_NO_PAD.encode(aws_lc_rs::signature::KeyPair::public_key(&other));
-                spec.jwt_rules[0].jwks =
-                    json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "kid": "1", "x": x }] }).to_string();
+                let keys = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "kid": "1", "x": x }] });
+                spec.jwt_rules[0].jwks = Some(keys.to_string());
                 shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
             }
         }
@@ -141,6 +145,33 @@ fn a_token_that_is_not_believed_stops_a_request_that_needs_none() {
 
 const KEYS: &str =
     r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"1","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+/// What the control nodes fetched is believed as soon as it is in the View, and a key that is gone from it no longer.
+#[test]
+fn keys_that_are_fetched_are_those_of_the_view() {
+    on_local_set(async {
+        let mut shop = protected_by("request-authentication-jwks-uri").await;
+        let token = format!("Bearer {}", signed(&claims(json!([]))));
+        let headers = [("authorization", token.as_str())];
+        assert_eq!(
+            ask(&shop, "GET", &[]).await.status,
+            StatusCode::OK,
+            "without a token nobody's keys are needed"
+        );
+        assert_eq!(ask(&shop, "GET", &headers).await.status, StatusCode::UNAUTHORIZED, "not fetched yet");
+        let source = "https://id.example/.well-known/jwks.json".to_owned();
+        let put = |keys: &str| Change::IssuerKeysPut(source.clone(), keys.to_owned());
+        // Of another who has roots of their own there.
+        let other = Change::IssuerKeysPut(format!("{source}#{}", "0".repeat(64)), KEYS.to_owned());
+        shop.change(|view| view.apply(&other));
+        assert_eq!(ask(&shop, "GET", &headers).await.status, StatusCode::UNAUTHORIZED);
+        shop.change(|view| view.apply(&put(KEYS)));
+        let answer = ask(&shop, "GET", &headers).await;
+        assert_eq!((answer.status, &answer.seen()["headers"]["x-user"]), (StatusCode::OK, &json!("ann")));
+        shop.change(|view| view.apply(&put(&KEYS.replace(r#""kid":"1""#, r#""kid":"2""#))));
+        assert_eq!(ask(&shop, "GET", &headers).await.status, StatusCode::UNAUTHORIZED, "remembered or not");
+    });
+}
 
 #[test]
 fn of_two_documents_with_one_issuer_none_makes_the_other_void() {

@@ -1,0 +1,207 @@
+//! Keys of end users' issuers: the leader fetches the sets from where policies say that they are published, and commits what
+//! is new, so that every proxy has it and no request waits for a fetch. The last good set stays while an issuer is silent.
+//!
+//! Owns how the last fetches of this node went; the sets themselves are in the View.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hanse_federation::policy::authentication::KeySource;
+use hanse_federation::stranger::{EndpointUrl, SHORTEST_INTERVAL};
+use hanse_identity::Timestamp;
+use hanse_identity::jwt::user::{JwkSet, JwksError};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::context::{Context, now, stopped};
+use super::driver::ProposeError;
+use super::strangers::fetch::{FetchError, KEY_SET, fetch, web_tls};
+use crate::command::{Command, Refusal};
+
+/// How often the leader looks which documents there are and which sets are due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Fetches under way at the same time.
+const MAX_FETCHES: usize = 8;
+
+/// How the last fetch of one set went on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IssuerReport {
+    /// `KeySource::id`.
+    pub source: String,
+    pub url: EndpointUrl,
+    pub attempted: Timestamp,
+    /// The last time that what is kept was confirmed or replaced.
+    #[serde(default)]
+    pub succeeded: Option<Timestamp>,
+    /// Why the last fetch came to nothing, if it did.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Fetches in a row that came to nothing.
+    #[serde(default)]
+    pub failures: u32,
+}
+
+/// What this node knows of its own fetches.
+#[derive(Default)]
+pub struct IssuerLinks {
+    reports: Mutex<BTreeMap<String, IssuerReport>>,
+}
+
+/// Why a fetch did not lead to keys that are kept.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    #[error("{0}")]
+    Fetch(#[from] FetchError),
+    #[error("what was fetched cannot be used: {0}")]
+    Keys(#[from] JwksError),
+    #[error("what was fetched is not taken: {0}")]
+    Refused(Refusal),
+    #[error("what was fetched could not be committed: {0}")]
+    NotCommitted(#[from] ProposeError),
+}
+
+impl IssuerLinks {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<String, IssuerReport>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the last fetch of each set went here.
+    pub fn reports(&self) -> Vec<IssuerReport> {
+        self.table().values().cloned().collect()
+    }
+
+    /// What no document names any more is forgotten.
+    fn retain(&self, named: &BTreeMap<KeySource, Duration>) {
+        let ids: Vec<String> = named.keys().map(KeySource::id).collect();
+        self.table().retain(|source, _| ids.contains(source));
+    }
+
+    /// When to fetch again: a failure is tried again soon, and ever later up to the interval.
+    fn note(
+        &self,
+        source: &KeySource,
+        every: Duration,
+        renewed: &Result<Option<u64>, RenewError>,
+    ) -> Duration {
+        let (id, at) = (source.id(), now());
+        let mut table = self.table();
+        let before = table.get(&id);
+        let failures = if renewed.is_ok() { 0 } else { before.map_or(0, |b| b.failures).saturating_add(1) };
+        let report = IssuerReport {
+            source: id.clone(),
+            url: source.url.clone(),
+            attempted: at,
+            succeeded: if renewed.is_ok() { Some(at) } else { before.and_then(|b| b.succeeded) },
+            error: renewed.as_ref().err().map(ToString::to_string),
+            failures,
+        };
+        table.insert(id, report);
+        match failures {
+            0 => every,
+            many => every.min(SHORTEST_INTERVAL * 2u32.saturating_pow(many.min(10) - 1)),
+        }
+    }
+}
+
+/// While this node leads: fetches every set when it is due, and drops those that nobody names, until the node stops.
+pub async fn supervise(context: Arc<Context>) {
+    let mut stop = context.stop.clone();
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    // `None` while a fetch is under way.
+    let mut due: BTreeMap<KeySource, Option<Instant>> = BTreeMap::new();
+    let mut fetches: JoinSet<(KeySource, Duration)> = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            Some(done) = fetches.join_next() => {
+                match done {
+                    Ok((source, again)) => drop(due.insert(source, Some(Instant::now() + again))),
+                    // One that broke off without a word is among those that are under way.
+                    Err(_) => due.values_mut().for_each(|at| *at = at.or(Some(Instant::now() + SHORTEST_INTERVAL))),
+                }
+            }
+            () = stopped(&mut stop) => return,
+        }
+        if !context.handle.status().is_leader {
+            // Whoever leads next begins anew.
+            due.clear();
+            fetches.abort_all();
+            continue;
+        }
+        let named = KeySource::all(&context.handle.state().view);
+        context.issuers.retain(&named);
+        drop_unnamed(&context, &named).await;
+        due.retain(|source, _| named.contains_key(source));
+        let now = Instant::now();
+        for (source, every) in named {
+            let at = due.entry(source.clone()).or_insert(Some(now));
+            if at.is_some_and(|at| at <= now) && fetches.len() < MAX_FETCHES {
+                *at = None;
+                let context = context.clone();
+                fetches.spawn(async move {
+                    let again = renew_and_note(&context, &source, every).await;
+                    (source, again)
+                });
+            }
+        }
+    }
+}
+
+async fn drop_unnamed(context: &Context, named: &BTreeMap<KeySource, Duration>) {
+    let state = context.handle.state();
+    if state.view.issuer_keys.is_empty() {
+        return;
+    }
+    let ids: Vec<String> = named.keys().map(KeySource::id).collect();
+    let gone: Vec<String> = state.view.issuer_keys.keys().filter(|id| !ids.contains(id)).cloned().collect();
+    drop(state);
+    for source in gone {
+        let command = Command::IssuerKeys { source: source.clone(), jwks: None };
+        match context.handle.propose("", command).await {
+            Ok(_) => {
+                tracing::info!(source, "the keys of an issuer that no policy names any more are dropped")
+            }
+            // The next look will find them again.
+            Err(error) => tracing::warn!(source, why = %error, "an issuer's keys could not be dropped yet"),
+        }
+    }
+}
+
+async fn renew_and_note(context: &Context, source: &KeySource, every: Duration) -> Duration {
+    let renewed = renew(context, source).await;
+    let url = &source.url;
+    match &renewed {
+        Ok(Some(revision)) => tracing::info!(%url, revision, "the keys of an issuer are new"),
+        Ok(None) => tracing::debug!(%url, "the keys of an issuer are those that are kept"),
+        Err(why) => {
+            context.metrics.issuer_fetches_failed.inc();
+            tracing::warn!(%url, %why, "the keys of an issuer could not be fetched; those that are kept stay in force");
+        }
+    }
+    context.issuers.note(source, every, &renewed)
+}
+
+/// Fetches one set; the revision at which another one than before was committed.
+async fn renew(context: &Context, source: &KeySource) -> Result<Option<u64>, RenewError> {
+    let tls = web_tls(source.roots.as_deref()).await?;
+    let jwks = only_keys(&fetch(&source.url, tls, KEY_SET).await?)?;
+    let id = source.id();
+    if context.handle.state().view.issuer_keys.get(&id) == Some(&jwks) {
+        return Ok(None);
+    }
+    let command = Command::IssuerKeys { source: id, jwks: Some(jwks) };
+    let outcome = context.handle.propose("", command).await?;
+    outcome.result.map_err(RenewError::Refused)?;
+    Ok(Some(outcome.revision))
+}
+
+/// The set without what else is in the document, always written in one way: what only looks different is not committed.
+fn only_keys(document: &str) -> Result<String, JwksError> {
+    JwkSet::parse(document)?;
+    let document: Value = serde_json::from_str(document).map_err(|e| JwksError::Shape(e.to_string()))?;
+    Ok(serde_json::json!({ "keys": document["keys"] }).to_string())
+}
