@@ -28,6 +28,10 @@ pub fn strip_reserved(headers: &mut HeaderMap) {
 
 /// Removes what ends at this hop (RFC 9110 §7.6.1), `Connection`'s nominees included.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none of them: one look at each name costs less than seven at the table.
+    if !headers.keys().any(may_end_here) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         let nominated: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
@@ -47,6 +51,18 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(header::UPGRADE);
     if headers.get_all(header::TE).iter().any(|te| te != "trailers") {
         headers.remove(header::TE);
+    }
+}
+
+/// Whether it is one of those that `strip_hop_by_hop` knows by name.
+fn may_end_here(name: &HeaderName) -> bool {
+    match name.as_str().len() {
+        2 => *name == header::TE,
+        7 => *name == header::UPGRADE,
+        10 => *name == header::CONNECTION || *name == KEEP_ALIVE,
+        16 => *name == PROXY_CONNECTION,
+        17 => *name == header::TRANSFER_ENCODING,
+        _ => false,
     }
 }
 
@@ -77,20 +93,30 @@ pub fn may_upgrade_to(protocol: &HeaderValue) -> bool {
 /// Whether it is beyond doubt where the body ends and what the fields are called. Ask before hop-by-hop headers are gone. hyper settles most of it
 /// itself; what it lets pass must not be settled otherwise by whoever comes after us (RFC 9112 §6.1, §6.3).
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
-    // An app that names its fields like variables of an environment (CGI, WSGI) reads these as the real ones.
-    if headers.contains_key("content_length") || headers.contains_key("transfer_encoding") {
-        return false;
+    let (mut lengths, mut codings, mut chunked) = (0u32, 0u32, false);
+    // A name comes as often as it has values.
+    for (name, value) in headers {
+        if *name == header::CONTENT_LENGTH {
+            lengths += 1;
+        } else if *name == header::TRANSFER_ENCODING {
+            codings += 1;
+            chunked = value.as_bytes().eq_ignore_ascii_case(b"chunked");
+        } else {
+            let name = name.as_str();
+            // An app that names its fields like variables of an environment (CGI, WSGI) reads these as the real ones.
+            if name == "content_length" || name == "transfer_encoding" {
+                return false;
+            }
+            // HTTP/2 brings it, the library allows it in names, and it is no character of them (RFC 9110 §5.1).
+            if name.as_bytes().contains(&b'"') {
+                return false;
+            }
+        }
     }
-    // HTTP/2 brings it, the library allows it in names, and it is no character of them (RFC 9110 §5.1).
-    if headers.keys().any(|name| name.as_str().as_bytes().contains(&b'"')) {
-        return false;
-    }
-    let (mut lengths, mut codings) =
-        (headers.get_all(header::CONTENT_LENGTH).iter(), headers.get_all(header::TRANSFER_ENCODING).iter());
-    match (lengths.next(), lengths.next(), codings.next(), codings.next()) {
-        (None, _, None, _) | (Some(_), None, None, _) => true,
+    match (lengths, codings) {
+        (0 | 1, 0) => true,
         // Any other coding would have to be undone here, and is read as no coding at all by some.
-        (None, _, Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (0, 1) => chunked,
         _ => false,
     }
 }

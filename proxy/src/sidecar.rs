@@ -75,6 +75,7 @@ pub async fn work(
     let streams = || Streams::new(in_flight.clone(), IDLE_AFTER);
     let outbound =
         Rc::new(Outbound::new(Arc::clone(&plane), Rc::clone(&reporter), streams(), settings.workers));
+    let mut app = None;
     if let Some(listener) = listeners.inbound {
         let inbound = Rc::new(Inbound::new(
             Arc::clone(&plane),
@@ -86,6 +87,7 @@ pub async fn work(
             settings.tcp_ports,
         ));
         let listener = TcpListener::from_std(listener)?;
+        app = Some(Rc::clone(&inbound));
         let served = serve_inbound(listener, inbound, Arc::clone(&plane), in_flight.clone(), stop.clone());
         tokio::task::spawn_local(served);
     }
@@ -105,7 +107,10 @@ pub async fn work(
     loop {
         tokio::select! {
             () = stop.draining() => break,
-            _ = tidying.tick() => outbound.tidy(now()),
+            _ = tidying.tick() => {
+                outbound.tidy(now());
+                app.iter().for_each(|inbound| inbound.tidy());
+            }
             Some(answer) = inspections.recv() => {
                 let _ = answer.send(outbound.describe_ladders());
             }
@@ -152,7 +157,9 @@ async fn inbound_connection(
 ) {
     let caller = Rc::new(inbound.caller(accepted.live.peer(), &accepted.caller_hash, accepted.own));
     let protocol = accepted.protocol;
-    let service = service_fn(move |request| Rc::clone(&inbound).handle(Rc::clone(&caller), request));
+    // In boxes: hyper moves the futures of requests several times, and these are large.
+    let service =
+        service_fn(move |request| Box::pin(Rc::clone(&inbound).handle(Rc::clone(&caller), request)));
     serve(accepted.stream, protocol, service, Some(accepted.live), stop, telemetry).await;
 }
 
@@ -169,7 +176,8 @@ async fn serve_outbound(
         let plane = Arc::clone(&plane);
         async move {
             let Some(protocol) = detect(&stream).await else { return };
-            let service = service_fn(move |request| Rc::clone(&outbound).handle(bound.clone(), request));
+            let service =
+                service_fn(move |request| Box::pin(Rc::clone(&outbound).handle(bound.clone(), request)));
             serve(stream, protocol, service, None, stop, &plane.telemetry).await;
         }
     })

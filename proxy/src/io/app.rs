@@ -9,12 +9,13 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hanse_federation::policy::access::AccessTable;
 use hanse_federation::{Revision, View};
 use hanse_identity::{RevocationId, ServiceName, SpiffeId, VerifiedCaller};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{http1, http2};
@@ -75,9 +76,15 @@ struct CallerNames {
 /// The app's address and the connections to it that nobody uses at the moment.
 struct App {
     address: SocketAddr,
-    idle: RefCell<VecDeque<http1::SendRequest<RequestBody>>>,
+    idle: RefCell<VecDeque<Idle>>,
     /// For gRPC: the one connection that all requests share.
     shared: RefCell<Option<http2::SendRequest<RequestBody>>>,
+}
+
+/// A connection that waits for the next request, the one that waits longest first.
+struct Idle {
+    connection: http1::SendRequest<RequestBody>,
+    since: Instant,
 }
 
 /// A connection to the app while a response runs on it.
@@ -97,8 +104,10 @@ pub type InboundResponse = Response<ResponseBody<Serving>>;
 
 /// Requests that one worker has at the app at a time, each on a connection of its own.
 const MAX_IN_FLIGHT: usize = 4096;
-/// Connections to the app that one worker keeps for the next request.
-const MAX_IDLE: usize = 64;
+/// Connections to the app that one worker keeps for the next request: what a burst needed is there for the next one, and is
+/// closed when that does not come.
+const MAX_IDLE: usize = 1024;
+const IDLE_AFTER: Duration = Duration::from_secs(30);
 /// Longest wait for the app to accept a connection: it is on this host.
 pub(super) const APP_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is wrong is in the log, and not for whoever makes up tokens (RFC 6750 §3).
@@ -140,6 +149,13 @@ impl Inbound {
         let (source, destination) = (Text::of(verified.id()), Text::of(&own));
         let names = CallerNames { source, destination, clusters: RefCell::default() };
         Caller { verified: verified.clone(), client_cert, names }
+    }
+
+    /// Called every few seconds: closes connections to the app that nobody needs.
+    pub fn tidy(&self) {
+        if let Some(app) = &self.app {
+            app.tidy(Instant::now());
+        }
     }
 
     /// Answers one request of the mesh.
@@ -409,10 +425,10 @@ impl App {
         let mut idle = self.idle.borrow_mut();
         // One may still be on its way to readiness: those before it are asked then.
         for at in (0..idle.len()).rev() {
-            if idle[at].is_ready() {
-                return idle.remove(at);
+            if idle[at].connection.is_ready() {
+                return idle.remove(at).map(|idle| idle.connection);
             }
-            if idle[at].is_closed() {
+            if idle[at].connection.is_closed() {
                 idle.remove(at);
             }
         }
@@ -424,7 +440,14 @@ impl App {
         if idle.len() >= MAX_IDLE {
             idle.pop_front();
         }
-        idle.push_back(connection);
+        idle.push_back(Idle { connection, since: Instant::now() });
+    }
+
+    /// Closes what nobody has needed for long.
+    fn tidy(&self, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        let old = idle.partition_point(|idle| now.saturating_duration_since(idle.since) > IDLE_AFTER);
+        idle.drain(..old);
     }
 }
 
@@ -446,13 +469,15 @@ fn prepare(
     let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
     let authority = authority.ok_or(Reason::BadRequest)?;
     let host = HeaderValue::from_str(authority).map_err(|_| Reason::BadRequest)?;
-    let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     let is_grpc = headers::is_grpc(request.headers());
-    let uri = match is_grpc {
-        true => Uri::builder().scheme("http").authority(authority).path_and_query(path).build(),
-        false => Uri::builder().path_and_query(path).build(),
-    };
-    let uri = uri.map_err(|_| Reason::BadRequest)?;
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = Some(path);
+    if is_grpc {
+        uri.scheme = Some(http::uri::Scheme::HTTP);
+        uri.authority = Some(authority.parse().map_err(|_| Reason::BadRequest)?);
+    }
+    let uri = Uri::from_parts(uri).map_err(|_| Reason::BadRequest)?;
     let (mut parts, body) = request.into_parts();
     if parts.method == Method::CONNECT || !headers::is_framing_plain(&parts.headers) {
         return Err(Reason::BadRequest);

@@ -47,7 +47,8 @@ pub struct ResponseBody<Keep: OnEnd> {
     content: Content,
     count: ByteCount,
     ended: bool,
-    keep: Option<Keep>,
+    /// In a box: a response is moved many times on its way out, and records are large.
+    keep: Option<Box<Keep>>,
 }
 
 enum Content {
@@ -234,13 +235,18 @@ impl<Keep: OnEnd> ResponseBody<Keep> {
             content: Content::Answer(AnswerBody::streamed(body)),
             count: ByteCount::default(),
             ended: false,
-            keep: Some(keep),
+            keep: Some(Box::new(keep)),
         }
     }
 
     /// What an attempt gave back.
     pub fn answer(body: AnswerBody, keep: Keep) -> Self {
-        Self { content: Content::Answer(body), count: ByteCount::default(), ended: false, keep: Some(keep) }
+        Self {
+            content: Content::Answer(body),
+            count: ByteCount::default(),
+            ended: false,
+            keep: Some(Box::new(keep)),
+        }
     }
 
     /// No body, and nobody to be told: what follows the head is not HTTP.
@@ -251,7 +257,7 @@ impl<Keep: OnEnd> ResponseBody<Keep> {
     /// A short body of the mesh's own.
     pub fn whole(bytes: Bytes, keep: Keep) -> Self {
         let content = Content::Whole(Some(bytes).filter(|b| !b.is_empty()));
-        Self { content, count: ByteCount::default(), ended: false, keep: Some(keep) }
+        Self { content, count: ByteCount::default(), ended: false, keep: Some(Box::new(keep)) }
     }
 }
 

@@ -40,7 +40,9 @@ use crate::session::Session;
 pub(super) use answers::mark;
 use answers::{grpc_answer, mesh_answer};
 use backend::Backend;
+use connect::{Recent, Unconnected};
 use failed::Failed;
+use hosts::{Host, Hosts};
 use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected};
 use names::{Named, Names, OwnNames};
 use upgrade::Upgrade;
@@ -53,6 +55,7 @@ mod connect;
 mod describe;
 mod failed;
 mod fault;
+mod hosts;
 mod message;
 mod mirror;
 mod names;
@@ -70,6 +73,7 @@ pub struct Outbound {
     tunnels: Rc<Tunnels>,
     health: Rc<RefCell<Health>>,
     random: Rc<Random>,
+    hosts: Hosts,
     tables: RefCell<HashMap<ServiceHost, Rc<Tables>>>,
     backends: RefCell<HashMap<ServiceName, Rc<Backend>>>,
     /// Of this proxy; limits are divided among them.
@@ -90,6 +94,8 @@ struct Tables {
     /// This worker's share.
     limits: Limits,
     names: Rc<Names>,
+    /// Connections that requests went by last, by `Candidate::key`.
+    recent: Recent,
 }
 
 /// A request that is being tried.
@@ -138,6 +144,7 @@ impl Outbound {
             tunnels: Rc::new(tunnels),
             health,
             random,
+            hosts: Hosts::default(),
             tables: RefCell::default(),
             backends: RefCell::default(),
             workers,
@@ -190,13 +197,16 @@ impl Outbound {
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
         let (view, own) = self.standing(&known, record)?;
         let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-        let host = outbound::destination(bound, authority)?;
+        let host = self.hosts.of(bound, authority)?;
         if *request.method() == Method::CONNECT || !headers::is_framing_plain(request.headers()) {
             return Err(Reason::BadRequest);
         }
         let plan = self.plan(view, &host, &request, is_grpc)?;
         plan.route.as_ref().clone_into(&mut record.entry.policy);
-        let tables = self.tables(view, &plan.backend);
+        let tables = match *plan.backend == host.service {
+            true => self.tables_of(view, &host),
+            false => self.tables(view, &plan.backend),
+        };
         record.entry.upstream_cluster = tables.names.service.clone();
         if let Some(redirect) = plan.filters.as_ref().and_then(|filters| filters.redirect()) {
             return redirected(redirect, authority.unwrap_or(NO_AUTHORITY), request.uri(), &plan, record);
@@ -213,7 +223,7 @@ impl Outbound {
         let sessions = tables.ladder.borrow().settings.session.clone();
         let session = sessions.as_ref().and_then(|policy| Session::of(policy, request.headers(), now()));
         let upgrade = Upgrade::asked(&mut request);
-        let mut request = prepare(request, plan.filters.as_deref(), record)?;
+        let mut request = prepare(request, plan.filters.as_deref(), host.authority.as_ref(), record)?;
         let attempts = match &upgrade {
             Some(upgrade) => Attempts::new(&upgrade.method, false),
             None => Attempts::new(request.method(), !request.body().is_end_stream()),
@@ -260,7 +270,7 @@ impl Outbound {
     fn plan(
         &self,
         view: &View,
-        host: &ServiceHost,
+        host: &Host,
         request: &Request<Incoming>,
         is_grpc: bool,
     ) -> Result<Plan, Reason> {
@@ -271,7 +281,8 @@ impl Outbound {
             query: request.uri().query(),
             header: &header,
         };
-        outbound::plan(host, &self.tables(view, host).routes, &parts, is_grpc, self.random.next())
+        let tables = self.tables_of(view, host);
+        outbound::plan(&host.service, &tables.routes, &parts, is_grpc, self.random.next())
     }
 
     /// The service's tables at this View; built on first use after it changed.
@@ -292,8 +303,16 @@ impl Outbound {
         let limits = ladder.settings.limits.share(self.workers);
         let backend = self.backend(&host.service, known);
         let ladder = RefCell::new(ladder);
-        let built =
-            Rc::new(Tables { revision: view.revision, routes, streams, ladder, backend, limits, names });
+        let built = Rc::new(Tables {
+            revision: view.revision,
+            routes,
+            streams,
+            ladder,
+            backend,
+            limits,
+            names,
+            recent: Recent::default(),
+        });
         // Names that nothing is known of are not remembered: anybody can make up more of them.
         if known && tables.len() < MAX_TABLES {
             tables.insert(host.clone(), Rc::clone(&built));
@@ -420,17 +439,15 @@ impl Outbound {
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Failed> {
         let is_stream = *request.method() == Method::CONNECT;
-        let waiting = match self.wait_for_connection(outgoing, candidate, record) {
-            Ok(waiting) => waiting,
-            Err(reason) => return Err(Failed::refused(reason, request)),
+        let connection = match outgoing.tables.recent.usable(outgoing.what, candidate) {
+            Some(connection) => connection,
+            // In a box: mostly there is one, and the future of every request has room for what is in here.
+            None => match Box::pin(self.connect_for(outgoing, candidate, record)).await {
+                Ok(connection) => connection,
+                Err(Unconnected::Refused(reason)) => return Err(Failed::refused(reason, request)),
+                Err(Unconnected::Dial(error)) => return Err(Failed::unconnected(&error, request, record)),
+            },
         };
-        let connected = self.connection(outgoing, candidate);
-        let connection = match tokio::time::timeout_at(outgoing.deadline, connected).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(Failed::unconnected(&error, request, record)),
-            Err(_) => return Err(Failed::unconnected(&DialError::ConnectTimeout, request, record)),
-        };
-        drop(waiting);
         record.entry.destination_spiffe = connection.peer_text.clone();
         if is_stream && request.extensions().get::<Protocol>().is_some() && !connection.takes_upgrades() {
             return Err(Failed::unconnected(&DialError::NoUpgrades, request, record));
@@ -499,6 +516,7 @@ impl Outbound {
 
     /// Called every few seconds: forgets what is over.
     pub fn tidy(&self, now: Timestamp) {
+        self.hosts.forget();
         self.pool.tidy(now);
         self.stream_pool.tidy(now);
         let Some(view) = self.plane.knowledge.view() else { return };

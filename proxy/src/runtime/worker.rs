@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 
 use tokio::task::LocalSet;
 
-/// Runs hyper's tasks on the worker that made them.
+/// Runs hyper's tasks on the worker that made them. They are large, as one type is for requests and connections alike, and
+/// on its way into a task one is moved several times: in a box of its own only once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalExecutor;
 
@@ -18,7 +19,7 @@ where
     F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        tokio::task::spawn_local(Box::pin(future));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The connection that an attempt goes by: how it is pooled, dialled and kept, as the policy's limits have it.
 
-use std::rc::Rc;
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
@@ -9,8 +10,52 @@ use hanse_federation::health::Target;
 use hanse_identity::tls::Expect;
 
 use super::{Outbound, Outgoing};
+use crate::answer::Reason;
 use crate::io::dial::{CONNECT_TIMEOUT, DialError, For, Key, MeshConnection, Pool, dial_endpoint};
+use crate::io::record::Record;
 use crate::io::tunnel::TUNNELS_PER_CLUSTER;
+
+/// The connections that requests of one service went by last. Kept with its tables, so for as long as the View is the same
+/// and with it who may answer there: what was found for a candidate once needs no second look.
+#[derive(Default)]
+pub(super) struct Recent(RefCell<Vec<(u64, Weak<MeshConnection>)>>);
+
+/// Why there is no connection.
+pub(super) enum Unconnected {
+    Refused(Reason),
+    Dial(DialError),
+}
+
+/// Connections that are remembered so; above that they are looked up.
+const MAX_RECENT: usize = 16;
+
+impl Recent {
+    /// The connection to the candidate, if one for requests was found and may still be used.
+    pub fn usable(&self, what: For, candidate: &Candidate) -> Option<Rc<MeshConnection>> {
+        if !is_one(what, candidate) {
+            return None;
+        }
+        let recent = self.0.borrow();
+        let (_, held) = recent.iter().find(|(key, _)| *key == candidate.key)?;
+        held.upgrade().filter(|connection| connection.is_usable())
+    }
+
+    fn remember(&self, what: For, candidate: &Candidate, connection: &Rc<MeshConnection>) {
+        if !is_one(what, candidate) {
+            return;
+        }
+        let mut recent = self.0.borrow_mut();
+        recent.retain(|(key, held)| *key != candidate.key && held.strong_count() > 0);
+        if recent.len() < MAX_RECENT {
+            recent.push((candidate.key, Rc::downgrade(connection)));
+        }
+    }
+}
+
+/// Whether all requests for the candidate share one connection. Through gateways there are several, used in turn.
+fn is_one(what: For, candidate: &Candidate) -> bool {
+    what == For::Requests && matches!(candidate.way, Way::Direct(_))
+}
 
 impl Outbound {
     pub(super) fn pool_for(&self, what: For) -> &Rc<Pool> {
@@ -20,8 +65,25 @@ impl Outbound {
         }
     }
 
+    /// A connection to the candidate within the request's time, and within the limit of those that wait for one.
+    pub(super) async fn connect_for(
+        &self,
+        outgoing: &Outgoing<'_>,
+        candidate: &Candidate,
+        record: &mut Record,
+    ) -> Result<Rc<MeshConnection>, Unconnected> {
+        let _waiting = self.wait_for_connection(outgoing, candidate, record).map_err(Unconnected::Refused)?;
+        let connected =
+            tokio::time::timeout_at(outgoing.deadline, self.connection(outgoing, candidate)).await;
+        let connection = connected.unwrap_or(Err(DialError::ConnectTimeout)).map_err(Unconnected::Dial)?;
+        if candidate.identities.contains(&connection.peer) {
+            outgoing.tables.recent.remember(outgoing.what, candidate, &connection);
+        }
+        Ok(connection)
+    }
+
     /// A connection to the candidate, of those that there are or a new one.
-    pub(super) async fn connection(
+    async fn connection(
         &self,
         outgoing: &Outgoing<'_>,
         candidate: &Candidate,

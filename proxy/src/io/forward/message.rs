@@ -1,7 +1,7 @@
 //! Messages on their way: a request as the mesh carries it, and a response as our app gets it.
 
 use hanse_federation::policy::{Filters, Redirect};
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
@@ -34,14 +34,22 @@ pub(super) fn nobody_there<B>(response: &Response<B>) -> Option<bool> {
     Some(reason.is_some_and(Reason::says_undelivered))
 }
 
-/// The request as the mesh carries it: HTTP/2 form, without what ends here or is the mesh's own.
+/// The request as the mesh carries it: HTTP/2 form, without what ends here or is the mesh's own. `named`: its authority,
+/// where that has been read already.
 pub(super) fn prepare(
     request: Request<Incoming>,
     filters: Option<&Filters>,
+    named: Option<&Authority>,
     record: &Record,
 ) -> Result<Request<RequestBody>, Reason> {
-    let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-    let authority = filters.and_then(Filters::host).or(authority).unwrap_or(NO_AUTHORITY);
+    let authority = match (filters.and_then(Filters::host), named) {
+        (None, Some(named)) => named.clone(),
+        (rewritten, _) => {
+            let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
+            let authority = rewritten.or(authority).unwrap_or(NO_AUTHORITY);
+            authority.parse().map_err(|_| Reason::BadRequest)?
+        }
+    };
     let asked = request.uri();
     let rewritten = filters.and_then(|filters| filters.path_and_query(asked.path(), asked.query()));
     let path = match rewritten {
@@ -50,7 +58,7 @@ pub(super) fn prepare(
     };
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(http::uri::Scheme::HTTP);
-    uri.authority = Some(authority.parse().map_err(|_| Reason::BadRequest)?);
+    uri.authority = Some(authority);
     uri.path_and_query = Some(path);
     let uri = Uri::from_parts(uri).map_err(|_| Reason::BadRequest)?;
     let (mut parts, body) = request.into_parts();
@@ -90,7 +98,10 @@ pub(super) fn finish(
     record: &mut Record,
 ) -> Response<AnswerBody> {
     let headers = response.headers_mut();
-    if let Some(reason) = headers.get(headers::REASON).and_then(|reason| reason.to_str().ok()) {
+    // Mostly there is none, which is seen by one look at each name.
+    if headers.keys().any(|name| headers::is_reserved(name.as_str()))
+        && let Some(reason) = headers.get(headers::REASON).and_then(|reason| reason.to_str().ok())
+    {
         reason.clone_into(&mut record.entry.hanse_reason);
     }
     headers::strip_hop_by_hop(headers);
