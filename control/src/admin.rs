@@ -41,7 +41,7 @@ pub use role::*;
 pub use rotation::{
     BundlePart, BundleQuestion, CredentialRenewRequest, CredentialReply, Resting, TrustAbortRequest,
     TrustBundleListRequest, TrustRotateRequest, TrustStatus, TrustStatusRequest, WaitsFor, asks_peers,
-    waited_for, waits_for,
+    nested, waited_for, waits_for,
 };
 
 /// A question of the Admin service, and the type of its answer.

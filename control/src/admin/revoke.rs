@@ -63,15 +63,18 @@ pub struct IntermediateItem {
 }
 
 impl IntermediateItem {
-    /// Those that a revocation hits, or will.
-    pub fn hit(state: &State, revocation: &Revocation, now: Timestamp) -> Vec<Self> {
-        let item = |svid: &IssuedSvid| Self {
+    pub fn new(svid: &IssuedSvid) -> Self {
+        Self {
             serial: svid.serial.clone(),
             spiffe_id: svid.id.clone(),
             agent: svid.agent.clone(),
             not_after: svid.not_after,
-        };
-        state.downstream_hit(revocation, now).map(item).collect()
+        }
+    }
+
+    /// Those that a revocation hits, or will.
+    pub fn hit(state: &State, revocation: &Revocation, now: Timestamp) -> Vec<Self> {
+        state.downstream_hit(revocation, now).map(Self::new).collect()
     }
 }
 

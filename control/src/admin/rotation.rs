@@ -8,7 +8,7 @@ use hanse_federation::stranger::{OWN_OVERLAP, OWN_REFRESH_HINT};
 use hanse_identity::{Bundle, ClusterName, KeyId, NodeName, SpiffeId, Timestamp, TrustDomain};
 use serde::{Deserialize, Serialize};
 
-use super::{Behind, Meta, SubscriberKind, Tally, Warning, merged};
+use super::{Behind, IntermediateItem, Meta, SubscriberKind, Tally, Warning, merged};
 use crate::io::census::{NodeTrust, Subscriber};
 use crate::state::State;
 use crate::state::rotation::{Gate, Rotation};
@@ -42,6 +42,9 @@ pub struct TrustStatus {
     pub waits_for: Vec<WaitsFor>,
     /// Who has the bundle in force: this cluster first, then its peers.
     pub parts: Vec<BundlePart>,
+    /// Nested issuers by the authority that signed their intermediates: a rotation of it waits for each of them.
+    #[serde(default)]
+    pub nested: BTreeMap<KeyId, Vec<IntermediateItem>>,
     #[serde(default)]
     pub warnings: Vec<Warning>,
 }
@@ -349,6 +352,15 @@ fn overlap(rotation: &Rotation, parts: &[BundlePart], now: Timestamp) -> Option<
     let served = parts.iter().flat_map(|part| &part.nodes).any(|node| node.bundle_endpoint);
     let until = *rotation.reached.get(&Gate::Spread)? + OWN_OVERLAP;
     (served && rotation.revocation.is_none() && now < until).then_some(until)
+}
+
+/// The nested issuers of each authority.
+pub fn nested(state: &State, now: Timestamp) -> BTreeMap<KeyId, Vec<IntermediateItem>> {
+    let mut nested: BTreeMap<KeyId, Vec<IntermediateItem>> = BTreeMap::new();
+    for svid in state.nested_issuers(now) {
+        nested.entry(svid.authority).or_default().push(IntermediateItem::new(svid));
+    }
+    nested
 }
 
 /// Agents whose SVIDs live and that cannot say what they hold, with the end of the last of these.

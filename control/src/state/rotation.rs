@@ -159,8 +159,12 @@ impl State {
     /// ones. Nobody but their holders can replace them and what they signed. The revocation of an authority takes them
     /// along: their holders are not asked.
     pub fn nested<'s>(&'s self, r: &'s Rotation, now: Timestamp) -> impl Iterator<Item = &'s IssuedSvid> {
-        let live = self.private.issued.downstream(now).filter(|_| r.revocation.is_none());
-        live.filter(|s| r.old.contains(&s.authority)).filter(|s| !self.is_revoked(s))
+        self.nested_issuers(now).filter(|_| r.revocation.is_none()).filter(|s| r.old.contains(&s.authority))
+    }
+
+    /// All intermediates of nested issuers that live, but for revoked ones.
+    pub fn nested_issuers(&self, now: Timestamp) -> impl Iterator<Item = &IssuedSvid> {
+        self.private.issued.downstream(now).filter(|s| !self.is_revoked(s))
     }
 
     fn is_revoked(&self, svid: &IssuedSvid) -> bool {

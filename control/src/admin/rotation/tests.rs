@@ -261,8 +261,13 @@ fn a_nested_issuer_is_waited_for_by_name_and_its_agent_is_not() {
     let connected = BTreeSet::new();
     let waits = waits_for(&state, &rotation(Gate::Drain), &good, &connected, NOW);
     assert!(waits[0].why.contains("hanse revoke --serial"), "{}", waits[0].why);
+    // Of what is to come, whoever plans a rotation is told the same.
+    let planned = nested(&state, NOW);
+    assert_eq!(planned.keys().collect::<Vec<_>>(), [&KeyId([1; 32])]);
+    assert_eq!(planned[&KeyId([1; 32])][0].spiffe_id.to_string(), "spiffe://east.example/ns/edge/sa/issuer");
     let revoked = Rotation { revocation: Some("r-1@east.example".parse().unwrap()), ..rotation(Gate::Drain) };
     assert!(waits_for(&state, &revoked, &good, &connected, NOW).is_empty());
     let later = NOW + Duration::from_secs(60);
     assert!(waits_for(&state, &rotation(Gate::Drain), &good, &connected, later).is_empty());
+    assert!(nested(&state, later).is_empty());
 }

@@ -9,7 +9,7 @@ use tonic::Status;
 use super::Call;
 use crate::admin::{
     CredentialRenewRequest, CredentialReply, Listing, TrustAbortRequest, TrustBundleListRequest,
-    TrustRotateRequest, TrustStatus, TrustStatusRequest, Written,
+    TrustRotateRequest, TrustStatus, TrustStatusRequest, Written, nested,
 };
 use crate::command::Command;
 use crate::io::keys::{CREDENTIAL_LIFETIME, random_serial};
@@ -31,6 +31,7 @@ pub async fn status(call: Call, _: TrustStatusRequest) -> Result<TrustStatus, St
         rotation: reading.state.private.rotation.clone(),
         waits_for: measured.waits_for,
         parts: measured.parts,
+        nested: nested(&reading.state, call.context.time()),
         meta: reading.meta,
         warnings: reading.warnings,
     })

@@ -136,6 +136,11 @@ async fn a_workload_that_may_be_a_nested_issuer_gets_an_intermediate_and_every_r
         let own = as_caller(&east, &svid).await;
         let nested = Nested::of(&own).await.unwrap();
         let theirs = nested.svid(REVIEWS);
+        let planned = async || {
+            let status = client.call(&TrustStatusRequest {}).await.unwrap();
+            status.nested.into_values().flatten().any(|i| i.serial == nested.serial)
+        };
+        assert!(planned().await, "{kind}: a rotation would wait for it, and does not say so");
         let target = match kind {
             "serial" => RevocationTarget::Serial(nested.serial.clone()),
             "key" => RevocationTarget::Key(key(&nested)),
@@ -157,6 +162,7 @@ async fn a_workload_that_may_be_a_nested_issuer_gets_an_intermediate_and_every_r
         assert_eq!(believed(&east, &spared.svid(REVIEWS)).is_ok(), narrow, "{kind}");
         let receipt = client.call(&RevokeStatusRequest { id: revoked.id }).await.unwrap();
         assert!(receipt.intermediates.iter().any(|i| i.serial == nested.serial), "{kind}: {receipt:?}");
+        assert!(!planned().await, "{kind}: no rotation waits for what is revoked");
         if reissue {
             svid = issue_svid(&east, &agent, &issuer_id(), &["unix:uid:1000"]).await.unwrap();
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hanse_control::admin::{
-    BundlePart, TrustAbortRequest, TrustBundleListRequest, TrustRotateRequest, TrustStatus,
+    BundlePart, IntermediateItem, TrustAbortRequest, TrustBundleListRequest, TrustRotateRequest, TrustStatus,
     TrustStatusRequest,
 };
 use hanse_control::state::rotation::{Gate, Rotation};
@@ -162,15 +162,41 @@ async fn plan(global: &Global, connection: &Connection, wanted: &TrustRotate) ->
             output::left(authority.not_after)
         );
     }
+    let nested: Vec<&IntermediateItem> =
+        old.iter().filter_map(|authority| status.nested.get(&authority.key_id)).flatten().collect();
+    text += &nested_lines(&nested);
     for part in &status.parts {
         text += &format!("  asks     {}\n", part_line(part));
     }
     if let Some(running) = status.rotation.as_ref().filter(|r| r.is_running()) {
         text += &format!("  refused  while rotation {} runs, which is at {}\n", running.id, running.gate);
     }
-    let body = json!({ "replaces": old, "asks": status.parts, "rotation": status.rotation });
+    let body =
+        json!({ "replaces": old, "nested": nested, "asks": status.parts, "rotation": status.rotation });
     output::print(global.output, "TrustRotationPlan", &body, &text);
     Ok(Exit::Done)
+}
+
+/// The nested issuers whose intermediates a rotation waits for.
+fn nested_lines(nested: &[&IntermediateItem]) -> String {
+    let mut text = String::new();
+    for one in nested.iter().take(NAMED) {
+        text += &format!(
+            "  nested   {}  through agent {}  serial {}  {}\n",
+            one.spiffe_id,
+            one.agent,
+            one.serial,
+            output::left(one.not_after)
+        );
+    }
+    if let Some(more) = nested.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        text += &format!("  nested   {more} more\n");
+    }
+    if !nested.is_empty() {
+        text += "  nested   each is waited for: have its holder ask again (hanse trust downstream) once the new authorities sign,\n";
+        text += "           then end the old one (hanse revoke --serial)\n";
+    }
+    text
 }
 
 fn print(global: &Global, status: &TrustStatus) {
@@ -259,4 +285,30 @@ async fn verify(global: &Global) -> Outcome {
         false if status.parts.iter().all(asked) => Exit::No,
         false => Exit::Partial,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use hanse_identity::{Serial, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_plan_names_the_nested_issuers_that_it_would_wait_for_and_what_to_do() {
+        let one = IntermediateItem {
+            serial: Serial::from_random([1; 16]),
+            spiffe_id: "spiffe://east.example/ns/edge/sa/issuer".parse().unwrap(),
+            agent: "edge-1".parse().unwrap(),
+            not_after: Timestamp(0),
+        };
+        assert_eq!(nested_lines(&[]), "");
+        let text = nested_lines(&[&one]);
+        for words in
+            ["ns/edge/sa/issuer", "agent edge-1", &one.serial.to_string(), "expired", "hanse revoke --serial"]
+        {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        let text = nested_lines(&[&one; NAMED + 3]);
+        assert!(text.contains("  nested   3 more\n"), "{text}");
+    }
 }
