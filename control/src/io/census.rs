@@ -485,7 +485,7 @@ pub async fn gather(context: &Context, query: &Query) -> Gathered {
         match state.node_revocation(&node.name).filter(|_| !own) {
             None => believed.push(node),
             Some(revocation) => {
-                if revocation.at + LISTENERS_MOVE > now() {
+                if revocation.at + LISTENERS_MOVE > context.time() {
                     gathered.silent.insert(node.name.clone());
                 }
                 gathered.revoked.insert(node.name.clone());

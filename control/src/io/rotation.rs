@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_identity::{NodeName, Timestamp, TrustDomain};
+use tokio::time::Instant;
 
 use super::census::{Part, Query, Subscriber, gather};
-use super::context::{Context, now, stopped};
+use super::context::{Context, stopped};
 use super::keys::AUTHORITY_LIFETIME;
 use super::peer_ask::{Question, ask_these};
 use crate::admin::{BundlePart, BundleQuestion, SubscriberKind, WaitsFor, asks_peers, waited_for, waits_for};
@@ -35,7 +36,7 @@ pub async fn keep(context: Arc<Context>) {
     let mut stop = context.stop.clone();
     let mut measure_tick = tokio::time::interval(MEASURE_EVERY);
     measure_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut looked: Option<Timestamp> = None;
+    let mut looked: Option<Instant> = None;
     let mut told = None;
     loop {
         tokio::select! {
@@ -47,8 +48,8 @@ pub async fn keep(context: Arc<Context>) {
         }
         let state = context.handle.state();
         let Some(rotation) = state.rotating() else {
-            if looked.is_none_or(|at| now().since(at) >= LOOK_EVERY) {
-                looked = Some(now());
+            if looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+                looked = Some(Instant::now());
                 begin_if_due(&context, &state).await;
             }
             continue;
@@ -86,11 +87,13 @@ pub async fn measure(context: &Context, state: &State) -> Measured {
         parts.extend(peer_parts(context, state).await);
         return Measured { waits_for: Vec::new(), parts };
     };
-    let mut waiting = waits_for(state, rotation, &parts, &connected, now());
+    // Not by a clock that the others contradict: what it takes for expired still lives.
+    let now = context.time();
+    let mut waiting = waits_for(state, rotation, &parts, &connected, now);
     // Peers are asked last: what is missing at home is missing anyway.
     if !rotation.is_running() || (waiting.is_empty() && asks_peers(rotation.gate)) {
         parts.extend(peer_parts(context, state).await);
-        waiting = waits_for(state, rotation, &parts, &connected, now());
+        waiting = waits_for(state, rotation, &parts, &connected, now);
     }
     Measured { waits_for: waiting, parts }
 }

@@ -4,6 +4,7 @@ use hanse_identity::wire::issue::{AgentUp, IssueJwtRequest, JwtReply};
 
 use super::*;
 use crate::io::http::unready;
+use crate::state::rotation::Gate;
 
 const HOUR: i64 = 3_600_000;
 const DAY: i64 = 24 * HOUR;
@@ -206,5 +207,27 @@ async fn t29_cut_off_from_the_others_it_still_knows_that_its_clock_is_wrong() {
     assert!(refused.message().contains("ahead of"), "{refused:?}");
     left.context.handle.clock().set(0);
     svid_of(&east, left, &agent).await.expect("without a quorum SVIDs are still given");
+    east.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t29_a_leader_with_a_wrong_clock_opens_no_gate_of_a_rotation_early() {
+    let east = found("east", 3).await;
+    let client = east.client().await;
+    // It has an SVID that lives, and no stream: it cannot say what it believes.
+    an_agent(&east, &client).await;
+    compared(&east).await;
+    client.call(&TrustRotateRequest { authority: None, reissue: true }).await.unwrap();
+    let waiting = async || {
+        let leader = &east.nodes[east.leader()?].as_ref()?.context;
+        leader.handle.clock().set(2 * DAY);
+        let state = leader.handle.state();
+        let gate = state.rotating().expect("nobody has said that this host may be left out").gate;
+        let measured = crate::io::rotation::measure(leader, &state).await;
+        let waits = measured.waits_for.iter().any(|w| w.who == "agent host-1");
+        (gate == Gate::Spread).then_some(waits)
+    };
+    let waits = eventually_asked("the gate that waits for agents", &waiting).await;
+    assert!(waits, "by a clock two days ahead the agent's SVID has ended");
     east.stop().await;
 }
