@@ -194,6 +194,18 @@ fn documents_name_tests_that_exist() {
 }
 
 #[test]
+fn every_example_is_applied_by_a_test() {
+    let tests = all_rust_files().into_iter().filter(|file| is_test(file));
+    let texts: Vec<String> = tests.map(|file| fs::read_to_string(file).unwrap()).collect();
+    for example in fs::read_dir(root().join("deploy/examples")).unwrap() {
+        let file = example.unwrap().file_name().into_string().unwrap();
+        let name = file.strip_suffix(".yaml").expect("examples are YAML");
+        let applied = texts.iter().any(|text| text.contains(&format!("\"{name}\"")) || text.contains(&file));
+        assert!(applied, "{file} is named by no test: an example that nobody applies is not known to work");
+    }
+}
+
+#[test]
 fn architecture_is_short_enough_to_read() {
     let lines = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap().lines().count();
     assert!(lines <= 300, "ARCHITECTURE.md has {lines} lines");
