@@ -23,6 +23,8 @@ const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 
 /// Length of a `traceparent` of version 00.
 const TRACEPARENT_BYTES: usize = 55;
+/// What a later version may write after what is known of it.
+const MAX_LATER_BYTES: usize = 256;
 /// Bounds of a `tracestate`, all its headers together; what the specification asks to be passed on at least.
 const MAX_STATE_BYTES: usize = 512;
 const MAX_STATE_MEMBERS: usize = 32;
@@ -377,7 +379,8 @@ fn traceparent(text: &[u8]) -> Option<Came> {
     let fits = match version {
         0 => rest.is_empty(),
         0xff => false,
-        _ => rest.is_empty() || rest[0] == b'-',
+        // It is passed on as it is, so it has to be text.
+        _ => rest.is_empty() || rest[0] == b'-' && rest.len() <= MAX_LATER_BYTES && is_visible(rest),
     };
     let flags = digit(known[53])? << 4 | digit(known[54])?;
     let came = Came {
@@ -387,6 +390,10 @@ fn traceparent(text: &[u8]) -> Option<Came> {
         debug: false,
     };
     fits.then_some(came)
+}
+
+fn is_visible(text: &[u8]) -> bool {
+    text.iter().all(u8::is_ascii_graphic)
 }
 
 /// Whether a `tracestate` is well-formed and within bounds (W3C Trace Context §3.3.1).

@@ -19,6 +19,7 @@ const MAY_KNOW: &[(&str, &str, &[&str])] = &[
     ("control", "hanse-control", &["hanse-identity", "hanse-federation"]),
     ("deploy/kubernetes", "hanse-kubernetes", &["hanse-identity", "hanse-federation", "hanse-control"]),
     ("tests/generate", "hanse-generate", &[]),
+    ("tests/fuzz", "hanse-fuzz", &["hanse-identity", "hanse-federation"]),
 ];
 
 fn dependencies(folder: &str) -> BTreeMap<String, toml::Value> {

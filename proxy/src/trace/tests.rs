@@ -67,6 +67,8 @@ fn a_traceparent_is_good_or_goes_no_further() {
         &format!("00-{TRACE}-{SPAN}-01-"),
         &format!("00-{TRACE}-{SPAN}-01-more"),
         &format!("cc-{TRACE}-{SPAN}-01.what"),
+        &format!("cc-{TRACE}-{SPAN}-01-a b"),
+        &format!("cc-{TRACE}-{SPAN}-01-{}", "a".repeat(256)),
         &format!("ff-{TRACE}-{SPAN}-01"),
         &format!("0x-{TRACE}-{SPAN}-01"),
         &format!("00-{}-{SPAN}-01", TRACE.to_uppercase()),
