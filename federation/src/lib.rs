@@ -4,6 +4,7 @@
 //! and gateways; `choose` is the failover ladder; `join` and `session` are the machines by which clusters meet
 //! and keep meeting. Nothing here opens a socket, reads a clock or draws randomness: they come in as arguments.
 
+pub mod addresses;
 pub mod catalog;
 pub mod change;
 pub mod choose;

@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 use hanse_federation::host::{Reach, ServiceHost};
 use hanse_identity::{NodeName, ServiceName};
 
+use crate::capture::OPAQUE_PORTS;
 use crate::io::forward::tcp::TcpTarget;
 use crate::staleness::{self, Staleness};
 use crate::trace::Sampling;
@@ -50,6 +51,20 @@ pub struct Config {
     /// A port of the services that is plain TCP, and where the app takes it: PORT=ADDRESS; repeatable.
     #[arg(long = "tcp-port", value_name = "PORT=ADDRESS")]
     pub tcp_ports: Vec<TcpPort>,
+    /// A port of loopback for connections that hanse proxy capture turns to this proxy: by their destination they go to a
+    /// service, or pass through
+    #[arg(long, value_name = "PORT")]
+    pub capture_port: Option<NonZeroU16>,
+    /// A port that is plain TCP on captured connections, and whose clients may wait for the server to speak; repeatable, beside
+    /// 21, 22, 25, 110, 143, 587, 3306 and 4444
+    #[arg(long = "opaque-port", value_name = "PORT", requires = "capture_port")]
+    pub opaque: Vec<NonZeroU16>,
+    /// A port of loopback for DNS: names of the mesh are answered with virtual addresses, the rest is forwarded
+    #[arg(long, value_name = "PORT")]
+    pub dns_port: Option<NonZeroU16>,
+    /// Whom to ask what is no name of the mesh; repeatable. Default: the name servers of /etc/resolv.conf
+    #[arg(long = "dns-upstream", value_name = "ADDRESS", requires = "dns_port")]
+    pub dns_upstreams: Vec<SocketAddr>,
     /// The admin endpoint; loopback only.
     #[arg(long, value_name = "ADDRESS")]
     pub admin: SocketAddr,
@@ -147,6 +162,11 @@ impl FromStr for Upstream {
 impl Config {
     pub fn staleness(&self) -> Staleness {
         Staleness { bound: self.revocation_staleness.0, on_stale: self.on_stale }
+    }
+
+    /// Ports that are carried without a look.
+    pub fn opaque_ports(&self) -> BTreeSet<u16> {
+        OPAQUE_PORTS.into_iter().chain(self.opaque.iter().map(|port| port.get())).collect()
     }
 
     /// What the flags' own parsers cannot see.

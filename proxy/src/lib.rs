@@ -7,9 +7,11 @@
 pub mod answer;
 pub mod attempt;
 pub mod breaker;
+pub mod capture;
 pub mod check;
 pub mod config;
 pub mod connections;
+pub mod dns;
 pub mod exposed;
 pub mod headers;
 pub mod inbound;
@@ -37,7 +39,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use config::Config;
 
 use io::check::watch_app;
+use io::dns::Dns;
+use io::forward::captured::Capture;
 use runtime::access_log::AccessLog;
+use runtime::addresses::{self, Directory};
 use runtime::admin::{self, Admin, Check};
 use runtime::drain::{self, Stop};
 use runtime::view::{self, Announce, Subscription};
@@ -54,6 +59,7 @@ struct Bound {
     workers: Vec<Listeners>,
     inbound: Option<SocketAddr>,
     admin: std::net::TcpListener,
+    dns: Vec<io::dns::Sockets>,
 }
 
 /// How long the access log may take to write what it still has.
@@ -115,6 +121,15 @@ fn bind(config: &Config) -> Result<Bound> {
             worker.outbound.push((host.clone(), listener));
         }
     }
+    if let Some(port) = config.capture_port {
+        for addresses in io::listen::bind_loopback(port.get(), count)
+            .with_context(|| format!("cannot listen on port {port} of loopback (--capture-port)"))?
+        {
+            for (worker, listener) in workers.iter_mut().zip(addresses) {
+                worker.captured.push(listener);
+            }
+        }
+    }
     for upstream in &config.tcp_upstreams {
         let target = Arc::new(upstream.target.clone());
         for (worker, listener) in workers.iter_mut().zip(listen("--tcp-upstream", upstream.listen)?) {
@@ -123,7 +138,12 @@ fn bind(config: &Config) -> Result<Bound> {
     }
     let admin =
         admin::bind(config.admin).with_context(|| format!("cannot listen on {} (--admin)", config.admin))?;
-    Ok(Bound { workers, inbound, admin })
+    let dns = match config.dns_port {
+        Some(port) => io::dns::bind(port.get())
+            .with_context(|| format!("cannot listen on port {port} of loopback (--dns-port)"))?,
+        None => Vec::new(),
+    };
+    Ok(Bound { workers, inbound, admin, dns })
 }
 
 async fn supervise(
@@ -151,6 +171,17 @@ async fn supervise(
     let exposure = Exposure { app: config.app, inbound: bound.inbound, plane: Arc::clone(&plane) };
     tokio::spawn(announce_readiness(app, serves, announce.clone(), exposure, stop.clone()));
 
+    let directory = Arc::new(Directory::default());
+    if config.capture_port.is_some() || config.dns_port.is_some() {
+        tokio::spawn(addresses::follow(Arc::clone(&directory), Arc::clone(&plane), stop.clone()));
+    }
+    if let Some(port) = config.dns_port {
+        let dns = Dns::new(Arc::clone(&directory), &config.dns_upstreams, port.get(), &plane.telemetry);
+        tokio::spawn(Arc::new(dns).serve(bound.dns, stop.clone()));
+    }
+    let capture = config
+        .capture_port
+        .map(|_| Arc::new(Capture::new(Arc::clone(&directory), config.opaque_ports(), &plane.telemetry)));
     let workers = u32::try_from(bound.workers.len()).unwrap_or(u32::MAX);
     let tcp_ports = config.tcp_ports.iter().map(|tcp| (tcp.port.get(), tcp.app)).collect();
     let settings = Settings {
@@ -161,13 +192,16 @@ async fn supervise(
         access_log,
         limits: Arc::default(),
         workers,
+        capture,
     };
     let (exits, mut exited) = mpsc::channel(1);
     let workers = start_workers(bound.workers, &settings, &exits, &stop)?;
     drop(settings);
     let inspect: Vec<_> = workers.iter().map(|worker| worker.inspect.clone()).collect();
     let listening = || vec![Check { name: "listeners", ok: true, detail: "bound".to_owned() }];
-    let admin = Admin::new(Arc::clone(&plane), listening).page("/clusters", move || ladders(inspect.clone()));
+    let admin = Admin::new(Arc::clone(&plane), listening)
+        .page("/clusters", move || ladders(inspect.clone()))
+        .page("/addresses", move || std::future::ready(directory.describe()));
     let listener = tokio::net::TcpListener::from_std(bound.admin)?;
     tokio::spawn(admin::serve(listener, Arc::new(admin), stop.clone()));
     tracing::info!(name = %config.name, admin = %config.admin, inbound = ?bound.inbound, "proxy started");

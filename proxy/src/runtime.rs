@@ -4,6 +4,7 @@
 //! path waits for it. Neighbours: `credentials` (from the agent), `view` (from a control node), `connections`.
 
 pub mod access_log;
+pub mod addresses;
 pub mod admin;
 pub mod credentials;
 pub mod drain;

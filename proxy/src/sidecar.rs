@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connections::Side;
 use crate::io::app::Inbound;
 use crate::io::forward::Outbound;
+use crate::io::forward::captured::Capture;
 use crate::io::forward::tcp::TcpTarget;
 use crate::io::http::{detect, serve};
 use crate::io::limits::Limits;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub limits: Arc<Limits>,
     /// How many there are; what a policy limits is divided among them.
     pub workers: u32,
+    /// What it takes to take captured connections, if we do.
+    pub capture: Option<Arc<Capture>>,
 }
 
 /// One worker's listeners; bound before it starts.
@@ -51,6 +54,8 @@ pub struct Listeners {
     /// Each with the service that it is bound to, if it is to one.
     pub outbound: Vec<(Option<Arc<ServiceHost>>, std::net::TcpListener)>,
     pub tcp: Vec<(Arc<TcpTarget>, std::net::TcpListener)>,
+    /// For connections that the kernel turns to us.
+    pub captured: Vec<std::net::TcpListener>,
 }
 
 /// A question to a worker: what do your ladders look like?
@@ -102,6 +107,13 @@ pub async fn work(
         let outbound = Rc::clone(&outbound);
         let carry = move |client, _| Rc::clone(&outbound).carry(Arc::clone(&target), client);
         tokio::task::spawn_local(accept_each(listener, stop.clone(), in_flight.clone(), carry));
+    }
+    for listener in listeners.captured {
+        let Some(capture) = settings.capture.clone() else { continue };
+        let listener = TcpListener::from_std(listener)?;
+        let (outbound, ends) = (Rc::clone(&outbound), stop.clone());
+        let take = move |client, _| Rc::clone(&outbound).captured(Arc::clone(&capture), client, ends.clone());
+        tokio::task::spawn_local(accept_each(listener, stop.clone(), in_flight.clone(), take));
     }
     let mut tidying = tokio::time::interval(TIDY_EVERY);
     loop {

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ pub struct Cluster {
     binary: PathBuf,
     dir: PathBuf,
     name: String,
+    nodes: Vec<String>,
     children: Vec<Child>,
 }
 
@@ -31,13 +33,24 @@ impl Cluster {
     /// Founds cluster NAME of trust domain NAME.example in `dir`: as many control nodes as there are lists of further flags
     /// for `hanse control`, and an agent. Returns when it has a leader and the agent has joined.
     pub fn found(dir: &Path, name: &str, flags: &[Vec<String>]) -> Result<Self> {
+        Self::found_at(dir, name, Ipv4Addr::LOCALHOST.into(), flags)
+    }
+
+    /// The same, with control nodes that listen on this address of the host.
+    pub fn found_at(dir: &Path, name: &str, ip: IpAddr, flags: &[Vec<String>]) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let mut cluster =
-            Self { binary: binary()?, dir: dir.to_owned(), name: name.to_owned(), children: Vec::new() };
+        let mut cluster = Self {
+            binary: binary()?,
+            dir: dir.to_owned(),
+            name: name.to_owned(),
+            nodes: Vec::new(),
+            children: Vec::new(),
+        };
         let mut records = Vec::new();
         let mut listen = Vec::new();
         for number in 1..=flags.len() {
-            let (data, address) = (cluster.data(number), free_address()?.to_string());
+            let (data, address) =
+                (cluster.data(number), SocketAddr::new(ip, free_address()?.port()).to_string());
             let (node, number) = (format!("{name}-{number}"), number.to_string());
             let trust_domain = format!("{name}.example");
             let identity = ["--cluster", name, "--trust-domain", &trust_domain, "--name", &node];
@@ -46,6 +59,7 @@ impl Cluster {
             records.push(serde_json::from_slice::<Value>(&fs::read(Path::new(&data).join("node.json"))?)?);
             listen.push(address);
         }
+        cluster.nodes.clone_from(&listen);
         let (nodes, credential) = (cluster.file("nodes.json"), cluster.file("admin.json"));
         fs::write(&nodes, serde_json::to_vec(&records)?)?;
         let first = cluster.data(1);
@@ -74,6 +88,11 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(cluster)
+    }
+
+    /// Where its control nodes listen.
+    pub fn nodes(&self) -> &[String] {
+        &self.nodes
     }
 
     pub fn trust_domain(&self) -> String {

@@ -8,6 +8,8 @@
 
 #[path = "interop/calls.rs"]
 mod calls;
+#[path = "interop/capture.rs"]
+mod capture;
 #[path = "interop/grpc.rs"]
 mod grpc;
 #[path = "interop/library.rs"]

@@ -28,7 +28,7 @@ pub use context::ContextCommand;
 pub use identity::IdentityCommand;
 pub use node::{NodeCommand, NodeCredential, NodeInit, UpstreamAuthority};
 pub use policy::PolicyCommand;
-pub use proxy::{ProxyCommand, ProxyVerb};
+pub use proxy::{CaptureCommand, CaptureUp, OutboundScope, ProxyCommand, ProxyVerb};
 pub use revoke::{ListEncoding, RevokeCommand, RevokeVerb, RevokeWhat};
 pub use role::RoleCommand;
 pub use service::ServiceCommand;

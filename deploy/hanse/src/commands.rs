@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod audit;
 pub mod bundle;
+pub mod capture;
 pub mod cluster;
 pub mod context;
 pub mod downstream;

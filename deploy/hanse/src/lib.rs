@@ -3,6 +3,7 @@
 //! `cli` declares what can be typed, `commands` and `demo` do it, `output` and `errors` say how it went. The
 //! roles themselves live in their own crates; here they are only started.
 
+pub mod capture;
 pub mod cli;
 pub mod commands;
 pub mod context;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use cli::{Cli, Command, Global};
+use cli::{Cli, Command, Global, ProxyVerb};
 use commands::Outcome;
 use demo::cli::DemoCommand;
 use errors::{Exit, Failure};
@@ -56,7 +57,8 @@ fn dispatch(cli: Cli) -> Outcome {
             (None, None) => Err(incomplete("agent")),
         },
         Command::Proxy(proxy) => match (proxy.verb, proxy.config) {
-            (Some(verb), _) => block_on(commands::agent::proxies(&global, &verb)),
+            (Some(ProxyVerb::List), _) => block_on(commands::agent::proxies(&global)),
+            (Some(ProxyVerb::Capture(command)), _) => commands::capture::run(&global, &command),
             (None, Some(config)) => role(hanse_proxy::run(config)),
             (None, None) => Err(incomplete("proxy")),
         },

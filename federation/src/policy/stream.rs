@@ -85,6 +85,11 @@ impl StreamRoutes {
         self.0.is_empty()
     }
 
+    /// Whether any route is for that port.
+    pub fn covers(&self, port: u16) -> bool {
+        self.0.iter().any(|route| route.is_for(port))
+    }
+
     /// Whether what becomes of a connection to that port goes by the server name that its client asks for.
     pub fn reads_names(&self, port: u16) -> bool {
         self.0.iter().any(|route| route.is_for(port) && route.name.is_some())

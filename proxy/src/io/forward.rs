@@ -51,6 +51,7 @@ pub use backend::UnderWay;
 
 mod answers;
 mod backend;
+pub mod captured;
 mod connect;
 mod describe;
 mod failed;

@@ -1,7 +1,7 @@
 //! Listening: sockets that all workers share by SO_REUSEPORT, and the loop that accepts from one.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -67,6 +67,25 @@ pub fn bind(address: SocketAddr, workers: usize) -> std::io::Result<Vec<std::net
     let address = first.local_addr()?;
     drop(first);
     (0..workers).map(|_| bind_one(address, true)).collect()
+}
+
+/// Binds a port of both loopback addresses, each once for each worker; only of IPv4 where the host has no IPv6.
+pub fn bind_loopback(port: u16, workers: usize) -> std::io::Result<Vec<Vec<std::net::TcpListener>>> {
+    let v4 = bind((Ipv4Addr::LOCALHOST, port).into(), workers)?;
+    match bind((Ipv6Addr::LOCALHOST, port).into(), workers) {
+        Ok(v6) => Ok(vec![v4, v6]),
+        Err(error) if is_without_ipv6(&error) => {
+            tracing::warn!(%error, port, "no IPv6 loopback: only IPv4 is listened to");
+            Ok(vec![v4])
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a socket could not be had because the host has no IPv6.
+fn is_without_ipv6(error: &std::io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.kind() == std::io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 fn bind_one(address: SocketAddr, shared: bool) -> std::io::Result<std::net::TcpListener> {

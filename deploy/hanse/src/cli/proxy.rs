@@ -1,6 +1,10 @@
 //! `hanse proxy` as declared: the role and its verbs.
 
-use clap::{Args, Subcommand};
+use std::num::NonZeroU16;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::capture::{Network, Ports};
 
 #[derive(Debug, Args)]
 pub struct ProxyCommand {
@@ -14,4 +18,62 @@ pub struct ProxyCommand {
 pub enum ProxyVerb {
     /// List proxies and gateways, and what they have applied
     List,
+    /// Turn this host's (or network namespace's) connections to the proxy, so that programs need know nothing of it
+    #[command(subcommand)]
+    Capture(CaptureCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CaptureCommand {
+    /// Set the redirection, whole or not at all; again to change it. Needs CAP_NET_ADMIN, nft and ip
+    Up(Box<CaptureUp>),
+    /// Take it away again
+    Down,
+    /// What is set, and whether somebody has changed it since
+    Show,
+}
+
+/// What `up` is to set.
+#[derive(Debug, Args)]
+pub struct CaptureUp {
+    /// The user that the proxy runs as, by name or number: its own connections are spared
+    #[arg(long, value_name = "USER", default_value = "hanse")]
+    pub uid: String,
+    /// A further user whose connections are spared, such as the agent's; repeatable
+    #[arg(long = "exclude-uid", value_name = "USER")]
+    pub exclude_uids: Vec<String>,
+    /// The proxy's --capture-port, for connections that go out
+    #[arg(long, value_name = "PORT")]
+    pub capture_port: Option<NonZeroU16>,
+    /// Which connections that go out are turned to the proxy
+    #[arg(long, value_enum, default_value_t, requires = "capture_port")]
+    pub outbound: OutboundScope,
+    /// A destination port that is left alone: PORT or FIRST-LAST; repeatable
+    #[arg(long = "exclude-port", value_name = "PORTS", requires = "capture_port")]
+    pub exclude_ports: Vec<Ports>,
+    /// A destination network that is left alone; repeatable
+    #[arg(long = "exclude-cidr", value_name = "CIDR", requires = "capture_port")]
+    pub exclude_networks: Vec<Network>,
+    /// The proxy's --dns-port: what is asked of any name server on port 53 is asked of the proxy
+    #[arg(long, value_name = "PORT")]
+    pub dns_port: Option<NonZeroU16>,
+    /// The port of the proxy's --inbound: who comes from another host for a port of --app-port gets there
+    #[arg(long, value_name = "PORT", requires = "app_ports")]
+    pub inbound_port: Option<NonZeroU16>,
+    /// A port of the app that other hosts reach through the proxy only: PORT or FIRST-LAST; repeatable
+    #[arg(long = "app-port", value_name = "PORTS", requires = "inbound_port")]
+    pub app_ports: Vec<Ports>,
+    /// Print what would be set, and set nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Which connections are captured on their way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum OutboundScope {
+    /// All TCP but what is excluded and what stays on this host
+    #[default]
+    All,
+    /// Those to virtual addresses
+    Mesh,
 }

@@ -9,7 +9,7 @@ use hanse_identity::NodeName;
 use hanse_identity::host::{HostAuthority, Naming};
 
 use super::{Outcome, confirm, read, revoke, talk};
-use crate::cli::{AgentTokenCommand, AgentVerb, Global, ProxyVerb, RevokeWhat, TrustCaCommand};
+use crate::cli::{AgentTokenCommand, AgentVerb, Global, RevokeWhat, TrustCaCommand};
 use crate::context::Connection;
 use crate::errors::Exit;
 use crate::output::{self, Format, Listing};
@@ -231,8 +231,7 @@ async fn evict(global: &Global, name: &NodeName, note: &str, no_wait: bool) -> O
     .await
 }
 
-pub async fn proxies(global: &Global, verb: &ProxyVerb) -> Outcome {
-    let ProxyVerb::List = verb;
+pub async fn proxies(global: &Global) -> Outcome {
     let proxies = Connection::open(global)?.call(&ProxyListRequest {}).await?;
     let titles = ["PROXY", "KIND", "STATE", "NODE", "APPLIED", "LAG", "VERSION", "+IDENTITY", "+REFUSED"];
     Listing::of("ProxyList", &proxies.meta, &proxies.items, &titles, |item| {

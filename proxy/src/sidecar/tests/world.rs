@@ -287,6 +287,7 @@ impl Sidecar {
             access_log: Some(access_log),
             limits: Arc::default(),
             workers: 1,
+            capture: None,
         };
         let bound = |upstream: &&str| {
             let upstream: TcpUpstream = format!("{upstream}={any}").parse().unwrap();
@@ -294,7 +295,8 @@ impl Sidecar {
         };
         let tcp: Vec<_> = upstreams.iter().map(bound).collect();
         let tcp_addresses = tcp.iter().map(|(_, listener)| listener.local_addr().unwrap()).collect();
-        let listeners = Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)], tcp };
+        let listeners =
+            Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)], tcp, captured: Vec::new() };
         let (drain, stop) = drain();
         // Nobody inspects in tests.
         let (_inspect, inspections) = mpsc::channel(1);
