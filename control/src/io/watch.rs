@@ -246,6 +246,8 @@ impl Subscription {
                 return end;
             }
             if self.context.is_revoked() {
+                // The feed may be a step behind the State: whoever listens hears of it before being sent away.
+                let _ = self.catch_up();
                 return End::Refused(Status::unavailable(NODE_REVOKED));
             }
         }

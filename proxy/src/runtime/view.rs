@@ -208,7 +208,8 @@ impl Follower {
         }
     }
 
-    /// Takes a message in, and those that are there already, and puts them in force together.
+    /// Takes a message in, and those that are there already, and puts them in force together. What came before the end
+    /// of the stream counts: a node that is revoked tells so, and ends it.
     async fn take_in(
         &self,
         first: pb::WatchDown,
@@ -218,33 +219,47 @@ impl Follower {
         let held = self.plane.knowledge.view();
         let before = held.as_ref().map_or(Revision(0), |view| view.revision);
         let mut fold = Fold { held, working: None };
-        let mut next = Some(first);
+        let mut folded = Ok(());
+        let mut next = Some(Ok(first));
         for _ in 0..BATCH {
             let Some(message) = next.take() else { break };
-            match message.message {
-                Some(watch_down::Message::Snapshot(snapshot)) => fold.snapshot(&self.plane, &snapshot)?,
-                Some(watch_down::Message::Changes(changes)) => fold.changes(&changes)?,
-                Some(watch_down::Message::Live(query)) => {
-                    let revocation: Revocation = decode("live query", &query.revocation)?;
-                    let reach = self.plane.connections.reach(&revocation);
-                    let others = reach.others.iter().map(ToString::to_string).collect();
-                    let reply = pb::LiveReply { query: query.query, connections: reach.connections, others };
-                    send(up, watch_up::Message::Live(reply)).await?;
-                }
-                None => {}
-            }
-            next = match down.next().now_or_never() {
-                Some(Some(message)) => Some(message?),
-                Some(None) | None => None,
+            folded = match message {
+                Ok(message) => self.fold(&mut fold, message, up).await,
+                Err(status) => Err(SessionError::from(status)),
             };
+            if folded.is_err() {
+                break;
+            }
+            next = down.next().now_or_never().flatten();
         }
-        let Some(view) = fold.working else { return Ok(()) };
+        let Some(view) = fold.working else { return folded };
         let revision = view.revision;
         if revision > before {
             self.plane.put_in_force(Arc::new(view)).await;
-            send(up, watch_up::Message::Applied(self.applied(revision))).await?;
+            let told = send(up, watch_up::Message::Applied(self.applied(revision))).await;
+            folded = folded.and(told);
         }
-        Ok(())
+        folded
+    }
+
+    async fn fold(
+        &self,
+        fold: &mut Fold,
+        message: pb::WatchDown,
+        up: &mpsc::Sender<pb::WatchUp>,
+    ) -> Result<(), SessionError> {
+        match message.message {
+            Some(watch_down::Message::Snapshot(snapshot)) => fold.snapshot(&self.plane, &snapshot),
+            Some(watch_down::Message::Changes(changes)) => fold.changes(&changes),
+            Some(watch_down::Message::Live(query)) => {
+                let revocation: Revocation = decode("live query", &query.revocation)?;
+                let reach = self.plane.connections.reach(&revocation);
+                let others = reach.others.iter().map(ToString::to_string).collect();
+                let reply = pb::LiveReply { query: query.query, connections: reach.connections, others };
+                send(up, watch_up::Message::Live(reply)).await
+            }
+            None => Ok(()),
+        }
     }
 
     fn applied(&self, revision: Revision) -> pb::Applied {

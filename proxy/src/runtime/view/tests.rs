@@ -276,6 +276,29 @@ fn another_node_continues_where_the_first_left_off_and_a_view_never_goes_back() 
 }
 
 #[test]
+fn what_a_node_says_with_its_last_breath_is_in_force() {
+    on_local_set(async {
+        let mut followed = Followed::start().await;
+        let mut session = followed.session().await;
+        followed.view.revision = Revision(7);
+        session.snapshot(&followed.view).await;
+        session.hello().await;
+        session.announcement().await;
+        session.applied().await;
+        // As a node does that is revoked itself: both are there before either has been looked at.
+        let revocation = revoke(&followed.east.id("product"), 8);
+        session.changes(8, &[Change::Revoked(revocation.clone())]).await;
+        session.down.send(Err(Status::unavailable("this node is revoked"))).await.unwrap();
+        drop(session);
+
+        let mut session = followed.session().await;
+        assert_eq!(session.hello().await.from_revision, 8);
+        let known = followed.plane.knowledge.now();
+        assert!(known.trust.revocations.get(&revocation.id).is_some());
+    });
+}
+
+#[test]
 fn what_cannot_be_read_makes_us_ask_for_everything_and_a_foreign_view_is_refused() {
     on_local_set(async {
         let mut followed = Followed::start().await;

@@ -15,6 +15,10 @@ mod rotation;
 mod scene;
 mod workload_api;
 
+/// As in the binary itself: what an issuance costs is measured in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]

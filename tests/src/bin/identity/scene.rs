@@ -79,6 +79,20 @@ pub fn resident_mib(pid: u32) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
+/// For how long threads of these processes, those that live now, have had work and no core to do it on.
+pub fn waited_for_a_core(pids: &[u32]) -> Result<Duration> {
+    let mut nanoseconds = 0;
+    for pid in pids {
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            // A thread that has ended meanwhile waits for nothing.
+            let Ok(times) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+            let waited = times.split_ascii_whitespace().nth(1).context("no time in schedstat")?;
+            nanoseconds += waited.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_nanos(nanoseconds))
+}
+
 /// `p` of 0 to 1; the values are sorted for it.
 pub fn percentile(values: &mut [f64], p: f64) -> f64 {
     values.sort_by(f64::total_cmp);
