@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod authentication;
+pub mod body;
 pub mod document;
 pub mod limit;
 mod matching;

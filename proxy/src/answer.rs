@@ -9,6 +9,10 @@ pub enum Reason {
     BadRequest,
     /// More header fields than a request may have.
     HeadTooLarge,
+    /// A body of more bytes than the service's policy takes.
+    BodyTooLarge,
+    /// A body that hardly comes.
+    BodyTooSlow,
     /// The Host is not a service's name.
     UnknownHost,
     NoRoute,
@@ -43,7 +47,7 @@ pub enum Reason {
 }
 
 /// gRPC's word for an answer that was not made by a gRPC server (gRPC, "HTTP to gRPC Status Code Mapping"; our 504 is a
-/// deadline's, and our 429 a limit's).
+/// deadline's, our 413 and 429 are limits').
 pub fn grpc_status(status: StatusCode) -> u8 {
     const UNKNOWN: u8 = 2;
     const DEADLINE_EXCEEDED: u8 = 4;
@@ -59,7 +63,7 @@ pub fn grpc_status(status: StatusCode) -> u8 {
         StatusCode::FORBIDDEN => PERMISSION_DENIED,
         StatusCode::NOT_FOUND => UNIMPLEMENTED,
         StatusCode::GATEWAY_TIMEOUT => DEADLINE_EXCEEDED,
-        StatusCode::TOO_MANY_REQUESTS => RESOURCE_EXHAUSTED,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::PAYLOAD_TOO_LARGE => RESOURCE_EXHAUSTED,
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => UNAVAILABLE,
         _ => UNKNOWN,
     }
@@ -70,6 +74,8 @@ impl Reason {
         match self {
             Self::BadRequest => "bad-request",
             Self::HeadTooLarge => "head-too-large",
+            Self::BodyTooLarge => "body-too-large",
+            Self::BodyTooSlow => "body-too-slow",
             Self::UnknownHost => "unknown-host",
             Self::NoRoute => "no-route",
             Self::NoBackend => "no-backend",
@@ -95,6 +101,8 @@ impl Reason {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost | Self::NoRoute | Self::NothingServed => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
@@ -123,8 +131,11 @@ impl Reason {
             Self::ConnectionLost | Self::AppReset => "UC",
             Self::Timeout => "UT",
             Self::RateLimited => "RL",
+            // Of a stream that brings nothing.
+            Self::BodyTooSlow => "SI",
             Self::BadRequest
             | Self::HeadTooLarge
+            | Self::BodyTooLarge
             | Self::NotReady
             | Self::Revoked
             | Self::NotAllowed

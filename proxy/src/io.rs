@@ -2,7 +2,7 @@
 //!
 //! `listen` accepts, `tls` proves who is there, `http` serves a connection, `forward` takes our app's requests out,
 //! `metered` ends floods, `copy` lets a body be sent twice, `stream` carries what is no request, `dial` and `tunnel` make
-//! mesh connections, `app` hands requests from the mesh to our app, `check` finds out whether it
+//! mesh connections, `app` hands requests from the mesh to our app, `guard` ends bodies that are too large or too slow, `check` finds out whether it
 //! is well.
 
 pub mod app;
@@ -13,6 +13,7 @@ pub mod copy;
 pub mod dial;
 pub mod dns;
 pub mod forward;
+pub mod guard;
 pub mod http;
 pub mod limits;
 pub mod listen;

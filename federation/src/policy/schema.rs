@@ -471,7 +471,12 @@ static LIMITS: Shape = Shape::Object(&[
     optional("maxRetries", &Shape::Integer { from: 0, to: 1_000_000 }),
     optional("connectTimeout", &DURATION),
     optional("idleTimeout", &DURATION),
+    optional("maxRequestBytes", &Shape::Integer { from: 0, to: MAX_REQUEST_BYTES }),
+    optional("slowRequestTimeout", &DURATION),
 ]);
+
+/// 1 PiB: what a body of any sense does not reach, and every tool's numbers do.
+const MAX_REQUEST_BYTES: i128 = 1 << 50;
 
 static ACTIVE: Shape = Shape::Object(&[
     optional("http", &Shape::Object(&[required("path", &NEW_PATH)])),

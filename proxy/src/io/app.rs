@@ -3,7 +3,7 @@
 //! A request is admitted, its headers are put right, and it goes to the app on loopback: over pooled HTTP/1.1, or over
 //! HTTP/2 with prior knowledge where it is gRPC, which needs trailers and streams both ways.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hanse_federation::policy::access::AccessTable;
+use hanse_federation::policy::body::BodyLimits;
 use hanse_federation::{Revision, View};
 use hanse_identity::{RevocationId, ServiceName, SpiffeId, VerifiedCaller};
 use http::uri::PathAndQuery;
@@ -56,6 +57,8 @@ pub struct Inbound {
     users: RefCell<Authentication>,
     /// The AccessPolicies for what we serve, at that revision.
     access: RefCell<(Revision, Rc<AccessTable>)>,
+    /// What bodies may be, at that revision.
+    bodies: Cell<(Revision, BodyLimits)>,
 }
 
 /// One connection's caller, as its requests are told of it.
@@ -140,6 +143,7 @@ impl Inbound {
             tcp_ports,
             users,
             access,
+            bodies: Cell::default(),
         }
     }
 
@@ -287,6 +291,17 @@ impl Inbound {
         Rc::clone(&access.1)
     }
 
+    /// What bodies may be at this View; asked of the policies anew after it changed.
+    fn body_limits(&self, is_grpc: bool) -> BodyLimits {
+        let (mut revision, mut limits) = self.bodies.get();
+        if let Some(view) = self.plane.knowledge.view().filter(|view| view.revision != revision) {
+            (revision, limits) = (view.revision, BodyLimits::of(&view, &self.services));
+            self.bodies.set((revision, limits));
+        }
+        // Of calls that stream, messages may be minutes apart.
+        if is_grpc { BodyLimits { slow: None, ..limits } } else { limits }
+    }
+
     /// The one of our services that the request names, else our only one; for records.
     fn named_service(&self, request: &Request<Incoming>) -> Text {
         let text = match self.services.len() {
@@ -313,12 +328,17 @@ impl Inbound {
             // Some servers fold trailers into the headers, where what we say of the end user is.
             request.body_mut().drop_trailers();
         }
-        let (mut response, borrowed) = if request.version() == Version::HTTP_2 {
-            (app.ask_shared(request).await?, None)
+        let is_grpc = request.version() == Version::HTTP_2;
+        let fate = request.body_mut().limit(self.body_limits(is_grpc))?;
+        let asked = if is_grpc {
+            app.ask_shared(request).await.map(|response| (response, None))
         } else {
-            let (response, connection) = app.ask_alone(request).await?;
-            (response, Some(Borrowed { app: Rc::clone(app), connection }))
+            let borrowed = |connection| Borrowed { app: Rc::clone(app), connection };
+            app.ask_alone(request).await.map(|(response, connection)| (response, Some(borrowed(connection))))
         };
+        // The app has only seen that it broke off.
+        let (mut response, borrowed) = asked.map_err(|reason| fate.cut().unwrap_or(reason))?;
+        fate.answered();
         headers::strip_hop_by_hop(response.headers_mut());
         headers::strip_reserved(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;

@@ -8,10 +8,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hanse_federation::policy::body::BodyLimits;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::copy::{CopyReader, CopyWriter, Cut};
+use super::guard::{Fate, Guard};
+use crate::answer::Reason;
 use crate::headers::strip_reserved;
 
 /// A request's body on its way out.
@@ -24,6 +27,7 @@ pub enum RequestBody {
         copies: Vec<CopyWriter>,
         /// Whether trailers are passed on.
         trailers: bool,
+        guard: Option<Box<Guard>>,
     },
     /// A copy of another request's.
     Copied(CopyReader),
@@ -36,6 +40,8 @@ pub enum BodyError {
     Client(#[from] hyper::Error),
     #[error(transparent)]
     Copy(#[from] Cut),
+    #[error("it is cut here: {}", .0.as_str())]
+    Cut(Reason),
 }
 
 /// Counts bytes for somebody else to read.
@@ -165,8 +171,22 @@ impl RequestBody {
         if body.is_end_stream() {
             Self::Empty
         } else {
-            Self::Streamed { body, count, copies: Vec::new(), trailers: true }
+            Self::Streamed { body, count, copies: Vec::new(), trailers: true, guard: None }
         }
+    }
+
+    /// Holds it to limits. `Err`: it says itself that it is over them.
+    pub fn limit(&mut self, limits: BodyLimits) -> Result<Fate, Reason> {
+        let Self::Streamed { body, guard, .. } = self else { return Ok(Fate::default()) };
+        if limits.most.is_some_and(|most| body.size_hint().lower() > most) {
+            return Err(Reason::BodyTooLarge);
+        }
+        if limits.most.is_none() && limits.slow.is_none() {
+            return Ok(Fate::default());
+        }
+        let fate = Fate::watched();
+        *guard = Some(Box::new(Guard::new(limits, fate.clone())));
+        Ok(fate)
     }
 
     /// Its trailers end here.
@@ -187,8 +207,18 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Streamed { body, count, copies, trailers: passed } => {
+            Self::Streamed { body, count, copies, trailers: passed, guard } => {
                 let mut polled = Pin::new(&mut *body).poll_frame(cx);
+                if let Some(guard) = guard {
+                    let cut = match &polled {
+                        Poll::Ready(Some(Ok(frame))) => guard.came(frame.data_ref().map_or(0, Bytes::len)),
+                        Poll::Ready(_) => None,
+                        Poll::Pending => guard.waits(cx),
+                    };
+                    if let Some(reason) = cut {
+                        return Poll::Ready(Some(Err(BodyError::Cut(reason))));
+                    }
+                }
                 if let Poll::Ready(Some(Ok(frame))) = &mut polled {
                     count.add(frame);
                     // Some servers fold trailers into the headers.

@@ -2,6 +2,7 @@
 
 mod access;
 mod balancing;
+mod bodies;
 mod closing;
 mod faults;
 mod framing;

@@ -45,7 +45,8 @@ pub struct HashOn {
     pub source_identity: Option<bool>,
 }
 
-/// Circuit breakers: the most that may be under way from one proxy to the service in one cluster.
+/// Circuit breakers: the most that may be under way from one proxy to the service in one cluster. And what the proxy in front
+/// of the app takes as a request's body, whoever calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LimitsPolicy {
@@ -65,6 +66,13 @@ pub struct LimitsPolicy {
     /// A connection that has carried nothing for so long is let go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<PolicyDuration>,
+    /// Bytes of a request's body; of a stream's, all its messages together. Absent = any number: bodies are not collected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_request_bytes: Option<u64>,
+    /// Longest wait for each 16 KiB of a request's body, as long as nothing was answered; gRPC may take its time. Absent =
+    /// 30s; 0s = for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_request_timeout: Option<PolicyDuration>,
 }
 
 /// Requests of one session go to one endpoint, as long as it may be chosen (Gateway API, GEP-1619).
