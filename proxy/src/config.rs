@@ -12,6 +12,7 @@ use hanse_identity::{NodeName, ServiceName};
 
 use crate::capture::OPAQUE_PORTS;
 use crate::io::forward::tcp::TcpTarget;
+use crate::runtime::spans::Collector;
 use crate::staleness::{self, Staleness};
 use crate::trace::Sampling;
 
@@ -77,10 +78,13 @@ pub struct Config {
     /// Access log, one JSON object per line: a file, or - for standard output. None if not given.
     #[arg(long, value_name = "FILE|-")]
     pub access_log: Option<String>,
-    /// Takes part in traces: how many percent of those that begin here are recorded. Without it, trace headers of
-    /// callers are passed on and none begins here
-    #[arg(long, value_name = "PERCENT")]
-    pub trace_sampling: Option<Sampling>,
+    /// A collector of spans (OTLP over gRPC, plain text) on this host. Without it, trace headers of callers are passed
+    /// on and no trace begins here
+    #[arg(long, value_name = "http://HOST:PORT")]
+    pub otlp_endpoint: Option<Collector>,
+    /// How many percent of the traces that begin here are recorded; requests that fail always are
+    #[arg(long, value_name = "PERCENT", default_value = "1")]
+    pub trace_sampling: Sampling,
     /// Worker threads; default: one per core.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
@@ -219,6 +223,13 @@ mod tests {
         assert_eq!(config.workers, Some(2));
         assert_eq!(config.weight, 100);
         assert_eq!(config.staleness(), Staleness::default());
+        assert_eq!(config.otlp_endpoint, None);
+        assert!(
+            parse("--otlp-endpoint http://127.0.0.1:4317 --trace-sampling 0.5")
+                .unwrap()
+                .otlp_endpoint
+                .is_some()
+        );
         let strict = parse("--revocation-staleness 2m --on-stale deny-new").unwrap().staleness();
         assert_eq!(strict.bound, std::time::Duration::from_secs(120));
         assert_eq!(strict.on_stale, staleness::OnStale::DenyNew);
@@ -247,6 +258,10 @@ mod tests {
             "--workers 0",
             "--revocation-staleness 1s",
             "--trace-sampling 101",
+            "--otlp-endpoint 127.0.0.1:4317",
+            "--otlp-endpoint http://127.0.0.1",
+            "--otlp-endpoint https://127.0.0.1:4317",
+            "--otlp-endpoint http://127.0.0.1:4317/v1/traces",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

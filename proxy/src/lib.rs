@@ -45,6 +45,7 @@ use runtime::access_log::AccessLog;
 use runtime::addresses::{self, Directory};
 use runtime::admin::{self, Admin, Check};
 use runtime::drain::{self, Stop};
+use runtime::spans::Spans;
 use runtime::view::{self, Announce, Subscription};
 use runtime::{Plane, credentials, keep_asking, worker};
 use sidecar::{DRAIN_WITHIN, INSPECT_QUEUE, Inspect, Listeners, Settings};
@@ -77,7 +78,15 @@ pub fn run(config: Config) -> Result<()> {
     let bound = bind(&config)?;
     let locality = Locality { region: config.region.clone(), zone: config.zone.clone() };
     let plane = Plane::new(config.name.clone(), locality).with_staleness(config.staleness());
-    let plane = Arc::new(plane.with_sampling(config.trace_sampling));
+    let (plane, exporter) = match &config.otlp_endpoint {
+        Some(collector) => {
+            let started = Spans::start(collector, &plane);
+            let (spans, exporter) = started.context("the exporter of spans cannot be started")?;
+            (plane.with_sampling(Some(config.trace_sampling)).with_spans(spans), Some(exporter))
+        }
+        None => (plane, None),
+    };
+    let plane = Arc::new(plane);
     let (access_log, writer) = match &config.access_log {
         Some(target) => {
             let started = AccessLog::start(target, Arc::clone(&plane.telemetry));
@@ -91,6 +100,9 @@ pub fn run(config: Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(supervise(config, bound, plane, access_log));
     runtime.shutdown_background();
+    if let Some(exporter) = exporter {
+        exporter.close();
+    }
     if let Some(writer) = writer {
         let late = Instant::now() + LOG_FLUSH_WITHIN;
         while !writer.is_finished() && Instant::now() < late {

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod credentials;
 pub mod drain;
 pub mod knowledge;
+pub mod spans;
 pub mod telemetry;
 pub mod text;
 pub mod view;
@@ -26,6 +27,7 @@ use crate::trace::Sampling;
 use credentials::Credentials;
 use drain::Stop;
 use knowledge::Knowledge;
+use spans::Spans;
 use telemetry::Telemetry;
 
 /// What every data-plane role holds; shared by its control tasks and its workers.
@@ -40,6 +42,8 @@ pub struct Plane {
     pub staleness: Staleness,
     /// Which traces that begin here are recorded; `None`: we take no part in traces.
     pub sampling: Option<Sampling>,
+    /// Where finished spans go, if anywhere.
+    pub spans: Option<Spans>,
 }
 
 /// How often every live connection is asked whether its other end is still to be believed.
@@ -60,6 +64,7 @@ impl Plane {
             telemetry,
             staleness: Staleness::default(),
             sampling: None,
+            spans: None,
         }
     }
 
@@ -70,6 +75,11 @@ impl Plane {
 
     pub fn with_sampling(mut self, sampling: Option<Sampling>) -> Self {
         self.sampling = sampling;
+        self
+    }
+
+    pub fn with_spans(mut self, spans: Spans) -> Self {
+        self.spans = Some(spans);
         self
     }
 

@@ -349,6 +349,7 @@ impl Outbound {
             }
             let (tier, cluster) = self.describe(&outgoing, &choice);
             record.entry.tier = tier;
+            record.entry.failover = choice.tier > 0;
             record.entry.destination_cluster = cluster.text.clone();
             self.admit(&outgoing, &choice.candidate.target, &cluster.name, record)?;
             outgoing.attempts.begin();

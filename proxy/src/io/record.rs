@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hanse_federation::policy::access::Denied;
 use http::{Method, Request, StatusCode, Version};
@@ -16,6 +16,7 @@ use super::stream::Ending;
 use crate::answer::Reason;
 use crate::io::forward::UnderWay;
 use crate::runtime::access_log::{AccessLog, Entry, Lines};
+use crate::runtime::spans::Finished;
 use crate::runtime::telemetry::{
     AccessLabels, DurationLabels, Durations, FaultLabels, LimitLabels, MAX_SERIES, MirrorLabels,
     OverflowLabels, RequestLabels, RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
@@ -349,6 +350,8 @@ impl Record {
         if reporter.log.is_some() {
             (entry.trace_id, entry.span_id) = trace.ids();
             entry.start_time = now();
+        }
+        if reporter.log.is_some() || reporter.plane.spans.is_some() {
             request.uri().path().clone_into(&mut entry.path);
             if let Ok(Some(authority)) = crate::headers::authority(request) {
                 authority.clone_into(&mut entry.authority);
@@ -460,6 +463,11 @@ impl Record {
         }
     }
 
+    /// Worth a span even where the trace is not recorded: no answer, an error, or a word of the mesh about it.
+    fn has_failed(&self) -> bool {
+        self.entry.response_code >= 500 || !matches!(self.entry.response_flags, "-" | "DI" | CLIENT_LEFT_FLAG)
+    }
+
     fn finish(&mut self, bytes: u64) {
         self.finished = true;
         let elapsed = self.started.elapsed();
@@ -471,6 +479,17 @@ impl Record {
                 self.reporter.count_tcp(self.direction, &self.entry, &nothing);
             }
             _ => self.reporter.count(self.direction, &self.entry, elapsed),
+        }
+        if let (Some(spans), Some(span)) = (&self.reporter.plane.spans, self.trace.span())
+            && (span.sampled || self.has_failed())
+        {
+            spans.export(|| Finished {
+                span: *span,
+                outbound: self.direction == Direction::Outbound,
+                entry: self.entry.clone(),
+                end: SystemTime::now(),
+                duration: elapsed,
+            });
         }
         if let Some(log) = &self.reporter.log {
             self.entry.bytes_received = self.received.get();

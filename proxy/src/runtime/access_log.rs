@@ -46,6 +46,8 @@ pub struct Entry {
     pub source_spiffe: Text,
     pub destination_spiffe: Text,
     pub tier: &'static str,
+    /// A nearer tier would have been asked first, had it been well.
+    pub failover: bool,
     pub attempts: u32,
     pub policy: String,
     pub hanse_reason: String,
