@@ -40,6 +40,10 @@ pub enum Reason {
     AppReset,
     /// The end user's token is not believed.
     Unauthenticated,
+    /// An external authorizer said no.
+    DeniedExternally,
+    /// An external authorizer said nothing that could be used.
+    AuthorizerSilent,
     /// A RateLimit of the service is reached.
     RateLimited,
     /// This proxy stands in front of a client only.
@@ -92,6 +96,8 @@ impl Reason {
             Self::AppUnreachable => "app-unreachable",
             Self::AppReset => "app-reset",
             Self::Unauthenticated => "unauthenticated",
+            Self::DeniedExternally => "denied-externally",
+            Self::AuthorizerSilent => "authorizer-silent",
             Self::RateLimited => "rate-limited",
             Self::NothingServed => "nothing-served",
         }
@@ -108,6 +114,8 @@ impl Reason {
             Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+            // No 5xx: a healthy endpoint would be blamed for its authorizer.
+            Self::DeniedExternally | Self::AuthorizerSilent => StatusCode::FORBIDDEN,
             Self::NoSuchService
             | Self::NoHealthyEndpoint
             | Self::NotReady
@@ -130,6 +138,7 @@ impl Reason {
             Self::Unreachable | Self::AppUnreachable => "UF",
             Self::ConnectionLost | Self::AppReset => "UC",
             Self::Timeout => "UT",
+            Self::DeniedExternally | Self::AuthorizerSilent => "UAEX",
             Self::RateLimited => "RL",
             // Of a stream that brings nothing.
             Self::BodyTooSlow => "SI",

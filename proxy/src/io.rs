@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod authentication;
+pub mod authorize;
 pub mod body;
 pub mod check;
 pub mod copy;

@@ -13,6 +13,7 @@ pub mod config;
 pub mod connections;
 pub mod dns;
 pub mod exposed;
+pub mod external;
 pub mod headers;
 pub mod inbound;
 pub mod io;

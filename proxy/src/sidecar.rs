@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::connections::Side;
 use crate::io::app::Inbound;
+use crate::io::authorize::Authorizers;
 use crate::io::forward::Outbound;
 use crate::io::forward::captured::Capture;
 use crate::io::forward::tcp::TcpTarget;
@@ -83,13 +84,13 @@ pub async fn work(
     let mut app = None;
     if let Some(listener) = listeners.inbound {
         let inbound = Rc::new(Inbound::new(
-            Arc::clone(&plane),
             reporter,
             settings.services,
             settings.app,
             settings.limits,
             streams(),
             settings.tcp_ports,
+            Authorizers::new(Arc::clone(&plane), Rc::clone(&outbound)),
         ));
         let listener = TcpListener::from_std(listener)?;
         app = Some(Rc::clone(&inbound));

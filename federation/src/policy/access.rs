@@ -17,6 +17,10 @@ use super::matching::{PathTest, ValueTest};
 use super::value::Label;
 use crate::view::View;
 
+mod external;
+
+pub use external::{Authorizer, DEFAULT_TIMEOUT, External};
+
 /// Who asks.
 pub struct Caller<'c> {
     pub id: &'c SpiffeId,
@@ -43,6 +47,8 @@ pub struct AccessTable {
     deny: Vec<Rule>,
     allow: Vec<Rule>,
     audit: Vec<Rule>,
+    /// With whom each of them has asked.
+    external: Vec<(Rule, Arc<External>)>,
     /// There is an Allow, so who is not allowed is denied.
     restricted: bool,
     /// Some rule looks at paths.
@@ -56,6 +62,8 @@ pub struct Granted {
     pub by: Arc<str>,
     /// Those of Audit rules that match.
     pub audited: Vec<Arc<str>>,
+    /// Whose leave it needs beside, each policy once.
+    pub external: Vec<Arc<External>>,
 }
 
 /// Why not.
@@ -159,6 +167,9 @@ impl AccessTable {
 
     fn add(&mut self, policy: &AccessPolicy, name: &ServiceName) {
         self.restricted |= policy.action == AccessAction::Allow;
+        let external = External::compile(policy, name).map(Arc::new);
+        // An authorizer has to read the path as the app will.
+        self.paths |= policy.action == AccessAction::External;
         for (index, rule) in policy.rules.iter().enumerate() {
             let compiled = Rule::compile(rule, index, name);
             self.paths |= rule.to.as_ref().is_some_and(|to| !to.paths.is_empty());
@@ -169,6 +180,13 @@ impl AccessTable {
                 // Validation lets nothing pass that cannot be compiled. Should it: a Deny that is not understood
                 // denies all.
                 (AccessAction::Deny, None) => self.deny.push(Rule::everything(rule, index, name)),
+                (AccessAction::External, compiled) => {
+                    let rule = compiled.unwrap_or_else(|| Rule::everything(rule, index, name));
+                    match &external {
+                        Some(external) => self.external.push((rule, Arc::clone(external))),
+                        None => self.deny.push(rule),
+                    }
+                }
                 (AccessAction::Allow | AccessAction::Audit, None) => {}
             }
         }
@@ -176,7 +194,7 @@ impl AccessTable {
 
     /// Whether there is anything to ask.
     pub fn is_empty(&self) -> bool {
-        !self.restricted && self.deny.is_empty() && self.audit.is_empty()
+        !self.restricted && self.deny.is_empty() && self.audit.is_empty() && self.external.is_empty()
     }
 
     pub fn decide(
@@ -193,18 +211,23 @@ impl AccessTable {
         })
     }
 
-    /// For a connection that is not read: a rule that looks at requests allows none, and denies and audits all.
+    /// For a connection that is not read: a rule that looks at requests allows none, and denies and audits all. Nor is there
+    /// anything that an authorizer could be told.
     pub fn decide_stream(
         &self,
         caller: &Caller<'_>,
         own: &ClusterName,
         port: u16,
     ) -> Result<Granted, Denied> {
-        self.decide_by(|rule, doubt| {
+        let granted = self.decide_by(|rule, doubt| {
             rule.from.holds(caller, own)
                 && rule.to.holds_unread(port, doubt)
                 && (rule.user.is_everything() || doubt == Doubt::Matches)
-        })
+        })?;
+        match granted.external.first() {
+            Some(external) => Err(Denied::By(Arc::clone(&external.policy))),
+            None => Ok(granted),
+        }
     }
 
     fn decide_by(&self, holds: impl Fn(&Rule, Doubt) -> bool) -> Result<Granted, Denied> {
@@ -220,7 +243,14 @@ impl AccessTable {
             None => Arc::from(""),
         };
         let audited = self.audit.iter().filter(|rule| holds(rule, Doubt::Matches));
-        Ok(Granted { by, audited: audited.map(|rule| Arc::clone(&rule.name)).collect() })
+        let audited = audited.map(|rule| Arc::clone(&rule.name)).collect();
+        let mut external: Vec<Arc<External>> = Vec::new();
+        for (rule, asked) in &self.external {
+            if !external.iter().any(|known| Arc::ptr_eq(known, asked)) && holds(rule, Doubt::Matches) {
+                external.push(Arc::clone(asked));
+            }
+        }
+        Ok(Granted { by, audited, external })
     }
 }
 

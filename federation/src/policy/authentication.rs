@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::document::PolicySpec;
 use super::document::authentication::{JwtRule, RequestAuthentication};
 use super::value::PolicyDuration;
+use crate::reserved::same_spelling;
 use crate::stranger::EndpointUrl;
 use crate::view::View;
 
@@ -184,7 +185,7 @@ impl AuthenticationTable {
     pub fn rewrite(&self, headers: &mut HeaderMap, user: Option<(&Place, &EndUser)>) {
         let outputs = self.rules.iter().flat_map(|rule| &rule.outputs);
         for (_, output) in outputs {
-            let forged = |name: &&HeaderName| folded(name.as_str()).eq(folded(output.as_str()));
+            let forged = |name: &&HeaderName| same_spelling(name.as_str(), output.as_str());
             while let Some(name) = headers.keys().find(forged).cloned() {
                 headers.remove(name);
             }
@@ -200,11 +201,6 @@ impl AuthenticationTable {
             }
         }
     }
-}
-
-/// A name as servers read it that make variables of headers: letter case and punctuation are gone.
-fn folded(name: &str) -> impl Iterator<Item = u8> + '_ {
-    name.bytes().map(|b| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'-' })
 }
 
 /// What a claim says, as texts: one, several, or none that a header or a policy could hold.

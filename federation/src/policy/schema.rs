@@ -11,6 +11,8 @@ use hanse_identity::ClusterName;
 
 pub mod stream;
 
+mod authorizer;
+
 /// What a value has to look like.
 pub enum Shape {
     Object(&'static [Field]),
@@ -356,8 +358,9 @@ static CLAIM_TO_HEADER: Shape =
 
 pub static ACCESS_POLICY: Shape = Shape::Object(&[
     required("targetRefs", &Shape::List { of: &ACCESS_TARGET, at_least: 1, at_most: 16 }),
-    required("action", &Shape::OneOf(&["Allow", "Deny", "Audit"])),
+    required("action", &Shape::OneOf(&["Allow", "Deny", "Audit", "External"])),
     optional("rules", &Shape::List { of: &ACCESS_RULE, at_least: 0, at_most: 64 }),
+    optional("external", &authorizer::AUTHORIZER),
     not_yet("scope", "apply the document in each cluster: the destination's decides"),
 ]);
 

@@ -24,6 +24,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::authentication::{Authentication, Believed};
+use super::authorize::Authorizers;
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::forward::mark;
 use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, MAX_HEADERS, STREAM_WINDOW};
@@ -38,6 +39,7 @@ use crate::runtime::text::Text;
 use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
 
+mod authorize;
 mod standing;
 mod streams;
 
@@ -55,6 +57,7 @@ pub struct Inbound {
     /// Ports that are plain TCP, and where the app takes them.
     tcp_ports: Arc<BTreeMap<u16, SocketAddr>>,
     users: RefCell<Authentication>,
+    authorizers: Authorizers,
     /// The AccessPolicies for what we serve, at that revision.
     access: RefCell<(Revision, Rc<AccessTable>)>,
     /// What bodies may be, at that revision.
@@ -118,14 +121,15 @@ const BAD_TOKEN: HeaderValue = HeaderValue::from_static("Bearer error=\"invalid_
 
 impl Inbound {
     pub fn new(
-        plane: Arc<Plane>,
         reporter: Rc<Reporter>,
         services: Arc<BTreeSet<ServiceName>>,
         app: Option<SocketAddr>,
         limits: Arc<Limits>,
         streams: Streams,
         tcp_ports: Arc<BTreeMap<u16, SocketAddr>>,
+        authorizers: Authorizers,
     ) -> Self {
+        let plane = Arc::clone(authorizers.plane());
         let app =
             app.map(|address| Rc::new(App { address, idle: RefCell::default(), shared: RefCell::default() }));
         let access = RefCell::default();
@@ -142,6 +146,7 @@ impl Inbound {
             streams,
             tcp_ports,
             users,
+            authorizers,
             access,
             bodies: Cell::default(),
         }
@@ -180,7 +185,16 @@ impl Inbound {
             Ok(_) if full => Err(Reason::Overload),
             Ok(_) if too_large => Err(Reason::HeadTooLarge),
             Ok((admitted, _)) => match self.within_limits(&caller, &request, &mut record) {
-                Ok(()) => self.serve(admitted, &caller, request, &mut record).await,
+                Ok(()) => match self.authorize(&admitted, &caller, &mut request, &mut record).await {
+                    Ok(edits) => {
+                        let served = self.serve(admitted, &caller, request, &mut record).await;
+                        served.map(|(mut response, borrowed)| {
+                            edits.apply(response.headers_mut());
+                            (response, borrowed)
+                        })
+                    }
+                    Err(stopped) => return Ok(stopped.answer(record)),
+                },
                 Err(after) => return Ok(limited(after, record)),
             },
             Err(reason) => Err(reason),
@@ -317,15 +331,15 @@ impl Inbound {
 
     async fn serve(
         &self,
-        _admitted: Admitted,
+        admitted: Admitted,
         caller: &Caller,
         request: Request<Incoming>,
         record: &mut Record,
     ) -> Result<(Response<Incoming>, Option<Borrowed>), Reason> {
         let app = self.app.as_ref().ok_or(Reason::NothingServed)?;
         let mut request = prepare(request, caller, record)?;
-        if self.users.borrow().has_rules() {
-            // Some servers fold trailers into the headers, where what we say of the end user is.
+        if self.users.borrow().has_rules() || !admitted.granted().external.is_empty() {
+            // Some servers fold trailers into the headers, where what we, or authorizers, say is.
             request.body_mut().drop_trailers();
         }
         let is_grpc = request.version() == Version::HTTP_2;

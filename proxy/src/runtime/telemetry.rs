@@ -134,6 +134,15 @@ pub struct AccessLabels {
     pub decision: &'static str,
 }
 
+/// `hanse_external_authorizations_total`: questions to external authorizers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AuthorizationLabels {
+    /// `namespace/name`.
+    pub policy: String,
+    /// `allowed`, `denied`, `failed` (and refused for it), or `failed-open`.
+    pub decision: &'static str,
+}
+
 /// `hanse_faults_injected_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FaultLabels {
@@ -173,6 +182,7 @@ pub struct Telemetry {
     pub retries: Family<RetryLabels, Counter>,
     pub mirrored: Family<MirrorLabels, Counter>,
     pub access: Family<AccessLabels, Counter>,
+    pub authorizations: Family<AuthorizationLabels, Counter>,
     pub faults: Family<FaultLabels, Counter>,
     pub limited: Family<LimitLabels, Counter>,
     pub streams: Family<StreamLabels, Gauge>,
@@ -240,6 +250,7 @@ impl Default for Telemetry {
             retries: Family::default(),
             mirrored: Family::default(),
             access: Family::default(),
+            authorizations: Family::default(),
             faults: Family::default(),
             limited: Family::default(),
             streams: Family::default(),
@@ -273,6 +284,11 @@ impl Default for Telemetry {
         new.register("hanse_requests_by_tier", "Outbound requests by tier of the ladder", new.tiers.clone());
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
         new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
+        new.register(
+            "hanse_external_authorizations",
+            "Questions to external authorizers",
+            new.authorizations.clone(),
+        );
         new.register("istio_tcp_connections_opened", "TCP connections opened", new.tcp_opened.clone());
         new.register(
             "istio_tcp_connections_closed",

@@ -1,6 +1,7 @@
 //! Tests of whole workers over loopback sockets: real TLS, real HTTP, Views given by hand.
 
 mod access;
+mod authorize;
 mod balancing;
 mod bodies;
 mod closing;

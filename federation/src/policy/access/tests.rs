@@ -339,3 +339,30 @@ fn ports_are_of_connections_and_doubt_keeps_requests_out() {
         assert!(!unread(&table(&[("Deny", &rules)]), 6379), "{looks}");
     }
 }
+
+#[test]
+fn an_authorizer_is_asked_once_beside_the_policies_and_about_no_stream() {
+    let external = "External\n  external: { address: '127.0.0.1:9191', failOpen: true }";
+    let table = table(&[
+        (external, "[{ to: { methods: [POST] } }, { to: { methods: [POST, PUT] } }]"),
+        ("Deny", "[{ from: { identities: ['spiffe://*/ns/*/sa/bot'] } }]"),
+    ]);
+    let (id, own): (SpiffeId, ClusterName) = (WEB.parse().unwrap(), "west".parse().unwrap());
+    let caller = Caller { id: &id, cluster: Some(&own), user: None };
+    let asked = |method: &str| {
+        let asked = Asked { method, path: "/", header: &|_, _| {} };
+        table.decide(&caller, &own, &asked).unwrap().external
+    };
+    assert!(asked("GET").is_empty());
+    for method in ["POST", "post", "PUT"] {
+        let asked = asked(method);
+        assert_eq!(asked.len(), 1, "{method}");
+        assert_eq!((asked[0].timeout, asked[0].fail_open), (DEFAULT_TIMEOUT, true));
+    }
+    assert_eq!(ask(&table, BOT, "POST", "/", &[]), "denied by shop/p1#0");
+    assert!(
+        ask(&table, WEB, "GET", "/a/%2e%2e/b", &[]).starts_with("the path"),
+        "it could be read otherwise"
+    );
+    assert_eq!(table.decide_stream(&caller, &own, 5432), Err(Denied::By("shop/p0".into())));
+}

@@ -1,9 +1,13 @@
 //! AccessPolicy as documents write it: who may call a service. Plain data.
 
+use std::net::SocketAddr;
+
 use hanse_identity::ClusterName;
 use serde::{Deserialize, Serialize};
 
+use super::filter::MirrorRef;
 use super::{HeaderMatch, HttpMethod, Label, PathMatch, TargetRef};
+use crate::policy::value::PolicyDuration;
 
 /// AccessPolicy.spec: rules for the services of its own namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +19,31 @@ pub struct AccessPolicy {
     /// Any of them. With Allow, none means that nobody may call.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<AccessRule>,
+    /// Whom to ask, with action External and no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalAuthorizer>,
+}
+
+/// Who speaks `envoy.service.auth.v3.Authorization` (gRPC). Field names are those of Gateway API's external authorization
+/// (GEP-1494) where it has the field.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalAuthorizer {
+    /// A service of the mesh, asked by mutual TLS like any other; or `address`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_ref: Option<MirrorRef>,
+    /// On the workload's own host, where nobody else reads what is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// For an answer; `DEFAULT_TIMEOUT` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<PolicyDuration>,
+    /// Whether requests go on while nobody is there to answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fail_open: bool,
+    /// Headers that it is told; all if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_headers: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,6 +54,8 @@ pub enum AccessAction {
     Deny,
     /// Told in log and metrics, and nothing else.
     Audit,
+    /// Who matches, and whom the policies let through, needs an external authorizer's leave beside.
+    External,
 }
 
 /// Caller and request have to match; what is left out matches everything.
@@ -95,6 +126,7 @@ impl AccessAction {
             Self::Allow => "Allow",
             Self::Deny => "Deny",
             Self::Audit => "Audit",
+            Self::External => "External",
         }
     }
 }

@@ -1,14 +1,18 @@
 //! AccessPolicies: what they say wrongly by themselves, and what names nobody that is known here.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use super::alone::{check_path, check_pattern, check_targets};
+use super::alone::{check_group, check_path, check_pattern, check_targets};
 use super::{Findings, exporters, is_here, known_names};
-use crate::policy::access::IdPattern;
+use crate::policy::access::{DEFAULT_TIMEOUT, IdPattern};
 use crate::policy::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessTo};
 use crate::policy::document::{HeaderMatchKind, PathMatch, PolicyDocument, PolicySpec};
-use crate::policy::value::near;
+use crate::policy::value::{PolicyDuration, near};
 use crate::view::View;
+
+/// Longest that a request may wait for an authorizer.
+const MAX_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn check(view: &View, policy: &AccessPolicy, namespace: &str, findings: &mut Findings<'_>) {
     check_targets("targetRefs", &policy.target_refs, namespace, findings);
@@ -30,6 +34,7 @@ pub(super) fn check(view: &View, policy: &AccessPolicy, namespace: &str, finding
         let message = format!("a policy with action {} and no rule does nothing", policy.action.as_str());
         findings.error("E4004", "spec.rules".to_owned(), message, "add a rule".to_owned());
     }
+    check_external(view, policy, namespace, findings);
     let mut names = BTreeSet::new();
     for (index, rule) in policy.rules.iter().enumerate() {
         let path = format!("spec.rules[{index}]");
@@ -43,6 +48,48 @@ pub(super) fn check(view: &View, policy: &AccessPolicy, namespace: &str, finding
         if let Some(to) = &rule.to {
             check_to(policy.action, to, &format!("{path}.to"), findings);
         }
+    }
+}
+
+/// One authorizer, which is not the one that is protected, and nobody on the way to it.
+fn check_external(view: &View, policy: &AccessPolicy, namespace: &str, findings: &mut Findings<'_>) {
+    let path = "spec.external".to_owned();
+    let Some(external) = &policy.external else {
+        if policy.action == AccessAction::External {
+            let message = "the policy says nobody who is asked".to_owned();
+            findings.error("E4004", path, message, "add external with backendRef or address".to_owned());
+        }
+        return;
+    };
+    if policy.action != AccessAction::External {
+        let message = format!("nobody is asked with action {}", policy.action.as_str());
+        findings.error("E4005", path.clone(), message, "write action: External, or remove it".to_owned());
+    }
+    if external.backend_ref.is_some() == external.address.is_some() {
+        let message = "an authorizer is a service of the mesh or an address, one of the two".to_owned();
+        findings.error("E4005", path.clone(), message, "keep one of backendRef and address".to_owned());
+    }
+    if external.address.is_some_and(|address| !address.ip().is_loopback() || address.port() == 0) {
+        let message = "what is asked would cross the network in plain text".to_owned();
+        let fix = "write an address of the host itself (127.0.0.1:9191), or a backendRef".to_owned();
+        findings.error("E4005", format!("{path}.address"), message, fix);
+    }
+    let timeout = external.timeout.map_or(DEFAULT_TIMEOUT, PolicyDuration::get);
+    if timeout.is_zero() || timeout > MAX_TIMEOUT {
+        let message = "nobody waits that long, or that short".to_owned();
+        findings.error("E4005", format!("{path}.timeout"), message, "write 1ms to 10s".to_owned());
+    }
+    let Some(backend) = &external.backend_ref else { return };
+    let path = format!("{path}.backendRef");
+    check_group(&backend.group, backend.kind, &path, findings);
+    let service = backend.service(namespace);
+    if policy.target_refs.iter().any(|target| target.service(namespace) == service) {
+        let message = format!("{service} would be asked whether it may be asked");
+        findings.error("E4005", path, message, "leave it out of targetRefs".to_owned());
+    } else if !is_here(view, &service) && exporters(view, &service).is_empty() {
+        let message = format!("no cluster offers {service} ({})", known_names(view, namespace));
+        let fix = "until one does, what it would be asked about is refused".to_owned();
+        findings.warning("E4107", path, message, fix);
     }
 }
 
@@ -101,9 +148,13 @@ fn check_from(view: &View, from: &AccessFrom, path: &str, findings: &mut Finding
 }
 
 fn check_to(action: AccessAction, to: &AccessTo, path: &str, findings: &mut Findings<'_>) {
-    if action == AccessAction::Deny && !to.paths.is_empty() {
-        let message = "a path cannot be denied: whoever writes it in another way would pass".to_owned();
-        let fix = "write an Allow with the paths that may be called".to_owned();
+    if matches!(action, AccessAction::Deny | AccessAction::External) && !to.paths.is_empty() {
+        let message =
+            "a path decides no Deny and no External: whoever writes it in another way would pass".to_owned();
+        let fix = match action {
+            AccessAction::Deny => "write an Allow with the paths that may be called".to_owned(),
+            _ => "leave it out: the authorizer is told the path, and decides".to_owned(),
+        };
         findings.error("E4130", format!("{path}.paths"), message, fix);
     }
     for (index, wanted) in to.paths.iter().enumerate() {

@@ -465,3 +465,35 @@ fn a_limit_lets_something_through_and_names_its_header() {
         assert_eq!(codes(&document(bad)), [code], "{bad}");
     }
 }
+
+#[test]
+fn an_external_authorizer_is_one_and_nobody_on_the_way_reads_what_it_is_asked() {
+    let document = |spec: &str| {
+        format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{ name: a, namespace: shop }}\nspec:\n  \
+             targetRefs: [{{ kind: Service, name: reviews }}]\n{spec}"
+        )
+    };
+    let asked = |external: &str| {
+        document(&format!("  action: External\n  external: {{ {external} }}\n  rules: [{{}}]\n"))
+    };
+    assert_eq!(codes(&asked("address: '127.0.0.1:9191'")), [""; 0]);
+    assert_eq!(codes(&asked("address: '[::1]:9191', timeout: 10s, failOpen: true")), [""; 0]);
+    for bad in [
+        "address: '10.0.0.1:9191'",
+        "address: '127.0.0.1:0'",
+        "address: '127.0.0.1:9191', timeout: 11s",
+        "address: '127.0.0.1:9191', timeout: 0s",
+        "failOpen: true",
+        "address: '127.0.0.1:9191', backendRef: { name: nowhere }",
+        "backendRef: { name: reviews }",
+    ] {
+        assert!(codes(&asked(bad)).contains(&"E4005".to_owned()), "{bad}: {:?}", codes(&asked(bad)));
+    }
+    assert_eq!(codes(&asked("backendRef: { name: nowhere }")), ["E4107"]);
+    assert_eq!(codes(&document("  action: External\n  rules: [{}]\n")), ["E4004"]);
+    let allow = "  action: Allow\n  external: { address: '127.0.0.1:9191' }\n  rules: [{}]\n";
+    assert_eq!(codes(&document(allow)), ["E4005"]);
+    let path = "  action: External\n  external: { address: '127.0.0.1:9191' }\n  rules: [{ to: { paths: [{ value: /a }] } }]\n";
+    assert_eq!(codes(&document(path)), ["E4130"]);
+}

@@ -53,12 +53,19 @@ impl Inbound {
             (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
             (Ok(_), Ok(_)) if self.in_flight.count() >= MAX_IN_FLIGHT => Err(Reason::Overload),
             (Ok(_), Ok(_)) if request.headers().len() > MAX_HEADERS => Err(Reason::HeadTooLarge),
-            (Ok(wanted), Ok((_, user))) => match self.within_limits(&caller, &request, &mut record) {
+            (Ok(wanted), Ok((admitted, user))) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => {
                     let _asking = self.in_flight.begin();
+                    let edits = match self.authorize(&admitted, &caller, &mut request, &mut record).await {
+                        Ok(edits) => edits,
+                        Err(stopped) => return stopped.answer(record),
+                    };
                     let standing = Standing::new(&self, &caller, Asked::Request(head(&request), user));
                     let upgraded = self.upgrade(wanted, &caller, request, &mut record).await;
-                    upgraded.map(|(response, ends)| (response, ends.map(|ends| (ends, standing))))
+                    upgraded.map(|(mut response, ends)| {
+                        edits.apply(response.headers_mut());
+                        (response, ends.map(|ends| (ends, standing)))
+                    })
                 }
                 Err(after) => return limited(after, record),
             },
