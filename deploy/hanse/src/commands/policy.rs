@@ -225,6 +225,30 @@ fn line(diagnostic: &Diagnostic) -> String {
 mod tests {
     use super::*;
 
+    const KEYS: &str =
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    #[test]
+    fn only_key_sets_are_sent_along_and_from_beside_the_document() {
+        let folder = tempfile::tempdir().unwrap();
+        let document = folder.path().join("a.yaml").display().to_string();
+        let text = |file: &str| {
+            format!(
+                "apiVersion: hanse.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {{ name: a, namespace: shop }}\nspec:\n  \
+                 targetRefs: [{{ kind: Service, name: reviews }}]\n  jwtRules: [{{ issuer: i, jwksFile: {file} }}]\n"
+            )
+        };
+        std::fs::write(folder.path().join("keys.json"), KEYS).unwrap();
+        let sent = files_beside(&document, &text("keys.json")).unwrap();
+        assert_eq!(sent, BTreeMap::from([("keys.json".to_owned(), KEYS.to_owned())]));
+        std::fs::write(folder.path().join("other"), "hunter2").unwrap();
+        let refused = files_beside(&document, &text("other")).unwrap_err();
+        assert_eq!(refused.code, "E4005");
+        assert!(!refused.message.contains("hunter2"), "{}", refused.message);
+        assert!(files_beside(&document, &text("nowhere.json")).is_err());
+        assert!(files_beside(&document, "kind: nothing").unwrap().is_empty());
+    }
+
     #[test]
     fn a_diagnostic_names_its_place_and_its_fix() {
         let diagnostic = Diagnostic {
