@@ -10,7 +10,7 @@
 //! tier `pick` balances, for which `table` has the tables of consistent hashing and `warm` knows who has just come up.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub enum TierKind {
     Region,
     Cluster,
     Peer,
+    /// Out of the mesh.
+    Outside,
 }
 
 /// One place a request can go.
@@ -74,6 +76,8 @@ pub enum Way {
     Direct(SocketAddr),
     /// Through one of the peer's gateways.
     Tunnel(ClusterName),
+    /// To somebody who is no member of any mesh.
+    Outside(IpAddr),
 }
 
 /// One step of the ladder.
@@ -212,10 +216,27 @@ impl Ladder {
     pub fn build(view: &View, host: &ServiceHost, from: &Locality, previous: Option<&Ladder>) -> Self {
         let settings = settings_of(view, host);
         let tiers = build::tiers(view, host, from, &settings);
+        let known = build::is_known(view, host, &settings);
+        Self::of_tiers(host, tiers, settings, known, previous)
+    }
+
+    /// The ladder of a service outside the mesh: one step, with its addresses.
+    pub fn outside(view: &View, host: &ServiceHost, addresses: &[IpAddr], previous: Option<&Ladder>) -> Self {
+        let tiers = build::outside_tier(view, addresses).into_iter().collect();
+        Self::of_tiers(host, tiers, settings_of(view, host), true, previous)
+    }
+
+    fn of_tiers(
+        host: &ServiceHost,
+        tiers: Vec<Tier>,
+        settings: LadderSettings,
+        known: bool,
+        previous: Option<&Ladder>,
+    ) -> Self {
         let division = Division::new(&tiers, &settings.mode, previous.map(|ladder| &ladder.division));
         Self {
             service: host.service.clone(),
-            known: build::is_known(view, host, &settings),
+            known,
             shares: Vec::with_capacity(tiers.len()),
             outlook: Outlook::default(),
             cached: None,
@@ -391,7 +412,7 @@ impl Candidate {
     /// The cluster that it is in, seen from a caller in `own`.
     pub fn cluster<'c>(&'c self, own: &'c ClusterName) -> &'c ClusterName {
         match &self.way {
-            Way::Direct(_) => own,
+            Way::Direct(_) | Way::Outside(_) => own,
             Way::Tunnel(cluster) => cluster,
         }
     }

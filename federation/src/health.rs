@@ -10,6 +10,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hanse_identity::{ClusterName, ServiceName, Timestamp};
@@ -21,6 +22,8 @@ use crate::catalog::EndpointId;
 pub enum Target {
     Endpoint(EndpointId),
     Cluster(ClusterName),
+    /// Outside the mesh.
+    Address(IpAddr),
 }
 
 /// How one attempt ended.

@@ -13,6 +13,8 @@ use hanse_identity::ServiceName;
 pub enum Reach {
     ClusterSet,
     Cluster,
+    /// Out of the mesh: an ExternalService.
+    External,
 }
 
 /// A service as a host name means it.
@@ -31,6 +33,7 @@ impl Reach {
         match self {
             Self::ClusterSet => "clusterset",
             Self::Cluster => "cluster",
+            Self::External => "external",
         }
     }
 }
@@ -64,6 +67,35 @@ impl ServiceHost {
     pub fn to_host(&self) -> String {
         format!("{}.{}.svc.{}.local", self.service.name(), self.service.namespace(), self.reach.zone())
     }
+}
+
+/// Any host that an authority names, in lower case and without a trailing dot, and its port. `None`: neither a DNS name nor
+/// an IP address (IPv6 in brackets).
+pub fn host_of(authority: &str) -> Option<(Cow<'_, str>, Option<u16>)> {
+    if authority.len() > MAX_AUTHORITY_BYTES {
+        return None;
+    }
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((_, inside)) if inside.ends_with(']') => (authority, None),
+        Some((host, port)) => {
+            let digits = port.bytes().all(|b| b.is_ascii_digit());
+            (host, Some(port.parse().ok().filter(|port: &u16| digits && *port > 0)?))
+        }
+        None => (authority, None),
+    };
+    if let Some(literal) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return literal.parse::<std::net::Ipv6Addr>().is_ok().then_some((Cow::Borrowed(host), port));
+    }
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let fits = |label: &str| {
+        let inside = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(inside)
+    };
+    let lower = match host.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(host.to_ascii_lowercase()),
+        false => Cow::Borrowed(host),
+    };
+    (host.len() <= 253 && host.split('.').all(fits)).then_some((lower, port))
 }
 
 /// The part before `:port`; `None` if what follows the colon is no port.

@@ -88,6 +88,9 @@ pub struct Config {
     /// Worker threads; default: one per core.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
+    /// A DNS server for names outside the mesh, in place of those of this system; repeatable.
+    #[arg(long = "dns-server", value_name = "ADDRESS")]
+    pub dns_servers: Vec<SocketAddr>,
     /// Share of traffic among the service's endpoints, 1 to 1000.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub weight: u32,

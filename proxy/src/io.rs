@@ -2,7 +2,7 @@
 //!
 //! `listen` accepts, `tls` proves who is there, `http` serves a connection, `forward` takes our app's requests out,
 //! `metered` ends floods, `copy` lets a body be sent twice, `stream` carries what is no request, `dial` and `tunnel` make
-//! mesh connections, `app` hands requests from the mesh to our app, `guard` ends bodies that are too large or too slow, `check` finds out whether it
+//! mesh connections, `outside` those that leave the mesh, `app` hands requests from the mesh to our app, `guard` ends bodies that are too large or too slow, `check` finds out whether it
 //! is well.
 
 pub mod app;
@@ -20,6 +20,7 @@ pub mod limits;
 pub mod listen;
 pub mod loops;
 pub mod metered;
+pub mod outside;
 pub mod record;
 pub mod sever;
 pub mod stream;

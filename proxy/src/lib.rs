@@ -48,7 +48,7 @@ use runtime::admin::{self, Admin, Check};
 use runtime::drain::{self, Stop};
 use runtime::spans::Spans;
 use runtime::view::{self, Announce, Subscription};
-use runtime::{Plane, credentials, keep_asking, worker};
+use runtime::{Plane, credentials, keep_asking, resolve, worker};
 use sidecar::{DRAIN_WITHIN, INSPECT_QUEUE, Inspect, Listeners, Settings};
 
 /// Between saying that we are no longer ready and taking no more connections: time for the word to get around.
@@ -177,6 +177,7 @@ async fn supervise(
     let subscription = Subscription { kind: "proxy", control: config.control.clone(), announce: announced };
     tokio::spawn(view::follow(Arc::clone(&plane), subscription, stop.clone()));
     tokio::spawn(keep_asking(Arc::clone(&plane), stop.clone()));
+    tokio::spawn(resolve::follow(Arc::clone(&plane.resolved), config.dns_servers.clone(), stop.clone()));
     if let Some(address) = config.app {
         let watched = watch_app(address, Arc::clone(&plane), Arc::clone(&services), app_ready, stop.clone());
         tokio::spawn(watched);

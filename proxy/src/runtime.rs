@@ -9,6 +9,7 @@ pub mod admin;
 pub mod credentials;
 pub mod drain;
 pub mod knowledge;
+pub mod resolve;
 pub mod spans;
 pub mod telemetry;
 pub mod text;
@@ -27,6 +28,7 @@ use crate::trace::Sampling;
 use credentials::Credentials;
 use drain::Stop;
 use knowledge::Knowledge;
+use resolve::Resolved;
 use spans::Spans;
 use telemetry::Telemetry;
 
@@ -38,6 +40,8 @@ pub struct Plane {
     pub knowledge: Arc<Knowledge>,
     pub connections: Arc<Connections>,
     pub telemetry: Arc<Telemetry>,
+    /// What DNS says of names outside.
+    pub resolved: Arc<Resolved>,
     /// What an old View means for new handshakes.
     pub staleness: Staleness,
     /// Which traces that begin here are recorded; `None`: we take no part in traces.
@@ -62,6 +66,7 @@ impl Plane {
             connections: Arc::new(Connections::new(Arc::clone(&telemetry))),
             credentials,
             telemetry,
+            resolved: Arc::default(),
             staleness: Staleness::default(),
             sampling: None,
             spans: None,

@@ -1,6 +1,7 @@
 //! From a View to tiers: who could answer for a service, in which order of nearness.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hanse_identity::{ClusterName, SpiffeId};
@@ -56,7 +57,7 @@ fn is_within(kind: TierKind, there: &Locality, from: &Locality) -> bool {
         TierKind::Zone => !from.zone.is_empty() && there.zone == from.zone && there.region == from.region,
         TierKind::Region => !from.region.is_empty() && there.region == from.region,
         TierKind::Cluster => true,
-        TierKind::Peer => false,
+        TierKind::Peer | TierKind::Outside => false,
     }
 }
 
@@ -99,6 +100,26 @@ fn peer_candidate(view: &View, peer: &Peer, summary: &ServiceSummary) -> Option<
     })
 }
 
+/// Everybody outside is as near as everybody else; `None` if there is nobody.
+pub(super) fn outside_tier(view: &View, addresses: &[IpAddr]) -> Option<Tier> {
+    /// As endpoints weigh that say nothing of it.
+    const WEIGHT: u32 = 100;
+    let candidate = |address: &IpAddr| Candidate {
+        target: Target::Address(*address),
+        key: key("address", &address.to_string()),
+        identities: Arc::default(),
+        weight: WEIGHT,
+        ready_weight: WEIGHT,
+        way: Way::Outside(*address),
+    };
+    let candidates: Vec<_> = addresses.iter().map(candidate).collect();
+    (!candidates.is_empty()).then(|| Tier {
+        kind: TierKind::Outside,
+        cluster: view.cluster.clone(),
+        candidates,
+    })
+}
+
 fn key(kind: &str, name: &str) -> u64 {
     stable_hash(format!("{kind}/{name}").as_bytes())
 }
@@ -119,7 +140,7 @@ fn peers_in_order<'v>(view: &'v View, host: &ServiceHost, settings: &LadderSetti
         (LocalityMode::Distribute(percents), ..) => named(&mut percents.iter().map(|(cluster, _)| cluster)),
         (_, Some(order), _) => named(&mut order.iter()),
         (_, None, Reach::ClusterSet) => view.peers.values().collect(),
-        (_, None, Reach::Cluster) => Vec::new(),
+        (_, None, Reach::Cluster | Reach::External) => Vec::new(),
     }
 }
 

@@ -130,6 +130,7 @@ fn tiers(ladder: &Ladder) -> String {
     let name = |c: &Candidate| match &c.target {
         Target::Endpoint(id) => id.to_string(),
         Target::Cluster(cluster) => cluster.to_string(),
+        Target::Address(address) => address.to_string(),
     };
     let tier = |tier: &Tier| {
         let names: Vec<_> = tier.candidates.iter().map(name).collect();

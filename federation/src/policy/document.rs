@@ -13,6 +13,7 @@ pub mod access;
 pub mod active;
 pub mod authentication;
 pub mod balance;
+pub mod edge;
 pub mod fault;
 pub mod filter;
 pub mod grpc;
@@ -22,6 +23,7 @@ pub mod stream;
 
 pub use access::AccessPolicy;
 pub use authentication::RequestAuthentication;
+pub use edge::{BackendTlsPolicy, ExternalService, MeshConfig};
 pub use fault::FaultInjection;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
 pub use grpc::GrpcRoute;
@@ -37,6 +39,8 @@ pub const GATEWAY_API_VERSION: &str = "gateway.networking.k8s.io/v1";
 pub const HANSE_API_VERSION: &str = "hanse.dev/v1alpha1";
 /// API group of ServiceImport.
 pub const IMPORT_GROUP: &str = "multicluster.x-k8s.io";
+/// API group of our own kinds.
+pub const HANSE_GROUP: &str = "hanse.dev";
 /// Namespace of a document that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
@@ -56,6 +60,10 @@ pub enum PolicyKind {
     FaultInjection,
     RateLimit,
     RequestAuthentication,
+    ExternalService,
+    #[serde(rename = "BackendTLSPolicy")]
+    BackendTlsPolicy,
+    MeshConfig,
 }
 
 /// `<kind>/<namespace>/<name>`.
@@ -91,6 +99,10 @@ pub enum PolicySpec {
     FaultInjection(FaultInjection),
     RateLimit(RateLimit),
     RequestAuthentication(RequestAuthentication),
+    ExternalService(ExternalService),
+    #[serde(rename = "BackendTLSPolicy")]
+    BackendTlsPolicy(BackendTlsPolicy),
+    MeshConfig(MeshConfig),
 }
 
 /// HTTPRoute.spec of Gateway API v1, in the parts that this version carries out.
@@ -112,6 +124,8 @@ pub enum RefKind {
     Service,
     /// Its endpoints in every cluster that exports it, group `multicluster.x-k8s.io`.
     ServiceImport,
+    /// Something outside the mesh, group `hanse.dev`.
+    ExternalService,
 }
 
 /// A parent of a route or the target of a policy.
@@ -397,6 +411,9 @@ impl PolicyDocument {
             PolicySpec::FaultInjection(_) => PolicyKind::FaultInjection,
             PolicySpec::RateLimit(_) => PolicyKind::RateLimit,
             PolicySpec::RequestAuthentication(_) => PolicyKind::RequestAuthentication,
+            PolicySpec::ExternalService(_) => PolicyKind::ExternalService,
+            PolicySpec::BackendTlsPolicy(_) => PolicyKind::BackendTlsPolicy,
+            PolicySpec::MeshConfig(_) => PolicyKind::MeshConfig,
         }
     }
 
@@ -424,6 +441,9 @@ impl PolicyDocument {
             PolicySpec::FaultInjection(fault) => serde_json::to_value(fault),
             PolicySpec::RateLimit(limit) => serde_json::to_value(limit),
             PolicySpec::RequestAuthentication(policy) => serde_json::to_value(policy),
+            PolicySpec::ExternalService(external) => serde_json::to_value(external),
+            PolicySpec::BackendTlsPolicy(policy) => serde_json::to_value(policy),
+            PolicySpec::MeshConfig(config) => serde_json::to_value(config),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),
@@ -435,7 +455,7 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 9] = [
+    pub const ALL: [PolicyKind; 12] = [
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
@@ -445,6 +465,9 @@ impl PolicyKind {
         Self::FaultInjection,
         Self::RateLimit,
         Self::RequestAuthentication,
+        Self::ExternalService,
+        Self::BackendTlsPolicy,
+        Self::MeshConfig,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -458,12 +481,17 @@ impl PolicyKind {
             Self::FaultInjection => "FaultInjection",
             Self::RateLimit => "RateLimit",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::ExternalService => "ExternalService",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::MeshConfig => "MeshConfig",
         }
     }
 
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute => GATEWAY_API_VERSION,
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute | Self::BackendTlsPolicy => {
+                GATEWAY_API_VERSION
+            }
             _ => HANSE_API_VERSION,
         }
     }
@@ -567,6 +595,7 @@ impl std::fmt::Display for RefKind {
         f.pad(match self {
             Self::Service => "Service",
             Self::ServiceImport => "ServiceImport",
+            Self::ExternalService => "ExternalService",
         })
     }
 }

@@ -13,8 +13,7 @@ use super::value::near;
 use super::workload::WORKLOAD_KIND;
 
 /// Kinds of the plan and of Gateway API that this version does not carry out.
-const NOT_YET: [&str; 8] = [
-    "BackendTLSPolicy",
+const NOT_YET: [&str; 7] = [
     "ClusterPeer",
     "ExportPolicy",
     "Gateway",
@@ -82,6 +81,9 @@ fn document(node: &Node) -> Result<PolicyDocument, Vec<Problem>> {
             PolicyKind::FaultInjection => &schema::FAULT_INJECTION,
             PolicyKind::RateLimit => &schema::RATE_LIMIT,
             PolicyKind::RequestAuthentication => &schema::REQUEST_AUTHENTICATION,
+            PolicyKind::ExternalService => &schema::edge::EXTERNAL_SERVICE,
+            PolicyKind::BackendTlsPolicy => &schema::edge::BACKEND_TLS_POLICY,
+            PolicyKind::MeshConfig => &schema::edge::MESH_CONFIG,
         };
         schema::check(shape, spec, "spec", &mut problems);
     }
@@ -152,6 +154,9 @@ fn typed(kind: PolicyKind, spec: &Node) -> Result<PolicySpec, Problem> {
         PolicyKind::RequestAuthentication => {
             serde_json::from_value(json).map(PolicySpec::RequestAuthentication)
         }
+        PolicyKind::ExternalService => serde_json::from_value(json).map(PolicySpec::ExternalService),
+        PolicyKind::BackendTlsPolicy => serde_json::from_value(json).map(PolicySpec::BackendTlsPolicy),
+        PolicyKind::MeshConfig => serde_json::from_value(json).map(PolicySpec::MeshConfig),
     };
     read.map_err(|e| Problem {
         code: "E4005",

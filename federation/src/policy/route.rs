@@ -288,6 +288,7 @@ fn reached(kind: RefKind, service: ServiceName) -> ServiceHost {
     let reach = match kind {
         RefKind::Service => Reach::Cluster,
         RefKind::ServiceImport => Reach::ClusterSet,
+        RefKind::ExternalService => Reach::External,
     };
     ServiceHost { service, reach }
 }

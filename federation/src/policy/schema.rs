@@ -9,6 +9,7 @@ use super::value::{Label, Percent, PolicyDuration, near};
 use crate::stranger::{EndpointUrl, MAX_ROOTS_BYTES};
 use hanse_identity::ClusterName;
 
+pub mod edge;
 pub mod stream;
 
 mod authorizer;
@@ -247,7 +248,7 @@ static MIRROR: Shape = Shape::Object(&[
 
 static MIRROR_BACKEND: Shape = Shape::Object(&[
     optional("group", &GROUP),
-    optional("kind", &REF_KIND),
+    optional("kind", &MIRROR_KIND),
     required("name", &LABEL),
     optional("namespace", &LABEL),
     optional("port", &PORT),
@@ -519,8 +520,10 @@ static OUTLIER: Shape = Shape::Object(&[
 static ANY_TEXT: Shape = Shape::Text(any_text);
 static LABEL: Shape = Shape::Text(label);
 static CLUSTER: Shape = Shape::Text(cluster);
-static GROUP: Shape = Shape::OneOf(&["", "core", "multicluster.x-k8s.io"]);
-static REF_KIND: Shape = Shape::OneOf(&["Service", "ServiceImport"]);
+static GROUP: Shape = Shape::OneOf(&["", "core", "multicluster.x-k8s.io", "hanse.dev"]);
+static REF_KIND: Shape = Shape::OneOf(&["Service", "ServiceImport", "ExternalService"]);
+/// Copies stay in the mesh.
+static MIRROR_KIND: Shape = Shape::OneOf(&["Service", "ServiceImport"]);
 static PORT: Shape = Shape::Integer { from: 1, to: 65_535 };
 static COUNT: Shape = Shape::Integer { from: 1, to: 1_000_000 };
 static DURATION: Shape = Shape::Text(duration);

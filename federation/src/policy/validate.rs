@@ -8,7 +8,7 @@ use hanse_identity::{ClusterName, ServiceName, Timestamp};
 
 use super::document::{
     BackendPolicy, Diagnostic, HttpRoute, LocalityPolicy, LocalityPolicyMode, PolicyDocument, PolicyKey,
-    PolicySpec, RefKind, Scope, Severity, TargetRef,
+    PolicyKind, PolicySpec, RefKind, Scope, Severity, TargetRef,
 };
 use super::value::near;
 use crate::view::View;
@@ -17,6 +17,7 @@ mod access;
 mod alone;
 mod authentication;
 mod balance;
+mod edge;
 mod fault;
 mod filters;
 mod limit;
@@ -29,8 +30,10 @@ const MAX_LISTED: usize = 8;
 /// the line of the document and the path of the field; `locate` finds the field's own line where the text is at hand.
 pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::new();
+    let externals = externals(view, documents);
     for (document, line) in documents {
-        let mut findings = Findings { file, line: *line, diagnostics: &mut diagnostics };
+        let mut findings =
+            Findings { file, line: *line, diagnostics: &mut diagnostics, externals: &externals };
         let namespace = document.name.namespace();
         match &document.spec {
             PolicySpec::HttpRoute(route) => {
@@ -64,6 +67,11 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 stream::check(view, documents, document, &route.to_http(), &mut findings)
             }
             PolicySpec::FaultInjection(fault) => fault::check(fault, &mut findings),
+            PolicySpec::ExternalService(external) => {
+                edge::check_external(view, documents, document, external, &mut findings)
+            }
+            PolicySpec::BackendTlsPolicy(policy) => edge::check_tls(policy, namespace, &mut findings),
+            PolicySpec::MeshConfig(_) => edge::check_config(view, documents, document, &mut findings),
             PolicySpec::RateLimit(policy) => limit::check(view, policy, namespace, &mut findings),
             PolicySpec::BackendPolicy(policy) => {
                 alone::check_policy(policy, namespace, &mut findings);
@@ -80,11 +88,26 @@ struct Findings<'f> {
     file: &'f str,
     line: usize,
     diagnostics: &'f mut Vec<Diagnostic>,
+    /// ExternalServices, those that are applied together with it included.
+    externals: &'f BTreeSet<ServiceName>,
 }
 
 impl Findings<'_> {
     fn error(&mut self, code: &str, path: String, message: String, fix: String) {
         self.add(code, Severity::Error, path, message, fix);
+    }
+
+    /// An ExternalService that has to be there.
+    fn check_external(&mut self, service: &ServiceName, code: &str, path: String) {
+        if self.externals.contains(service) {
+            return;
+        }
+        let names = self.externals.iter().filter(|e| e.namespace() == service.namespace()).map(|e| e.name());
+        let fix = match near(service.name(), names) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "apply it together with this document, or before".to_owned(),
+        };
+        self.error(code, path, format!("there is no ExternalService {service}"), fix);
     }
 
     fn warning(&mut self, code: &str, path: String, message: String, fix: String) {
@@ -106,6 +129,12 @@ impl Findings<'_> {
     }
 }
 
+/// The ExternalServices that there will be.
+fn externals(view: &View, documents: &[(PolicyDocument, usize)]) -> BTreeSet<ServiceName> {
+    let all = view.policies.values().chain(documents.iter().map(|(document, _)| document));
+    all.filter(|d| d.kind() == PolicyKind::ExternalService).map(|d| d.name.clone()).collect()
+}
+
 fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut Findings<'_>) {
     check_targets(view, "parentRefs", "parent", &route.parent_refs, namespace, findings);
     for (r, rule) in route.rules.iter().enumerate() {
@@ -113,6 +142,10 @@ fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut F
         for (b, backend) in rule.backend_refs.iter().enumerate() {
             let path = format!("spec.rules[{r}].backendRefs[{b}].name");
             let service = backend.service(namespace);
+            if backend.kind == RefKind::ExternalService {
+                findings.check_external(&service, "E4107", path);
+                continue;
+            }
             let effect = match total {
                 0 => String::new(),
                 _ => format!("; {} % of the rule's requests would get 503", percent(backend.weight, total)),
@@ -165,7 +198,8 @@ fn check_policy(view: &View, policy: &BackendPolicy, namespace: &str, findings: 
     if locality.mode == LocalityPolicyMode::LocalOnly {
         for target in &policy.target_refs {
             let service = target.service(namespace);
-            if view.endpoints_of(&service).next().is_none() {
+            let is_service = target.kind != RefKind::ExternalService;
+            if is_service && view.endpoints_of(&service).next().is_none() {
                 let message = format!(
                     "{service} has no endpoint in {}, and LocalOnly lets no request leave it",
                     view.cluster
@@ -188,7 +222,9 @@ fn check_targets(
 ) {
     for (index, target) in targets.iter().enumerate() {
         let service = target.service(namespace);
-        if !is_here(view, &service) && exporters(view, &service).is_empty() {
+        if target.kind == RefKind::ExternalService {
+            findings.check_external(&service, "E4101", format!("spec.{field}[{index}].name"));
+        } else if !is_here(view, &service) && exporters(view, &service).is_empty() {
             let message = format!(
                 "{what} {} {service} is neither in {} nor imported ({})",
                 target.kind,

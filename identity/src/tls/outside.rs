@@ -1,25 +1,29 @@
-//! TLS towards those who are not of the mesh: bundle endpoints, ours and other domains' (SPIFFE Federation §5).
+//! TLS towards those who are not of the mesh: bundle endpoints, ours and other domains' (SPIFFE Federation §5), services
+//! outside that our apps call, and clients outside that call ours.
 //!
 //! The one place where a certificate of the web is believed, and it proves nothing but the host of a URL: what comes
-//! over such a connection is a foreign domain's public bundle or an issuer's key set, never an identity. TLS 1.3 only, as everywhere here.
+//! over such a connection is never an identity, and none of ours is shown. TLS 1.3 only, as everywhere here.
 
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::{IdentitySource, SessionIdentity, finished_client, provider};
+use super::{IdentitySource, SessionIdentity, client_builder, finished_client, provider};
 
 /// Why a configuration cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutsideError {
     #[error("none of the {0} roots can be used")]
     NoRoots(usize),
+    #[error("{0:?} is no name that a certificate can have")]
+    Name(String),
     #[error("the certificate and its key cannot be used: {0}")]
     Certificate(String),
 }
@@ -47,21 +51,84 @@ pub fn web_client_config(
     roots: &[CertificateDer<'_>],
     alpn: &[&[u8]],
 ) -> Result<Arc<rustls::ClientConfig>, OutsideError> {
+    Ok(web_client(web_verifier(roots)?, alpn))
+}
+
+/// The same, for a server whose certificate has to have one of `names`, whatever name it is asked for by.
+pub fn named_client_config(
+    roots: &[CertificateDer<'_>],
+    names: &[String],
+    alpn: &[&[u8]],
+) -> Result<Arc<rustls::ClientConfig>, OutsideError> {
+    let name =
+        |name: &String| ServerName::try_from(name.clone()).map_err(|_| OutsideError::Name(name.clone()));
+    let names = names.iter().map(name).collect::<Result<_, _>>()?;
+    Ok(web_client(Arc::new(AnyName { inner: web_verifier(roots)?, names }), alpn))
+}
+
+fn web_verifier(roots: &[CertificateDer<'_>]) -> Result<Arc<WebPkiServerVerifier>, OutsideError> {
     let mut store = RootCertStore::empty();
     let (added, _) = store.add_parsable_certificates(roots.iter().map(|der| der.clone().into_owned()));
     let none = || OutsideError::NoRoots(roots.len());
     if added == 0 {
         return Err(none());
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider().clone())
+    WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider().clone())
         .build()
-        .map_err(|_| none())?;
-    let config = rustls::ClientConfig::builder_with_provider(provider().clone())
-        .with_protocol_versions(&[&TLS13])
-        .expect("the provider has TLS 1.3 cipher suites")
-        .with_webpki_verifier(verifier)
-        .with_no_client_auth();
-    Ok(finished_client(config, alpn))
+        .map_err(|_| none())
+}
+
+fn web_client(verifier: Arc<dyn ServerCertVerifier>, alpn: &[&[u8]]) -> Arc<rustls::ClientConfig> {
+    finished_client(client_builder(verifier).with_no_client_auth(), alpn)
+}
+
+/// The web's rules, for one of these names in place of the one that was asked for.
+#[derive(Debug)]
+struct AnyName {
+    inner: Arc<WebPkiServerVerifier>,
+    names: Vec<ServerName<'static>>,
+}
+
+impl ServerCertVerifier for AnyName {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let mut verified = Err(CertificateError::NotValidForName.into());
+        for name in &self.names {
+            verified = self.inner.verify_server_cert(end_entity, intermediates, name, ocsp_response, now);
+            if verified.is_ok() {
+                break;
+            }
+        }
+        verified
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
 }
 
 /// A server that shows an SVID and asks for no certificate (`https_spiffe`; Federation §5.2.2.2).

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use hanse_federation::choose::{Candidate, Choice, Ladder, Limits, RetrySettings, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
-use hanse_federation::host::ServiceHost;
+use hanse_federation::host::{Reach, ServiceHost};
+use hanse_federation::policy::document::edge::ExternalProtocol;
+use hanse_federation::policy::external::Externals;
 use hanse_federation::policy::{RequestParts, RouteTable, StreamRoutes};
 use hanse_federation::{Revision, View};
 use hanse_identity::{ServiceName, Timestamp};
@@ -24,6 +26,7 @@ use tokio::time::Instant;
 use super::body::{AnswerBody, RequestBody, ResponseBody};
 use super::dial::{Carried, DialError, For, Pool};
 use super::http::MAX_HEADERS;
+use super::outside::Outsiders;
 use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
 use super::tunnel::Tunnels;
@@ -45,6 +48,7 @@ use failed::Failed;
 use hosts::{Host, Hosts};
 use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected};
 use names::{Named, Names, OwnNames};
+use outside::Outside;
 use upgrade::Upgrade;
 
 pub use backend::UnderWay;
@@ -60,6 +64,7 @@ mod hosts;
 mod message;
 mod mirror;
 mod names;
+mod outside;
 pub mod tcp;
 pub mod upgrade;
 
@@ -80,6 +85,8 @@ pub struct Outbound {
     /// Of this proxy; limits are divided among them.
     workers: u32,
     own: RefCell<OwnNames>,
+    outsiders: Outsiders,
+    externals: RefCell<(Revision, Rc<Externals>)>,
     in_flight: Cell<usize>,
     /// Copies under way.
     mirroring: Cell<usize>,
@@ -97,6 +104,8 @@ struct Tables {
     names: Rc<Names>,
     /// Connections that requests went by last, by `Candidate::key`.
     recent: Recent,
+    /// Where it is, if that is out of the mesh.
+    outside: Option<Outside>,
 }
 
 /// A request that is being tried.
@@ -150,6 +159,8 @@ impl Outbound {
             backends: RefCell::default(),
             workers,
             own: RefCell::default(),
+            outsiders: Outsiders::default(),
+            externals: RefCell::default(),
             in_flight: Cell::new(0),
             mirroring: Cell::new(0),
         }
@@ -198,19 +209,23 @@ impl Outbound {
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
         let (view, own) = self.standing(&known, record)?;
         let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-        let host = self.hosts.of(bound, authority)?;
+        let host = self.host(view, bound, authority)?;
         if *request.method() == Method::CONNECT || !headers::is_framing_plain(request.headers()) {
             return Err(Reason::BadRequest);
         }
         let plan = self.plan(view, &host, &request, is_grpc)?;
         plan.route.as_ref().clone_into(&mut record.entry.policy);
-        let tables = match *plan.backend == host.service {
+        let mut tables = match *plan.backend == host.service {
             true => self.tables_of(view, &host),
             false => self.tables(view, &plan.backend),
         };
         record.entry.upstream_cluster = tables.names.service.clone();
         if let Some(redirect) = plan.filters.as_ref().and_then(|filters| filters.redirect()) {
             return redirected(redirect, authority.unwrap_or(NO_AUTHORITY), request.uri(), &plan, record);
+        }
+        if plan.backend.reach == Reach::External {
+            let found = self.tables_for(view, &plan.backend, authority, ExternalProtocol::Http, record);
+            tables = Box::pin(found).await?;
         }
         let deadline = Instant::now() + plan.request_timeout;
         if let Some(answer) = self.inject(&plan, &request, is_grpc, deadline, record).await? {
@@ -223,7 +238,8 @@ impl Outbound {
         let hash = on.and_then(|on| outbound::hash_of(&on, request.headers(), request.uri().query(), caller));
         let sessions = tables.ladder.borrow().settings.session.clone();
         let session = sessions.as_ref().and_then(|policy| Session::of(policy, request.headers(), now()));
-        let upgrade = Upgrade::asked(&mut request);
+        let within = plan.backend.reach != Reach::External;
+        let upgrade = if within { Upgrade::asked(&mut request) } else { None };
         let mut request = prepare(request, plan.filters.as_deref(), host.authority.as_ref(), record)?;
         let attempts = match &upgrade {
             Some(upgrade) => Attempts::new(&upgrade.method, false),
@@ -288,6 +304,9 @@ impl Outbound {
 
     /// The service's tables at this View; built on first use after it changed.
     fn tables(&self, view: &View, host: &ServiceHost) -> Rc<Tables> {
+        if host.reach == Reach::External {
+            return self.tables_outside(view, host);
+        }
         let mut tables = self.tables.borrow_mut();
         let held = tables.get(host);
         if let Some(held) = held.filter(|held| held.revision == view.revision) {
@@ -313,6 +332,7 @@ impl Outbound {
             limits,
             names,
             recent: Recent::default(),
+            outside: None,
         });
         // Names that nothing is known of are not remembered: anybody can make up more of them.
         if known && tables.len() < MAX_TABLES {
@@ -404,6 +424,7 @@ impl Outbound {
             TierKind::Region => "region",
             TierKind::Cluster => "cluster",
             TierKind::Peer => "peer",
+            TierKind::Outside => return ("outside", outgoing.tables.names.outside(&outgoing.view.cluster)),
         };
         (tier, outgoing.tables.names.cluster(choice.candidate.cluster(&outgoing.view.cluster)))
     }
@@ -440,6 +461,10 @@ impl Outbound {
         request: Request<RequestBody>,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Failed> {
+        if let Way::Outside(address) = candidate.way {
+            // Boxed, as few requests go there and all would carry its size.
+            return Box::pin(self.send_outside(outgoing, candidate, address, request, record)).await;
+        }
         let is_stream = *request.method() == Method::CONNECT;
         let connection = match outgoing.tables.recent.usable(outgoing.what, candidate) {
             Some(connection) => connection,
@@ -527,11 +552,15 @@ impl Outbound {
         health.retain(|_, target| match target {
             Target::Endpoint(id) => view.endpoints.contains_key(id),
             Target::Cluster(cluster) => view.peers.contains_key(cluster),
+            Target::Address(_) => self.is_outside(target),
         });
         health.retain_paths(|cluster| view.peers.contains_key(cluster));
+        let externals = self.externals(&view);
+        self.outsiders.tidy(now, |service| externals.get(service).is_some());
         let known = |service: &ServiceName| {
             view.services.contains_key(service)
                 || view.peers.values().any(|p| p.services.contains_key(service))
+                || externals.get(service).is_some()
         };
         let mut backends = self.backends.borrow_mut();
         backends.retain(|service, _| known(service));
@@ -539,6 +568,7 @@ impl Outbound {
             backend.load.borrow_mut().retain(|target| match target {
                 Target::Endpoint(id) => view.endpoints.contains_key(id),
                 Target::Cluster(cluster) => view.peers.contains_key(cluster),
+                Target::Address(_) => self.is_outside(target),
             });
         }
         drop(backends);

@@ -11,6 +11,7 @@ mod grpc;
 mod health;
 mod hostile;
 mod limits;
+mod outside;
 mod readers;
 mod replaced;
 mod routing;

@@ -404,7 +404,7 @@ fn hop(view: &View, candidate: &Candidate, random: u64) -> Option<(Option<Cluste
     match (&candidate.way, &candidate.target) {
         (Way::Direct(_), Target::Endpoint(id)) => Some((None, id.clone())),
         (Way::Tunnel(peer), _) => gateway_of(view, peer, random).map(|name| (Some(peer.clone()), name)),
-        (Way::Direct(_), Target::Cluster(_)) => None,
+        (Way::Direct(_), Target::Cluster(_) | Target::Address(_)) | (Way::Outside(_), _) => None,
     }
 }
 

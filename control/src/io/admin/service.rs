@@ -113,6 +113,7 @@ fn tier_item(view: &View, service: &ServiceName, number: usize, tier: &Tier, sha
         TierKind::Region => "region",
         TierKind::Cluster => "cluster",
         TierKind::Peer => "peer",
+        TierKind::Outside => "outside",
     };
     TierItem {
         tier: number,
@@ -130,7 +131,7 @@ fn tier_item(view: &View, service: &ServiceName, number: usize, tier: &Tier, sha
 fn local_members(view: &View, tier: &Tier) -> Vec<TierMember> {
     let endpoint = |target: &Target| match target {
         Target::Endpoint(id) => view.endpoints.get(id),
-        Target::Cluster(_) => None,
+        Target::Cluster(_) | Target::Address(_) => None,
     };
     tier.candidates
         .iter()
@@ -139,6 +140,7 @@ fn local_members(view: &View, tier: &Tier) -> Vec<TierMember> {
             let address = match &candidate.way {
                 Way::Direct(address) => address.to_string(),
                 Way::Tunnel(cluster) => cluster.to_string(),
+                Way::Outside(address) => address.to_string(),
             };
             Some(TierMember {
                 name: endpoint.id.to_string(),

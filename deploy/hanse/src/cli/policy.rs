@@ -17,14 +17,16 @@ pub enum PolicyCommand {
     },
     /// Print policies, of a kind, or one
     Get {
-        /// HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, BackendPolicy, AccessPolicy, FaultInjection, RateLimit or RequestAuthentication
+        /// HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, BackendPolicy, AccessPolicy, FaultInjection, RateLimit, RequestAuthentication,
+        /// ExternalService, BackendTLSPolicy or MeshConfig
         kind: Option<hanse_federation::policy::PolicyKind>,
         /// NAMESPACE/NAME, or NAME with -n
         name: Option<String>,
     },
     /// Delete policies
     Delete {
-        /// HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, BackendPolicy, AccessPolicy, FaultInjection, RateLimit or RequestAuthentication
+        /// HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, BackendPolicy, AccessPolicy, FaultInjection, RateLimit, RequestAuthentication,
+        /// ExternalService, BackendTLSPolicy or MeshConfig
         kind: hanse_federation::policy::PolicyKind,
         /// NAMESPACE/NAME, or NAME with -n
         #[arg(required = true)]

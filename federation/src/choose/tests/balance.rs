@@ -34,6 +34,7 @@ fn name(choice: &Choice) -> String {
     match &choice.candidate.target {
         Target::Endpoint(id) => id.to_string(),
         Target::Cluster(cluster) => cluster.to_string(),
+        Target::Address(address) => address.to_string(),
     }
 }
 

@@ -237,7 +237,7 @@ fn shape_and_types_agree() {
                 .collect(),
             Shape::Map { of, .. } => serde_json::json!({ "east": least(of, all) }),
             Shape::List { of, .. } => serde_json::json!([least(of, all)]),
-            Shape::Text(test) => ["a", "2s", "50%", "/a"]
+            Shape::Text(test) => ["a", "2s", "50%", "/a", "192.0.2.1"]
                 .into_iter()
                 .find(|text| test(text).is_ok())
                 .expect("one of them fits")
@@ -256,6 +256,9 @@ fn shape_and_types_agree() {
         serde_json::from_value::<TcpRoute>(least(&schema::stream::TCP_ROUTE, all)).unwrap();
         serde_json::from_value::<TlsRoute>(least(&schema::stream::TLS_ROUTE, all)).unwrap();
         serde_json::from_value::<AccessPolicy>(least(&schema::ACCESS_POLICY, all)).unwrap();
+        serde_json::from_value::<ExternalService>(least(&schema::edge::EXTERNAL_SERVICE, all)).unwrap();
+        serde_json::from_value::<BackendTlsPolicy>(least(&schema::edge::BACKEND_TLS_POLICY, all)).unwrap();
+        serde_json::from_value::<MeshConfig>(least(&schema::edge::MESH_CONFIG, all)).unwrap();
     }
     // And the other way: all that serde writes, the shape knows.
     let json = least(&schema::BACKEND_POLICY, true);

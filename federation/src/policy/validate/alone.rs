@@ -6,7 +6,7 @@ use super::Findings;
 use super::filters::check_filters;
 use crate::policy::document::retry::RetryPolicy;
 use crate::policy::document::{
-    BackendPolicy, GrpcRoute, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, IMPORT_GROUP,
+    BackendPolicy, GrpcRoute, HANSE_GROUP, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, IMPORT_GROUP,
     LocalityPolicy, LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch, RefKind, RouteMatch, RouteRule,
     TargetRef,
 };
@@ -90,8 +90,10 @@ pub(super) fn check_group(group: &str, kind: RefKind, path: &str, findings: &mut
     let wanted = match kind {
         RefKind::Service if matches!(group, "" | "core") => return,
         RefKind::ServiceImport if group == IMPORT_GROUP => return,
+        RefKind::ExternalService if group == HANSE_GROUP => return,
         RefKind::Service => "\"\"",
         RefKind::ServiceImport => IMPORT_GROUP,
+        RefKind::ExternalService => HANSE_GROUP,
     };
     let message = format!("{kind} is not in group {group:?}");
     findings.error("E4005", format!("{path}.group"), message, format!("write group: {wanted}"));

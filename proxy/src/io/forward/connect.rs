@@ -116,6 +116,7 @@ impl Outbound {
                 };
                 pool.connection(key, 1, admits, dial).await
             }
+            Way::Outside(_) => Err(no_address()),
         }
     }
 }
@@ -127,7 +128,7 @@ pub(super) fn key(outgoing: &Outgoing<'_>, candidate: &Candidate) -> Option<Key>
             Some(Key::Service(outgoing.plan.backend.service.clone(), cluster.clone()))
         }
         (Way::Direct(address), Target::Endpoint(id)) => Some(Key::Endpoint(id.clone(), *address)),
-        (Way::Direct(_), Target::Cluster(_)) => None,
+        (Way::Direct(_), Target::Cluster(_) | Target::Address(_)) | (Way::Outside(_), _) => None,
     }
 }
 

@@ -73,5 +73,6 @@ fn describe_target(target: &Target) -> String {
     match target {
         Target::Endpoint(id) => format!("endpoint/{id}"),
         Target::Cluster(cluster) => format!("cluster/{cluster}"),
+        Target::Address(address) => format!("address/{address}"),
     }
 }

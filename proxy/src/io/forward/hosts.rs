@@ -71,6 +71,13 @@ impl Hosts {
     }
 }
 
+impl Host {
+    /// A host outside, which is read anew by every request: what it means changes with the documents.
+    pub fn outside(service: ServiceHost, authority: &str) -> Rc<Self> {
+        Rc::new(Self { service, authority: authority.parse().ok(), tables: RefCell::default() })
+    }
+}
+
 impl Outbound {
     /// The tables of the host's own service at this View.
     pub(super) fn tables_of(&self, view: &View, host: &Host) -> Rc<Tables> {

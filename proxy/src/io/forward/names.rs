@@ -1,6 +1,6 @@
 //! Names that requests are told of by: ours, a service's, and those of the clusters that answer for it; made once, not per request.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
 use hanse_federation::View;
@@ -16,6 +16,7 @@ use crate::runtime::text::Text;
 pub(super) struct Names {
     pub service: Text,
     clusters: RefCell<Vec<Named>>,
+    outside: OnceCell<Named>,
 }
 
 /// A cluster, as records and headers have it.
@@ -53,7 +54,14 @@ impl Outbound {
 
 impl Names {
     pub fn new(service: &ServiceName) -> Self {
-        Self { service: Text::of(service), clusters: RefCell::default() }
+        Self { service: Text::of(service), clusters: RefCell::default(), outside: OnceCell::new() }
+    }
+
+    /// Outside, which is no cluster; `own`: whose limits count.
+    pub fn outside(&self, own: &ClusterName) -> Named {
+        let header = HeaderValue::from_static("outside");
+        let named = || Named { name: own.clone(), text: Text::of(&"outside"), header };
+        self.outside.get_or_init(named).clone()
     }
 
     pub fn cluster(&self, name: &ClusterName) -> Named {

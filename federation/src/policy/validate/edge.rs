@@ -1,0 +1,133 @@
+//! ExternalServices and the TLS to them: names that are the mesh's own, addresses that are this host's, ports and roots
+//! that cannot be.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use hanse_identity::tls::outside::may_be_roots;
+
+use super::{Findings, is_here};
+use crate::host::ServiceHost;
+use crate::policy::document::edge::{BackendTlsPolicy, ExternalService};
+use crate::policy::document::{PolicyDocument, PolicyKind, PolicySpec};
+use crate::policy::external::is_local;
+use crate::view::View;
+
+/// Longest certificates that a document may carry.
+const MAX_PEM_BYTES: usize = 64 * 1024;
+
+pub(super) fn check_external(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    document: &PolicyDocument,
+    external: &ExternalService,
+    findings: &mut Findings<'_>,
+) {
+    if external.addresses.is_empty() && external.hosts.len() > 1 {
+        let message = "DNS may say something else for each of the hosts".to_owned();
+        let fix = "write an ExternalService for each, or addresses".to_owned();
+        findings.error("E4005", "spec.hosts[1]".to_owned(), message, fix);
+    }
+    for (index, host) in external.hosts.iter().enumerate() {
+        check_host(view, documents, document, host, &format!("spec.hosts[{index}]"), findings);
+    }
+    let mut ports = BTreeSet::new();
+    for (index, port) in external.ports.iter().enumerate() {
+        if !ports.insert(port.port) {
+            let (path, message) =
+                (format!("spec.ports[{index}].port"), format!("port {} is there twice", port.port));
+            findings.error("E4005", path, message, "remove one of them".to_owned());
+        }
+    }
+    for (index, address) in external.addresses.iter().enumerate() {
+        if is_local(*address) && !external.allow_local_addresses {
+            let message =
+                format!("{address} means the host of whoever dials it, or what only this host can see");
+            let fix = "write allowLocalAddresses: true if that is meant".to_owned();
+            findings.error("E4005", format!("spec.addresses[{index}]"), message, fix);
+        }
+    }
+}
+
+fn check_host(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    document: &PolicyDocument,
+    host: &str,
+    path: &str,
+    findings: &mut Findings<'_>,
+) {
+    let is_mesh = ServiceHost::parse(host)
+        .is_some_and(|named| host.split('.').count() > 2 || is_here(view, &named.service));
+    if is_mesh {
+        let message = format!("{host} is a name of the mesh's own");
+        findings.error("E4005", path.to_owned(), message, "write the name that it has outside".to_owned());
+    } else if !host.contains('.') || host.parse::<IpAddr>().is_ok() {
+        let message = format!("{host} is no full name of a host");
+        let fix = "write it with its domain, such as api.example.com".to_owned();
+        findings.error("E4005", path.to_owned(), message, fix);
+    }
+    let all = view.policies.values().chain(documents.iter().map(|(document, _)| document));
+    let rival = all.filter(|other| other.name != document.name).find(|other| match &other.spec {
+        PolicySpec::ExternalService(spec) => spec.hosts.iter().any(|h| h.eq_ignore_ascii_case(host)),
+        _ => false,
+    });
+    if let Some(rival) = rival {
+        let message = format!("{} has {host} too: the older document has it", rival.key());
+        let fix = "give each host to one ExternalService".to_owned();
+        findings.warning("E4120", path.to_owned(), message, fix);
+    }
+}
+
+pub(super) fn check_tls(policy: &BackendTlsPolicy, namespace: &str, findings: &mut Findings<'_>) {
+    for (index, target) in policy.target_refs.iter().enumerate() {
+        let Ok(service) = hanse_identity::ServiceName::new(namespace, target.name.as_str()) else { continue };
+        findings.check_external(&service, "E4101", format!("spec.targetRefs[{index}].name"));
+    }
+    let validation = &policy.validation;
+    match (&validation.ca_certificates, validation.well_known_ca_certificates) {
+        (Some(_), Some(_)) => {
+            let message = "caCertificates and wellKnownCACertificates are both there".to_owned();
+            let fix = "keep the roots that are meant".to_owned();
+            findings.error("E4005", "spec.validation.wellKnownCACertificates".to_owned(), message, fix);
+        }
+        (None, None) => {
+            let message = "without roots nobody is believed".to_owned();
+            let fix = "add caCertificates (PEM), or wellKnownCACertificates: System".to_owned();
+            findings.error("E4004", "spec.validation".to_owned(), message, fix);
+        }
+        (Some(pem), None) => check_roots(pem, findings),
+        (None, Some(_)) => {}
+    }
+}
+
+fn check_roots(pem: &str, findings: &mut Findings<'_>) {
+    let path = "spec.validation.caCertificates".to_owned();
+    let fix = "write the certificates of the roots, each from -----BEGIN CERTIFICATE----- on".to_owned();
+    if pem.len() > MAX_PEM_BYTES {
+        let message = format!("the certificates have more than {MAX_PEM_BYTES} bytes");
+        return findings.error("E4005", path, message, "keep the roots that are needed".to_owned());
+    }
+    if pem.contains("PRIVATE KEY") {
+        let message = "there is a private key in it, which must not enter a document".to_owned();
+        return findings.error("E4005", path, message, fix);
+    }
+    if !may_be_roots(pem) {
+        findings.error("E4005", path, "there is no certificate in it that can be a root".to_owned(), fix);
+    }
+}
+
+pub(super) fn check_config(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    document: &PolicyDocument,
+    findings: &mut Findings<'_>,
+) {
+    let all = view.policies.values().chain(documents.iter().map(|(document, _)| document));
+    let mut others = all.filter(|d| d.kind() == PolicyKind::MeshConfig && d.name != document.name);
+    if let Some(other) = others.next() {
+        let message = format!("there is {} already, and the older one is in force", other.key());
+        let fix = format!("apply it under that name, or: hanse policy delete MeshConfig {}", other.name);
+        findings.warning("E4120", "metadata.name".to_owned(), message, fix);
+    }
+}

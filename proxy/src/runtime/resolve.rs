@@ -1,0 +1,290 @@
+//! What DNS says of the names outside that requests have gone to: asked in the background, kept when DNS fails.
+//!
+//! The request path reads a snapshot and waits only for a name's first answer. Names are asked for as long as somebody uses
+//! them; an answer is held at least `MIN_TTL` and at most `MAX_TTL`, and the last good one serves until a better one
+//! comes, for `KEEP_LAST_GOOD` at most.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use hanse_identity::Timestamp;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::drain::Stop;
+use super::now;
+
+/// What is known of names, for workers to read and for one task to write.
+pub struct Resolved {
+    known: ArcSwap<HashMap<Arc<str>, Arc<Known>>>,
+    asks: mpsc::Sender<Arc<str>>,
+    asked: Mutex<Option<mpsc::Receiver<Arc<str>>>>,
+    changed: watch::Sender<u64>,
+}
+
+/// One name.
+pub struct Known {
+    pub answer: Arc<Answer>,
+    /// When a request last wanted it, whole seconds.
+    used: AtomicU64,
+}
+
+/// The addresses behind a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// In order, so that the same answer is the same whatever DNS's rotation.
+    pub addresses: Vec<IpAddr>,
+    /// When DNS last said so; zero if it never did.
+    pub since: Timestamp,
+    /// What the last question came to, if it was no answer.
+    pub error: Option<String>,
+}
+
+/// What one question came to.
+struct Told {
+    name: Arc<str>,
+    outcome: Result<(Vec<IpAddr>, Duration), String>,
+}
+
+/// When a name is asked for again.
+struct Due {
+    at: Instant,
+    under_way: bool,
+    failures: u32,
+}
+
+/// Longest wait of a request for the first answer.
+pub const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(3);
+pub const MIN_TTL: Duration = Duration::from_secs(5);
+pub const MAX_TTL: Duration = Duration::from_secs(300);
+/// How long the last good answer serves while DNS fails.
+pub const KEEP_LAST_GOOD: Duration = Duration::from_secs(3600);
+/// A name that nobody has used for so long is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
+const MAX_NAMES: usize = 1024;
+/// Addresses of one name that are used.
+const MAX_ADDRESSES: usize = 32;
+/// Questions under way at a time, and those that wait for one of them.
+const MAX_ASKING: usize = 32;
+const ASK_QUEUE: usize = 256;
+/// Longest time for one question, and how often it is put.
+const QUESTION_TIMEOUT: Duration = Duration::from_millis(1200);
+const QUESTIONS: usize = 2;
+/// Pause after a failure; doubles up to `MAX_TTL`.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+
+impl Default for Resolved {
+    fn default() -> Self {
+        let (asks, asked) = mpsc::channel(ASK_QUEUE);
+        Self {
+            known: ArcSwap::default(),
+            asks,
+            asked: Mutex::new(Some(asked)),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Resolved {
+    /// What is known of the name now; it is asked for if that is nothing.
+    pub fn now(&self, name: &str) -> Option<Arc<Answer>> {
+        let seconds = now().seconds();
+        if let Some(known) = self.known.load().get(name) {
+            // Written once a second at most, so that workers do not fight for the line.
+            if known.used.load(Ordering::Relaxed) < seconds {
+                known.used.store(seconds, Ordering::Relaxed);
+            }
+            return Some(Arc::clone(&known.answer));
+        }
+        // A full queue is told by the wait's end.
+        let _ = self.asks.try_send(name.into());
+        None
+    }
+
+    /// Waits for the first answer or failure.
+    pub async fn first(&self, name: &str) -> Option<Arc<Answer>> {
+        let mut changes = self.changed.subscribe();
+        let answered = async {
+            loop {
+                changes.borrow_and_update();
+                match self.now(name) {
+                    Some(answer) => return Some(answer),
+                    None => changes.changed().await.ok()?,
+                }
+            }
+        };
+        tokio::time::timeout(FIRST_ANSWER_WITHIN, answered).await.ok().flatten()
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut HashMap<Arc<str>, Arc<Known>>)) {
+        let mut known = HashMap::clone(&self.known.load());
+        change(&mut known);
+        self.known.store(Arc::new(known));
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn tell(&self, name: &Arc<str>, outcome: Result<Vec<IpAddr>, String>, now: Timestamp) {
+        let known = self.known.load();
+        let before = known.get(name);
+        let answer = next_answer(before.map(|known| &*known.answer), outcome, now);
+        // Whoever compares answers has nothing new to build then.
+        let same = |before: &Answer| before.addresses == answer.addresses && before.error == answer.error;
+        if before.is_some_and(|b| same(&b.answer) && now.since(b.answer.since) < MAX_TTL) {
+            return;
+        }
+        let used = before.map_or(now.seconds(), |known| known.used.load(Ordering::Relaxed));
+        let entry = Arc::new(Known { answer: Arc::new(answer), used: AtomicU64::new(used) });
+        self.publish(|known| drop(known.insert(Arc::clone(name), entry)));
+    }
+}
+
+/// What is known after a question: what DNS said, or the last good answer for as long as that may serve.
+fn next_answer(before: Option<&Answer>, outcome: Result<Vec<IpAddr>, String>, now: Timestamp) -> Answer {
+    match outcome {
+        Ok(mut addresses) => {
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses.truncate(MAX_ADDRESSES);
+            Answer { addresses, since: now, error: None }
+        }
+        Err(error) => match before {
+            Some(before) if now.since(before.since) <= KEEP_LAST_GOOD => {
+                Answer { error: Some(error), ..before.clone() }
+            }
+            _ => Answer { error: Some(error), ..Answer::default() },
+        },
+    }
+}
+
+/// Asks DNS until the process ends: `servers`, or whom this system asks.
+pub async fn follow(resolved: Arc<Resolved>, servers: Vec<SocketAddr>, mut stop: Stop) {
+    let taken = resolved.asked.lock().ok().and_then(|mut asked| asked.take());
+    let Some(mut asked) = taken else { return };
+    let resolver = match resolver(&servers) {
+        Ok(resolver) => Arc::new(resolver),
+        Err(error) => {
+            tracing::warn!(%error, "DNS cannot be asked: services outside without addresses are out of reach");
+            return;
+        }
+    };
+    let mut due: HashMap<Arc<str>, Due> = HashMap::new();
+    let mut asking = JoinSet::new();
+    loop {
+        let at = Instant::now();
+        for (name, due) in due.iter_mut().filter(|(_, due)| !due.under_way && due.at <= at) {
+            if asking.len() >= MAX_ASKING {
+                break;
+            }
+            due.under_way = true;
+            asking.spawn(ask(Arc::clone(&resolver), Arc::clone(name)));
+        }
+        let next = due.values().filter(|due| !due.under_way).map(|due| due.at).min();
+        let next = next.map_or(Duration::from_secs(1), |next| next.saturating_duration_since(at));
+        tokio::select! {
+            () = stop.ended() => return,
+            Some(name) = asked.recv() => {
+                if due.len() >= MAX_NAMES && !due.contains_key(&name) {
+                    tracing::warn!(%name, "not asked for: {MAX_NAMES} names are in use already");
+                } else {
+                    due.entry(name).or_insert(Due { at, under_way: false, failures: 0 });
+                }
+            }
+            Some(told) = asking.join_next() => {
+                let Ok(Told { name, outcome }) = told else { continue };
+                let Some(due) = due.get_mut(&name) else { continue };
+                due.under_way = false;
+                due.failures = if outcome.is_ok() { 0 } else { due.failures.saturating_add(1) };
+                let pause = match &outcome {
+                    Ok((_, ttl)) => (*ttl).clamp(MIN_TTL, MAX_TTL),
+                    Err(error) => {
+                        tracing::info!(%name, %error, "DNS");
+                        (AGAIN_FIRST * 2u32.saturating_pow(due.failures.min(16) - 1)).min(MAX_TTL)
+                    }
+                };
+                due.at = Instant::now() + pause;
+                resolved.tell(&name, outcome.map(|(addresses, _)| addresses), now());
+            }
+            () = tokio::time::sleep(next.clamp(Duration::from_millis(10), Duration::from_secs(60))) => {
+                forget(&resolved, &mut due, now());
+            }
+        }
+    }
+}
+
+/// Lets go of names that nobody uses.
+fn forget(resolved: &Resolved, due: &mut HashMap<Arc<str>, Due>, now: Timestamp) {
+    let before = now.seconds().saturating_sub(FORGET_AFTER.as_secs());
+    let known = resolved.known.load();
+    let unused: Vec<Arc<str>> = known
+        .iter()
+        .filter(|(_, known)| known.used.load(Ordering::Relaxed) < before)
+        .map(|(name, _)| Arc::clone(name))
+        .collect();
+    if unused.is_empty() {
+        return;
+    }
+    due.retain(|name, _| !unused.contains(name));
+    resolved.publish(|known| known.retain(|name, _| !unused.contains(name)));
+}
+
+fn resolver(servers: &[SocketAddr]) -> Result<TokioResolver, String> {
+    let mut builder = match servers {
+        [] => TokioResolver::builder_tokio().map_err(|e| e.to_string())?,
+        servers => {
+            let server = |address: &SocketAddr| {
+                let mut ways = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+                ways.iter_mut().for_each(|way| way.port = address.port());
+                NameServerConfig::new(address.ip(), true, ways.to_vec())
+            };
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers.iter().map(server).collect());
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+    };
+    let options = builder.options_mut();
+    options.timeout = QUESTION_TIMEOUT;
+    options.attempts = QUESTIONS;
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    // How long an answer holds is decided here, and nowhere else.
+    options.cache_size = 0;
+    builder.build().map_err(|e| e.to_string())
+}
+
+async fn ask(resolver: Arc<TokioResolver>, name: Arc<str>) -> Told {
+    // With its dot: no search domain of this host is tried.
+    let looked_up = resolver.lookup_ip(format!("{name}.")).await;
+    let outcome = match looked_up {
+        Ok(found) => {
+            let ttl = found.valid_until().saturating_duration_since(Instant::now());
+            Ok((found.iter().collect(), ttl))
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    Told { name, outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_good_answer_serves_until_it_is_too_old() {
+        let at = |seconds: u64| Timestamp(seconds * 1000);
+        let (one, two): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let good = next_answer(None, Ok(vec![two, one, two]), at(100));
+        assert_eq!(good, Answer { addresses: vec![one, two], since: at(100), error: None });
+        let failed = next_answer(Some(&good), Err("SERVFAIL".to_owned()), at(3700));
+        assert_eq!(failed.addresses, [one, two]);
+        assert_eq!((failed.since, failed.error.as_deref()), (at(100), Some("SERVFAIL")));
+        let over = next_answer(Some(&failed), Err("SERVFAIL".to_owned()), at(3701));
+        assert!(over.addresses.is_empty());
+        let never = next_answer(None, Err("NXDOMAIN".to_owned()), at(1));
+        assert_eq!((never.addresses.len(), never.error.as_deref()), (0, Some("NXDOMAIN")));
+    }
+}
