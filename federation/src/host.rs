@@ -15,6 +15,8 @@ pub enum Reach {
     Cluster,
     /// Out of the mesh: an ExternalService.
     External,
+    /// No name of a host: a Gateway, as the parent of routes.
+    Gateway,
 }
 
 /// A service as a host name means it.
@@ -34,6 +36,7 @@ impl Reach {
             Self::ClusterSet => "clusterset",
             Self::Cluster => "cluster",
             Self::External => "external",
+            Self::Gateway => "gateway",
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod authentication;
 pub mod body;
 pub mod document;
 pub mod external;
+pub mod ingress;
 pub mod limit;
 mod matching;
 pub mod parse;
@@ -25,9 +26,9 @@ use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
 pub use document::{
-    AccessPolicy, BackendPolicy, BackendTlsPolicy, Diagnostic, ExternalService, FaultInjection, GrpcRoute,
-    HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind, Severity, TargetRef, TcpRoute,
-    TlsRoute,
+    AccessPolicy, BackendPolicy, BackendTlsPolicy, Diagnostic, ExternalService, FaultInjection, Gateway,
+    GrpcRoute, HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind, Severity, TargetRef,
+    TcpRoute, TlsRoute,
 };
 pub use parse::{locate, parse};
 pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};
@@ -39,9 +40,10 @@ pub use value::{Label, Percent, PolicyDuration};
 /// names, a ServiceImport only the name that reaches every cluster. References to other namespaces mean nothing.
 pub fn refers_to(reference: &TargetRef, namespace: &str, host: &ServiceHost) -> bool {
     let reaches = match reference.kind {
-        RefKind::Service => host.reach != Reach::External,
+        RefKind::Service => matches!(host.reach, Reach::ClusterSet | Reach::Cluster),
         RefKind::ServiceImport => host.reach == Reach::ClusterSet,
         RefKind::ExternalService => host.reach == Reach::External,
+        RefKind::Gateway => host.reach == Reach::Gateway,
     };
     reaches
         && namespace == host.service.namespace()

@@ -46,6 +46,8 @@ pub enum Reason {
     AuthorizerSilent,
     /// A RateLimit of the service is reached.
     RateLimited,
+    /// A client outside asks for a host by a connection that was made for another.
+    Misdirected,
     /// This proxy stands in front of a client only.
     NothingServed,
 }
@@ -99,6 +101,7 @@ impl Reason {
             Self::DeniedExternally => "denied-externally",
             Self::AuthorizerSilent => "authorizer-silent",
             Self::RateLimited => "rate-limited",
+            Self::Misdirected => "misdirected",
             Self::NothingServed => "nothing-served",
         }
     }
@@ -111,6 +114,7 @@ impl Reason {
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost | Self::NoRoute | Self::NothingServed => StatusCode::NOT_FOUND,
             Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
@@ -148,6 +152,7 @@ impl Reason {
             | Self::NotReady
             | Self::Revoked
             | Self::NotAllowed
+            | Self::Misdirected
             | Self::Unauthenticated => "-",
         }
     }

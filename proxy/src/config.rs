@@ -88,6 +88,15 @@ pub struct Config {
     /// Worker threads; default: one per core.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
+    /// The Gateway that this proxy serves for clients outside, <namespace>/<name>.
+    #[arg(long, value_name = "NAMESPACE/NAME", requires = "gateway_listen")]
+    pub gateway: Option<ServiceName>,
+    /// A port of the Gateway and where it is served: PORT=ADDRESS; repeatable.
+    #[arg(long, value_name = "PORT=ADDRESS", requires = "gateway")]
+    pub gateway_listen: Vec<GatePort>,
+    /// Certificates for the Gateway: NAME.crt and NAME.key (PEM), read again when they change.
+    #[arg(long, value_name = "DIRECTORY", requires = "gateway")]
+    pub certificates: Option<PathBuf>,
     /// A DNS server for names outside the mesh, in place of those of this system; repeatable.
     #[arg(long = "dns-server", value_name = "ADDRESS")]
     pub dns_servers: Vec<SocketAddr>,
@@ -147,6 +156,23 @@ impl FromStr for TcpPort {
         let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
         let app = app.parse().map_err(|_| format!("{app:?} is not an address and port"))?;
         Ok(Self { port, app })
+    }
+}
+
+/// A port of a Gateway, and where clients reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GatePort {
+    pub port: NonZeroU16,
+    pub listen: SocketAddr,
+}
+
+impl FromStr for GatePort {
+    type Err = String;
+
+    /// `443=192.0.2.1:8443`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let TcpPort { port, app } = text.parse()?;
+        Ok(Self { port, listen: app })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Headers: which are the mesh's own, which end at this hop, and how the caller is named to the app.
 
+use std::net::IpAddr;
+
 pub use hanse_federation::reserved::is_reserved;
 use hanse_identity::SpiffeId;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -16,6 +18,8 @@ pub const TIER: HeaderName = HeaderName::from_static("x-hanse-tier");
 /// Who called; towards the app that serves (Envoy's header and syntax).
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -24,6 +28,22 @@ pub fn strip_reserved(headers: &mut HeaderMap) {
     while let Some(name) = headers.keys().find(|name| is_reserved(name.as_str())).cloned() {
         headers.remove(name);
     }
+}
+
+/// What a client outside says of where it came from is its own invention: written anew, from what we have seen.
+pub fn forwarded_for(headers: &mut HeaderMap, from: IpAddr, tls: bool) {
+    let says = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-forwarded-")
+            || name.starts_with("x-envoy-")
+            || matches!(name, "forwarded" | "x-real-ip")
+    };
+    while let Some(name) = headers.keys().find(|name| says(name)).cloned() {
+        headers.remove(name);
+    }
+    let address = HeaderValue::from_str(&from.to_string()).expect("an IP address is visible ASCII");
+    headers.insert(FORWARDED_FOR, address);
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
 }
 
 /// Removes what ends at this hop (RFC 9110 §7.6.1), `Connection`'s nominees included.

@@ -2,7 +2,8 @@
 //!
 //! `listen` accepts, `tls` proves who is there, `http` serves a connection, `forward` takes our app's requests out,
 //! `metered` ends floods, `copy` lets a body be sent twice, `stream` carries what is no request, `dial` and `tunnel` make
-//! mesh connections, `outside` those that leave the mesh, `app` hands requests from the mesh to our app, `guard` ends bodies that are too large or too slow, `check` finds out whether it
+//! mesh connections, `outside` those that leave the mesh, `ingress` lets clients outside in, `app` hands requests from the mesh
+//! to our app, `guard` ends bodies that are too large or too slow, `check` finds out whether it
 //! is well.
 
 pub mod app;
@@ -16,6 +17,7 @@ pub mod dns;
 pub mod forward;
 pub mod guard;
 pub mod http;
+pub mod ingress;
 pub mod limits;
 pub mod listen;
 pub mod loops;

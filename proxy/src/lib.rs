@@ -42,9 +42,11 @@ pub use config::Config;
 use io::check::watch_app;
 use io::dns::Dns;
 use io::forward::captured::Capture;
+use io::ingress::Gate;
 use runtime::access_log::AccessLog;
 use runtime::addresses::{self, Directory};
 use runtime::admin::{self, Admin, Check};
+use runtime::certificates::{self, Certificates};
 use runtime::drain::{self, Stop};
 use runtime::spans::Spans;
 use runtime::view::{self, Announce, Subscription};
@@ -62,6 +64,7 @@ struct Bound {
     inbound: Option<SocketAddr>,
     admin: std::net::TcpListener,
     dns: Vec<io::dns::Sockets>,
+    certificates: Option<Arc<Certificates>>,
 }
 
 /// How long the access log may take to write what it still has.
@@ -149,6 +152,22 @@ fn bind(config: &Config) -> Result<Bound> {
             worker.tcp.push((Arc::clone(&target), listener));
         }
     }
+    let certificates = match &config.certificates {
+        Some(directory) => {
+            let opened = Certificates::open(directory).map_err(|e| anyhow!("--certificates: {e}"))?;
+            Some(Arc::new(opened))
+        }
+        None => None,
+    };
+    if let Some(gateway) = &config.gateway {
+        for gate in &config.gateway_listen {
+            let (port, certificates) = (gate.port.get(), certificates.clone());
+            let served = Arc::new(Gate { gateway: gateway.clone(), port, certificates });
+            for (worker, listener) in workers.iter_mut().zip(listen("--gateway-listen", gate.listen)?) {
+                worker.gates.push((Arc::clone(&served), listener));
+            }
+        }
+    }
     let admin =
         admin::bind(config.admin).with_context(|| format!("cannot listen on {} (--admin)", config.admin))?;
     let dns = match config.dns_port {
@@ -156,7 +175,7 @@ fn bind(config: &Config) -> Result<Bound> {
             .with_context(|| format!("cannot listen on port {port} of loopback (--dns-port)"))?,
         None => Vec::new(),
     };
-    Ok(Bound { workers, inbound, admin, dns })
+    Ok(Bound { workers, inbound, admin, dns, certificates })
 }
 
 async fn supervise(
@@ -178,6 +197,9 @@ async fn supervise(
     tokio::spawn(view::follow(Arc::clone(&plane), subscription, stop.clone()));
     tokio::spawn(keep_asking(Arc::clone(&plane), stop.clone()));
     tokio::spawn(resolve::follow(Arc::clone(&plane.resolved), config.dns_servers.clone(), stop.clone()));
+    if let Some(certificates) = bound.certificates {
+        tokio::spawn(certificates::follow(certificates, stop.clone()));
+    }
     if let Some(address) = config.app {
         let watched = watch_app(address, Arc::clone(&plane), Arc::clone(&services), app_ready, stop.clone());
         tokio::spawn(watched);

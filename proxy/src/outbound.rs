@@ -7,7 +7,7 @@ use hanse_federation::choose::{NoChoice, stable_hash};
 use hanse_federation::host::ServiceHost;
 use hanse_federation::policy::document::balance::HashOn;
 use hanse_federation::policy::route::{NO_TIMEOUT, NoRoute};
-use hanse_federation::policy::{Filters, RequestParts, RouteTable};
+use hanse_federation::policy::{Filters, RequestParts, RouteTable, Routed};
 
 use hanse_identity::SpiffeId;
 use http::{HeaderMap, header};
@@ -49,23 +49,27 @@ pub fn plan(
     is_grpc: bool,
     random: u64,
 ) -> Result<Plan, Reason> {
-    let routed = routes.route(host, request, random)?;
+    Ok(planned(routes.route(host, request, random)?, request.header, is_grpc))
+}
+
+/// What a route that has been chosen means for a request.
+pub fn planned<'r>(routed: Routed, header: impl Fn(&str) -> Option<&'r str>, is_grpc: bool) -> Plan {
     let configured = routed.request_timeout;
     let request_timeout = match is_grpc {
         // A call may stream for hours: its client says how long it has.
         true => {
-            let asked = (request.header)(GRPC_TIMEOUT).and_then(grpc_timeout).unwrap_or(NO_TIMEOUT);
+            let asked = header(GRPC_TIMEOUT).and_then(grpc_timeout).unwrap_or(NO_TIMEOUT);
             asked.min(configured.unwrap_or(NO_TIMEOUT))
         }
         false => configured.unwrap_or(DEFAULT_REQUEST_TIMEOUT),
     };
-    Ok(Plan {
+    Plan {
         backend: routed.backend,
         route: routed.route,
         request_timeout,
         attempt_timeout: routed.attempt_timeout,
         filters: routed.filters,
-    })
+    }
 }
 
 /// How long the client of a gRPC call waits (gRPC over HTTP/2, "Timeout"): at most eight digits and a unit.

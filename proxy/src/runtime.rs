@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod addresses;
 pub mod admin;
+pub mod certificates;
 pub mod credentials;
 pub mod drain;
 pub mod knowledge;

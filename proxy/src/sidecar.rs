@@ -20,6 +20,7 @@ use crate::io::forward::Outbound;
 use crate::io::forward::captured::Capture;
 use crate::io::forward::tcp::TcpTarget;
 use crate::io::http::{detect, serve};
+use crate::io::ingress::{Gate, serve_gate};
 use crate::io::limits::Limits;
 use crate::io::listen::{InFlight, accept_each};
 use crate::io::record::Reporter;
@@ -57,6 +58,8 @@ pub struct Listeners {
     pub tcp: Vec<(Arc<TcpTarget>, std::net::TcpListener)>,
     /// For connections that the kernel turns to us.
     pub captured: Vec<std::net::TcpListener>,
+    /// Ports of a Gateway, for clients outside.
+    pub gates: Vec<(Arc<Gate>, std::net::TcpListener)>,
 }
 
 /// A question to a worker: what do your ladders look like?
@@ -115,6 +118,12 @@ pub async fn work(
         let (outbound, ends) = (Rc::clone(&outbound), stop.clone());
         let take = move |client, _| Rc::clone(&outbound).captured(Arc::clone(&capture), client, ends.clone());
         tokio::task::spawn_local(accept_each(listener, stop.clone(), in_flight.clone(), take));
+    }
+    for (gate, listener) in listeners.gates {
+        let listener = TcpListener::from_std(listener)?;
+        let (outbound, plane) = (Rc::clone(&outbound), Arc::clone(&plane));
+        let served = serve_gate(listener, gate, outbound, plane, in_flight.clone(), stop.clone());
+        tokio::task::spawn_local(served);
     }
     let mut tidying = tokio::time::interval(TIDY_EVERY);
     loop {

@@ -140,7 +140,7 @@ fn peers_in_order<'v>(view: &'v View, host: &ServiceHost, settings: &LadderSetti
         (LocalityMode::Distribute(percents), ..) => named(&mut percents.iter().map(|(cluster, _)| cluster)),
         (_, Some(order), _) => named(&mut order.iter()),
         (_, None, Reach::ClusterSet) => view.peers.values().collect(),
-        (_, None, Reach::Cluster | Reach::External) => Vec::new(),
+        (_, None, Reach::Cluster | Reach::External | Reach::Gateway) => Vec::new(),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod balance;
 pub mod edge;
 pub mod fault;
 pub mod filter;
+pub mod gateway;
 pub mod grpc;
 pub mod limit;
 pub mod retry;
@@ -26,6 +27,7 @@ pub use authentication::RequestAuthentication;
 pub use edge::{BackendTlsPolicy, ExternalService, MeshConfig};
 pub use fault::FaultInjection;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
+pub use gateway::Gateway;
 pub use grpc::GrpcRoute;
 pub use limit::RateLimit;
 pub use stream::{TcpRoute, TlsRoute};
@@ -39,6 +41,8 @@ pub const GATEWAY_API_VERSION: &str = "gateway.networking.k8s.io/v1";
 pub const HANSE_API_VERSION: &str = "hanse.dev/v1alpha1";
 /// API group of ServiceImport.
 pub const IMPORT_GROUP: &str = "multicluster.x-k8s.io";
+/// API group of Gateway.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 /// API group of our own kinds.
 pub const HANSE_GROUP: &str = "hanse.dev";
 /// Namespace of a document that names none.
@@ -64,6 +68,7 @@ pub enum PolicyKind {
     #[serde(rename = "BackendTLSPolicy")]
     BackendTlsPolicy,
     MeshConfig,
+    Gateway,
 }
 
 /// `<kind>/<namespace>/<name>`.
@@ -103,6 +108,7 @@ pub enum PolicySpec {
     #[serde(rename = "BackendTLSPolicy")]
     BackendTlsPolicy(BackendTlsPolicy),
     MeshConfig(MeshConfig),
+    Gateway(Gateway),
 }
 
 /// HTTPRoute.spec of Gateway API v1, in the parts that this version carries out.
@@ -126,6 +132,8 @@ pub enum RefKind {
     ServiceImport,
     /// Something outside the mesh, group `hanse.dev`.
     ExternalService,
+    /// Where clients from outside come in; a parent of routes only, group `gateway.networking.k8s.io`.
+    Gateway,
 }
 
 /// A parent of a route or the target of a policy.
@@ -142,6 +150,9 @@ pub struct TargetRef {
     /// Of a TCPRoute or TLSRoute: the port that it is for. Accepted for portability elsewhere: HTTP has one port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Of a Gateway: the listener that it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
 }
 
 /// One rule: any of `matches` (all requests if there is none), then its filters, then one of the backends by weight.
@@ -414,6 +425,7 @@ impl PolicyDocument {
             PolicySpec::ExternalService(_) => PolicyKind::ExternalService,
             PolicySpec::BackendTlsPolicy(_) => PolicyKind::BackendTlsPolicy,
             PolicySpec::MeshConfig(_) => PolicyKind::MeshConfig,
+            PolicySpec::Gateway(_) => PolicyKind::Gateway,
         }
     }
 
@@ -444,6 +456,7 @@ impl PolicyDocument {
             PolicySpec::ExternalService(external) => serde_json::to_value(external),
             PolicySpec::BackendTlsPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::MeshConfig(config) => serde_json::to_value(config),
+            PolicySpec::Gateway(gateway) => serde_json::to_value(gateway),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),
@@ -455,7 +468,7 @@ impl PolicyDocument {
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 12] = [
+    pub const ALL: [PolicyKind; 13] = [
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
@@ -468,6 +481,7 @@ impl PolicyKind {
         Self::ExternalService,
         Self::BackendTlsPolicy,
         Self::MeshConfig,
+        Self::Gateway,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -484,14 +498,18 @@ impl PolicyKind {
             Self::ExternalService => "ExternalService",
             Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::MeshConfig => "MeshConfig",
+            Self::Gateway => "Gateway",
         }
     }
 
     pub const fn api_version(self) -> &'static str {
         match self {
-            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute | Self::BackendTlsPolicy => {
-                GATEWAY_API_VERSION
-            }
+            Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TcpRoute
+            | Self::TlsRoute
+            | Self::BackendTlsPolicy
+            | Self::Gateway => GATEWAY_API_VERSION,
             _ => HANSE_API_VERSION,
         }
     }
@@ -596,6 +614,7 @@ impl std::fmt::Display for RefKind {
             Self::Service => "Service",
             Self::ServiceImport => "ServiceImport",
             Self::ExternalService => "ExternalService",
+            Self::Gateway => "Gateway",
         })
     }
 }

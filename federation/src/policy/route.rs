@@ -136,6 +136,15 @@ impl RouteTable {
         if routes.iter().any(is_grpc) {
             routes.retain(is_grpc);
         }
+        Self::of(view, host, routes)
+    }
+
+    /// Compiles these routes, whose parent is `host`.
+    pub(super) fn of(
+        view: &View,
+        host: &ServiceHost,
+        mut routes: Vec<(&PolicyDocument, Cow<'_, HttpRoute>)>,
+    ) -> Self {
         routes.sort_by_key(|(document, _)| (document.created, &document.name));
         let mut table = Self { plain: Some(plain(host)), ..Self::default() };
         let mut ranked = Vec::new();
@@ -174,6 +183,11 @@ impl RouteTable {
                 _ => plain(host),
             });
         }
+        self.matched(request, random)
+    }
+
+    /// As `route`, where something that has no routes is nowhere to go to.
+    pub(super) fn matched(&self, request: &RequestParts<'_>, random: u64) -> Result<Routed, NoRoute> {
         let rule = self.matching(request).ok_or(NoRoute::NoMatch)?;
         let chosen = weighted(&rule.backends, |(_, weight)| *weight, random);
         chosen.map(|(routed, _)| routed.clone()).ok_or(NoRoute::NoBackend)
@@ -289,6 +303,7 @@ fn reached(kind: RefKind, service: ServiceName) -> ServiceHost {
         RefKind::Service => Reach::Cluster,
         RefKind::ServiceImport => Reach::ClusterSet,
         RefKind::ExternalService => Reach::External,
+        RefKind::Gateway => Reach::Gateway,
     };
     ServiceHost { service, reach }
 }

@@ -20,6 +20,7 @@ mod balance;
 mod edge;
 mod fault;
 mod filters;
+mod gateway;
 mod limit;
 mod stream;
 
@@ -30,10 +31,9 @@ const MAX_LISTED: usize = 8;
 /// the line of the document and the path of the field; `locate` finds the field's own line where the text is at hand.
 pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::new();
-    let externals = externals(view, documents);
+    let others = others(view, documents);
     for (document, line) in documents {
-        let mut findings =
-            Findings { file, line: *line, diagnostics: &mut diagnostics, externals: &externals };
+        let mut findings = Findings { file, line: *line, diagnostics: &mut diagnostics, others: &others };
         let namespace = document.name.namespace();
         match &document.spec {
             PolicySpec::HttpRoute(route) => {
@@ -71,6 +71,7 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 edge::check_external(view, documents, document, external, &mut findings)
             }
             PolicySpec::BackendTlsPolicy(policy) => edge::check_tls(policy, namespace, &mut findings),
+            PolicySpec::Gateway(gateway) => gateway::check(gateway, &mut findings),
             PolicySpec::MeshConfig(_) => edge::check_config(view, documents, document, &mut findings),
             PolicySpec::RateLimit(policy) => limit::check(view, policy, namespace, &mut findings),
             PolicySpec::BackendPolicy(policy) => {
@@ -88,8 +89,8 @@ struct Findings<'f> {
     file: &'f str,
     line: usize,
     diagnostics: &'f mut Vec<Diagnostic>,
-    /// ExternalServices, those that are applied together with it included.
-    externals: &'f BTreeSet<ServiceName>,
+    /// ExternalServices and Gateways, those that are applied together with it included.
+    others: &'f BTreeSet<PolicyKey>,
 }
 
 impl Findings<'_> {
@@ -97,17 +98,17 @@ impl Findings<'_> {
         self.add(code, Severity::Error, path, message, fix);
     }
 
-    /// An ExternalService that has to be there.
-    fn check_external(&mut self, service: &ServiceName, code: &str, path: String) {
-        if self.externals.contains(service) {
+    /// An ExternalService or a Gateway that has to be there.
+    fn check_other(&mut self, kind: PolicyKind, name: &ServiceName, code: &str, path: String) {
+        if self.others.contains(&PolicyKey { kind, name: name.clone() }) {
             return;
         }
-        let names = self.externals.iter().filter(|e| e.namespace() == service.namespace()).map(|e| e.name());
-        let fix = match near(service.name(), names) {
+        let same = |key: &&PolicyKey| key.kind == kind && key.name.namespace() == name.namespace();
+        let fix = match near(name.name(), self.others.iter().filter(same).map(|key| key.name.name())) {
             Some(near) => format!("did you mean {near}?"),
             None => "apply it together with this document, or before".to_owned(),
         };
-        self.error(code, path, format!("there is no ExternalService {service}"), fix);
+        self.error(code, path, format!("there is no {kind} {name}"), fix);
     }
 
     fn warning(&mut self, code: &str, path: String, message: String, fix: String) {
@@ -129,10 +130,11 @@ impl Findings<'_> {
     }
 }
 
-/// The ExternalServices that there will be.
-fn externals(view: &View, documents: &[(PolicyDocument, usize)]) -> BTreeSet<ServiceName> {
+/// The ExternalServices and Gateways that there will be.
+fn others(view: &View, documents: &[(PolicyDocument, usize)]) -> BTreeSet<PolicyKey> {
     let all = view.policies.values().chain(documents.iter().map(|(document, _)| document));
-    all.filter(|d| d.kind() == PolicyKind::ExternalService).map(|d| d.name.clone()).collect()
+    let named = all.map(PolicyDocument::key);
+    named.filter(|key| matches!(key.kind, PolicyKind::ExternalService | PolicyKind::Gateway)).collect()
 }
 
 fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut Findings<'_>) {
@@ -143,7 +145,7 @@ fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut F
             let path = format!("spec.rules[{r}].backendRefs[{b}].name");
             let service = backend.service(namespace);
             if backend.kind == RefKind::ExternalService {
-                findings.check_external(&service, "E4107", path);
+                findings.check_other(PolicyKind::ExternalService, &service, "E4107", path);
                 continue;
             }
             let effect = match total {
@@ -222,8 +224,13 @@ fn check_targets(
 ) {
     for (index, target) in targets.iter().enumerate() {
         let service = target.service(namespace);
-        if target.kind == RefKind::ExternalService {
-            findings.check_external(&service, "E4101", format!("spec.{field}[{index}].name"));
+        let other = match target.kind {
+            RefKind::ExternalService => Some(PolicyKind::ExternalService),
+            RefKind::Gateway => Some(PolicyKind::Gateway),
+            RefKind::Service | RefKind::ServiceImport => None,
+        };
+        if let Some(kind) = other {
+            findings.check_other(kind, &service, "E4101", format!("spec.{field}[{index}].name"));
         } else if !is_here(view, &service) && exporters(view, &service).is_empty() {
             let message = format!(
                 "{what} {} {service} is neither in {} nor imported ({})",

@@ -11,7 +11,8 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
@@ -145,6 +146,22 @@ pub fn web_server_config(
 ) -> Result<Arc<rustls::ServerConfig>, OutsideError> {
     let config = server_builder().with_single_cert(chain, key);
     config.map(|config| finished_server(config, alpn)).map_err(|e| OutsideError::Certificate(e.to_string()))
+}
+
+/// A server that shows whatever certificate of the web `choose` chooses, and asks for none.
+pub fn chosen_server_config(
+    choose: Arc<dyn ResolvesServerCert>,
+    alpn: &[&[u8]],
+) -> Arc<rustls::ServerConfig> {
+    finished_server(server_builder().with_cert_resolver(choose), alpn)
+}
+
+/// A chain and its key, both PEM, to be shown outside.
+pub fn web_identity(chain: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, OutsideError> {
+    let bad = |e: &dyn std::fmt::Display| OutsideError::Certificate(e.to_string());
+    let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>().map_err(|e| bad(&e))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| bad(&e))?;
+    CertifiedKey::from_der(chain, key, provider()).map(Arc::new).map_err(|e| bad(&e))
 }
 
 fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert> {

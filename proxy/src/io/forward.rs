@@ -15,6 +15,7 @@ use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::{Reach, ServiceHost};
 use hanse_federation::policy::document::edge::ExternalProtocol;
 use hanse_federation::policy::external::Externals;
+use hanse_federation::policy::ingress::Ingress;
 use hanse_federation::policy::{RequestParts, RouteTable, StreamRoutes};
 use hanse_federation::{Revision, View};
 use hanse_identity::{ServiceName, Timestamp};
@@ -41,7 +42,7 @@ use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
 use crate::session::Session;
 pub(super) use answers::mark;
-use answers::{grpc_answer, mesh_answer};
+use answers::{grpc_answer, mesh_answer, terse_answer};
 use backend::Backend;
 use connect::{Recent, Unconnected};
 use failed::Failed;
@@ -61,6 +62,7 @@ mod describe;
 mod failed;
 mod fault;
 mod hosts;
+pub mod ingress;
 mod message;
 mod mirror;
 mod names;
@@ -87,6 +89,7 @@ pub struct Outbound {
     own: RefCell<OwnNames>,
     outsiders: Outsiders,
     externals: RefCell<(Revision, Rc<Externals>)>,
+    ingress: RefCell<(Revision, Option<Rc<Ingress>>)>,
     in_flight: Cell<usize>,
     /// Copies under way.
     mirroring: Cell<usize>,
@@ -126,6 +129,14 @@ struct Outgoing<'r> {
     retrying: Option<Held>,
 }
 
+/// Where a request has come in.
+enum Door {
+    /// Of our app; the listener may be for one service, whatever the Host says.
+    App(Option<Arc<ServiceHost>>),
+    /// Of a client outside.
+    Gateway(Rc<ingress::Entrance>),
+}
+
 pub type OutboundResponse = Response<ResponseBody<Record>>;
 
 /// Requests that one worker has in flight at a time.
@@ -161,6 +172,7 @@ impl Outbound {
             own: RefCell::default(),
             outsiders: Outsiders::default(),
             externals: RefCell::default(),
+            ingress: RefCell::default(),
             in_flight: Cell::new(0),
             mirroring: Cell::new(0),
         }
@@ -175,6 +187,14 @@ impl Outbound {
         if *request.method() == Method::CONNECT && request.version() == Version::HTTP_11 && bound.is_none() {
             return self.connect(request).await;
         }
+        self.answer(Door::App(bound), request).await
+    }
+
+    async fn answer(
+        self: Rc<Self>,
+        door: Door,
+        request: Request<Incoming>,
+    ) -> Result<OutboundResponse, Infallible> {
         let mut record = Record::begin(&self.reporter, Direction::Outbound, &request);
         let is_grpc = headers::is_grpc(request.headers());
         if self.in_flight.get() >= MAX_IN_FLIGHT {
@@ -182,7 +202,7 @@ impl Outbound {
         }
         self.in_flight.set(self.in_flight.get() + 1);
         let _in_flight = Decrement(&self.in_flight);
-        match self.forward(bound.as_deref(), request, is_grpc, &mut record).await {
+        match self.forward(&door, request, is_grpc, &mut record).await {
             Ok(mut response) => {
                 record.answered(response.status());
                 record.entry.response_code_details.clear();
@@ -192,13 +212,16 @@ impl Outbound {
                 let response = if is_grpc { grpc_answer(response) } else { response };
                 Ok(response.map(|body| ResponseBody::answer(body, record)))
             }
-            Err(reason) => Ok(mesh_answer(reason, is_grpc, record)),
+            Err(reason) => Ok(match door {
+                Door::App(_) => mesh_answer(reason, is_grpc, record),
+                Door::Gateway(_) => terse_answer(reason, is_grpc, record),
+            }),
         }
     }
 
     async fn forward(
         self: &Rc<Self>,
-        bound: Option<&ServiceHost>,
+        door: &Door,
         mut request: Request<Incoming>,
         is_grpc: bool,
         record: &mut Record,
@@ -209,11 +232,17 @@ impl Outbound {
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
         let (view, own) = self.standing(&known, record)?;
         let authority = headers::authority(&request).map_err(|_| Reason::BadRequest)?;
-        let host = self.host(view, bound, authority)?;
+        let host = match door {
+            Door::App(bound) => self.host(view, bound.as_deref(), authority)?,
+            Door::Gateway(entrance) => Host::unread(entrance.host(), authority.unwrap_or(NO_AUTHORITY)),
+        };
         if *request.method() == Method::CONNECT || !headers::is_framing_plain(request.headers()) {
             return Err(Reason::BadRequest);
         }
-        let plan = self.plan(view, &host, &request, is_grpc)?;
+        let plan = match door {
+            Door::App(_) => self.plan(view, &host, &request, is_grpc)?,
+            Door::Gateway(entrance) => self.plan_entered(view, entrance, authority, &request, is_grpc)?,
+        };
         plan.route.as_ref().clone_into(&mut record.entry.policy);
         let mut tables = match *plan.backend == host.service {
             true => self.tables_of(view, &host),
@@ -221,7 +250,8 @@ impl Outbound {
         };
         record.entry.upstream_cluster = tables.names.service.clone();
         if let Some(redirect) = plan.filters.as_ref().and_then(|filters| filters.redirect()) {
-            return redirected(redirect, authority.unwrap_or(NO_AUTHORITY), request.uri(), &plan, record);
+            let asked = (authority.unwrap_or(NO_AUTHORITY), door.is_secure());
+            return redirected(redirect, asked, request.uri(), &plan, record);
         }
         if plan.backend.reach == Reach::External {
             let found = self.tables_for(view, &plan.backend, authority, ExternalProtocol::Http, record);
@@ -573,6 +603,12 @@ impl Outbound {
         }
         drop(backends);
         self.tables.borrow_mut().retain(|host, tables| known(&host.service) || !tables.routes.is_empty());
+    }
+}
+
+impl Door {
+    fn is_secure(&self) -> bool {
+        matches!(self, Self::Gateway(entrance) if entrance.is_secure())
     }
 }
 

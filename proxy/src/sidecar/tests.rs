@@ -10,6 +10,7 @@ mod framing;
 mod grpc;
 mod health;
 mod hostile;
+mod ingress;
 mod limits;
 mod outside;
 mod readers;

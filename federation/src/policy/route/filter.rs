@@ -165,11 +165,11 @@ impl Redirect {
         }
     }
 
-    /// The value of `Location`, for a request in plain HTTP to `authority` (host, or host and port). The port is that of
+    /// The value of `Location`, for a request in plain HTTP, or `secure`, to `authority` (host, or host and port). The port is that of
     /// the redirect, else its scheme's, else the request's; one that goes without saying is left out.
-    pub fn location(&self, authority: &str, path: &str, query: Option<&str>) -> String {
+    pub fn location(&self, secure: bool, authority: &str, path: &str, query: Option<&str>) -> String {
         let (asked_host, asked_port) = split_port(authority);
-        let scheme = self.scheme.unwrap_or(Scheme::Http);
+        let scheme = self.scheme.unwrap_or(if secure { Scheme::Https } else { Scheme::Http });
         let host = self.host.as_deref().unwrap_or(asked_host);
         let port = self.port.or(if self.scheme.is_some() { None } else { asked_port });
         let port = port.filter(|port| *port != scheme.port()).map(|port| format!(":{port}"));

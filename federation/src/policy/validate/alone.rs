@@ -6,9 +6,9 @@ use super::Findings;
 use super::filters::check_filters;
 use crate::policy::document::retry::RetryPolicy;
 use crate::policy::document::{
-    BackendPolicy, GrpcRoute, HANSE_GROUP, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, IMPORT_GROUP,
-    LocalityPolicy, LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch, RefKind, RouteMatch, RouteRule,
-    TargetRef,
+    BackendPolicy, GATEWAY_GROUP, GrpcRoute, HANSE_GROUP, HeaderMatch, HeaderMatchKind, HttpMethod,
+    HttpRoute, IMPORT_GROUP, LocalityPolicy, LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch,
+    RefKind, RouteMatch, RouteRule, TargetRef,
 };
 use crate::policy::matching::{PatternError, compile_pattern};
 use crate::policy::route::{distinct_headers, distinct_queries, matches_of};
@@ -81,6 +81,11 @@ pub(super) fn check_targets(
     for (index, target) in targets.iter().enumerate() {
         let path = format!("spec.{field}[{index}]");
         check_group(&target.group, target.kind, &path, findings);
+        if target.section_name.is_some() && target.kind != RefKind::Gateway {
+            let message = "only Gateways have sections".to_owned();
+            let fix = "leave it out: a service has one port for HTTP".to_owned();
+            findings.error("E4125", format!("{path}.sectionName"), message, fix);
+        }
         check_namespace(target.namespace.as_ref(), namespace, &path, findings);
     }
 }
@@ -91,9 +96,11 @@ pub(super) fn check_group(group: &str, kind: RefKind, path: &str, findings: &mut
         RefKind::Service if matches!(group, "" | "core") => return,
         RefKind::ServiceImport if group == IMPORT_GROUP => return,
         RefKind::ExternalService if group == HANSE_GROUP => return,
+        RefKind::Gateway if group == GATEWAY_GROUP => return,
         RefKind::Service => "\"\"",
         RefKind::ServiceImport => IMPORT_GROUP,
         RefKind::ExternalService => HANSE_GROUP,
+        RefKind::Gateway => GATEWAY_GROUP,
     };
     let message = format!("{kind} is not in group {group:?}");
     findings.error("E4005", format!("{path}.group"), message, format!("write group: {wanted}"));

@@ -82,7 +82,8 @@ fn check_host(
 pub(super) fn check_tls(policy: &BackendTlsPolicy, namespace: &str, findings: &mut Findings<'_>) {
     for (index, target) in policy.target_refs.iter().enumerate() {
         let Ok(service) = hanse_identity::ServiceName::new(namespace, target.name.as_str()) else { continue };
-        findings.check_external(&service, "E4101", format!("spec.targetRefs[{index}].name"));
+        let path = format!("spec.targetRefs[{index}].name");
+        findings.check_other(PolicyKind::ExternalService, &service, "E4101", path);
     }
     let validation = &policy.validation;
     match (&validation.ca_certificates, validation.well_known_ca_certificates) {

@@ -9,12 +9,21 @@ use crate::headers;
 use crate::io::body::{AnswerBody, ResponseBody};
 use crate::io::record::Record;
 
-pub(super) fn mesh_answer(reason: Reason, is_grpc: bool, mut record: Record) -> OutboundResponse {
-    record.refused(reason);
+pub(super) fn mesh_answer(reason: Reason, is_grpc: bool, record: Record) -> OutboundResponse {
     let details = match record.entry.response_code_details.as_str() {
         "" => String::new(),
         details => format!(": {details}"),
     };
+    worded(reason, &details, is_grpc, record)
+}
+
+/// The same for clients outside, who are told no names and addresses.
+pub(super) fn terse_answer(reason: Reason, is_grpc: bool, record: Record) -> OutboundResponse {
+    worded(reason, "", is_grpc, record)
+}
+
+fn worded(reason: Reason, details: &str, is_grpc: bool, mut record: Record) -> OutboundResponse {
+    record.refused(reason);
     let body = match is_grpc {
         true => Bytes::new(),
         false => Bytes::from(format!("{}{details}\n", reason.as_str())),

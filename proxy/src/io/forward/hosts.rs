@@ -72,8 +72,8 @@ impl Hosts {
 }
 
 impl Host {
-    /// A host outside, which is read anew by every request: what it means changes with the documents.
-    pub fn outside(service: ServiceHost, authority: &str) -> Rc<Self> {
+    /// One that is read anew by every request, as what it means changes with the documents: a host outside, or a Gateway's.
+    pub fn unread(service: ServiceHost, authority: &str) -> Rc<Self> {
         Rc::new(Self { service, authority: authority.parse().ok(), tables: RefCell::default() })
     }
 }

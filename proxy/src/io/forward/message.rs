@@ -136,12 +136,12 @@ pub(super) fn give_up(
 /// The answer that a route gives in its backend's place.
 pub(super) fn redirected(
     redirect: &Redirect,
-    authority: &str,
+    (authority, secure): (&str, bool),
     asked: &Uri,
     plan: &Plan,
     record: &mut Record,
 ) -> Result<Response<AnswerBody>, Reason> {
-    let location = redirect.location(authority, asked.path(), asked.query());
+    let location = redirect.location(secure, authority, asked.path(), asked.query());
     let location = HeaderValue::from_str(&location).map_err(|_| Reason::BadRequest)?;
     let mut response = Response::new(AnswerBody::empty());
     *response.status_mut() = StatusCode::from_u16(redirect.status).map_err(|_| Reason::NoBackend)?;

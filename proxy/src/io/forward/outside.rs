@@ -57,10 +57,10 @@ impl Outbound {
             return named;
         }
         match (externals.find(authority), externals.config.outbound) {
-            (Some(external), _) => Ok(Host::outside(external.host(), authority)),
+            (Some(external), _) => Ok(Host::unread(external.host(), authority)),
             (None, OutboundMode::AllowAny) if host_of(authority).is_some() => {
                 let anywhere = ServiceHost { service: passthrough_name(), reach: Reach::External };
-                Ok(Host::outside(anywhere, authority))
+                Ok(Host::unread(anywhere, authority))
             }
             (None, _) => named,
         }

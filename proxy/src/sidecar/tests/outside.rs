@@ -55,18 +55,25 @@ impl Dns {
 }
 
 /// Roots of somebody else's.
-struct Web {
-    root: String,
+pub(super) struct Web {
+    pub root: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Web {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = params.self_signed(&key).unwrap().pem();
         Self { root, issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate for `name` and its key, PEM.
+    pub fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        (leaf.pem(), key.serialize_pem())
     }
 
     /// A TLS server for `name` at `address`, with the echo app behind it; how many connections it has taken.

@@ -295,8 +295,12 @@ impl Sidecar {
         };
         let tcp: Vec<_> = upstreams.iter().map(bound).collect();
         let tcp_addresses = tcp.iter().map(|(_, listener)| listener.local_addr().unwrap()).collect();
-        let listeners =
-            Listeners { inbound: Some(inbound), outbound: vec![(None, outbound)], tcp, captured: Vec::new() };
+        let listeners = Listeners {
+            inbound: Some(inbound),
+            outbound: vec![(None, outbound)],
+            tcp,
+            ..Listeners::default()
+        };
         let (drain, stop) = drain();
         // Nobody inspects in tests.
         let (_inspect, inspections) = mpsc::channel(1);

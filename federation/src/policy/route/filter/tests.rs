@@ -87,7 +87,11 @@ fn a_redirect_says_where_to_and_leaves_out_what_goes_without_saying() {
             filters(&format!("{{ type: RequestRedirect, requestRedirect: {{ {redirect} }} }}"), prefix);
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         let compiled = filters.redirect().unwrap();
-        assert_eq!(compiled.location(authority, path, query), expected, "{redirect} of {authority}{path}");
+        assert_eq!(
+            compiled.location(false, authority, path, query),
+            expected,
+            "{redirect} of {authority}{path}"
+        );
         assert_eq!(compiled.status, status, "{redirect}");
     }
 }

@@ -1,0 +1,96 @@
+//! Requests of clients outside, on their way into the mesh: by the Gateway's listeners and routes, as the gateway's own
+//! identity. What such a client says of itself in the mesh's headers is taken out, and what we know of it is put there.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use hanse_federation::View;
+use hanse_federation::host::{Reach, ServiceHost, host_of};
+use hanse_federation::policy::RequestParts;
+use hanse_federation::policy::ingress::Ingress;
+use hanse_identity::ServiceName;
+use http::Request;
+use hyper::body::Incoming;
+
+use super::{Door, Outbound, OutboundResponse};
+use crate::answer::Reason;
+use crate::headers;
+use crate::io::ingress::Gate;
+use crate::outbound::{self, Plan};
+
+/// How a client outside has come in.
+pub struct Entrance {
+    gateway: ServiceName,
+    port: u16,
+    from: IpAddr,
+    /// By TLS, with the server name that it asked for, if it did.
+    tls: Option<Option<String>>,
+}
+
+impl Entrance {
+    pub fn new(gate: &Gate, from: SocketAddr, tls: Option<Option<String>>) -> Self {
+        Self { gateway: gate.gateway.clone(), port: gate.port, from: from.ip().to_canonical(), tls }
+    }
+
+    /// The Gateway, as the parent of routes.
+    pub(super) fn host(&self) -> ServiceHost {
+        ServiceHost { service: self.gateway.clone(), reach: Reach::Gateway }
+    }
+
+    pub(super) fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+}
+
+impl Outbound {
+    /// Answers one request of a client outside.
+    pub async fn enter(
+        self: Rc<Self>,
+        entrance: Rc<Entrance>,
+        mut request: Request<Incoming>,
+    ) -> Result<OutboundResponse, Infallible> {
+        headers::forwarded_for(request.headers_mut(), entrance.from, entrance.is_secure());
+        let mut response = self.answer(Door::Gateway(entrance), request).await?;
+        // How the mesh is made is nobody's business outside.
+        headers::strip_reserved(response.headers_mut());
+        Ok(response)
+    }
+
+    pub(super) fn plan_entered(
+        &self,
+        view: &View,
+        entrance: &Entrance,
+        authority: Option<&str>,
+        request: &Request<Incoming>,
+        is_grpc: bool,
+    ) -> Result<Plan, Reason> {
+        let ingress = self.ingress(view, &entrance.gateway).ok_or(Reason::NoRoute)?;
+        let (host, _) = authority.and_then(host_of).ok_or(Reason::BadRequest)?;
+        let listener = ingress.listener(entrance.port, &host).ok_or(Reason::NoRoute)?;
+        if let Some(Some(name)) = &entrance.tls
+            && ingress.listener(entrance.port, name).is_none_or(|of_name| of_name.name != listener.name)
+        {
+            // Who was shown one listener's certificate is not let in by another's.
+            return Err(Reason::Misdirected);
+        }
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let parts = RequestParts {
+            method: request.method().as_str(),
+            path: request.uri().path(),
+            query: request.uri().query(),
+            header: &header,
+        };
+        let routed = listener.route(&host, &parts, self.random.next())?;
+        Ok(outbound::planned(routed, header, is_grpc))
+    }
+
+    /// The Gateway at this View; compiled on first use after it changed.
+    fn ingress(&self, view: &View, gateway: &ServiceName) -> Option<Rc<Ingress>> {
+        let mut ingress = self.ingress.borrow_mut();
+        if ingress.0 != view.revision {
+            *ingress = (view.revision, Ingress::build(view, gateway).map(Rc::new));
+        }
+        ingress.1.clone()
+    }
+}
