@@ -6,7 +6,7 @@
 //! `ledger` watches the invariants all the time; `scenario` reads operators' words; `storm` breaks things.
 //!
 //! Files: `control` one node and its disk, `propose` writes and reads, `watch` its subscribers, `peer` the sessions
-//! between clusters, `join`, `proxy` subscribers and their timers, `traffic` requests and live connections, `keys` the
+//! between clusters, `clocks` whose is right, `join`, `proxy` subscribers and their timers, `traffic` requests and live connections, `keys` the
 //! authorities of a node, `rotation` how they are replaced, `revoked` whom nobody listens to any more.
 
 use std::cmp::Ordering;
@@ -16,6 +16,7 @@ use hanse_control::command::{Command, Outcome};
 use hanse_identity::{ClusterName, Timestamp, TrustDomain};
 
 pub mod authorities;
+mod clocks;
 mod control;
 pub mod join;
 mod keys;
@@ -76,6 +77,8 @@ pub enum Bug {
     GatesUnmeasured,
     /// What is given in place of what was revoked begins as if nothing had been.
     WatermarkIgnored,
+    /// A node goes by its own clock, whatever the others say.
+    OwnClockBelieved,
 }
 
 /// A cluster: its control nodes, and its proxies and gateways.

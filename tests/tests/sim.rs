@@ -141,6 +141,11 @@ fn certificates_of_before_the_watermark_are_found() {
 }
 
 #[test]
+fn t29_a_clock_that_is_believed_though_the_others_contradict_it_is_found() {
+    found(Bug::OwnClockBelieved, 60, &["by a clock that is off by"]);
+}
+
+#[test]
 fn stale_reads_are_found() {
     found(Bug::StaleReads, 40, &["had been seen before it began"]);
 }

@@ -17,13 +17,14 @@ use hanse_federation::catalog::Session;
 use hanse_identity::{ClusterName, KeyId, NodeName, Timestamp, TrustDomain};
 
 use super::authorities::authority;
+use super::clocks::Heard;
 use super::keys::Held;
 use super::network::Party;
 use super::packet::Packet;
 use super::peer::{Export, Link};
 use super::propose::{Pending, ReadPurpose};
 use super::watch::Watcher;
-use super::{At, Bug, Cluster, EPOCH, Event, World};
+use super::{At, Bug, Cluster, Event, World};
 
 /// Ticks are slower than in the real house: every one of them is an event.
 const TIMING: Timing = Timing { tick: Duration::from_millis(100), election_ticks: 10, heartbeat_ticks: 2 };
@@ -77,6 +78,7 @@ pub(crate) struct Running {
     /// Subscribers whose streams have ended, and until when they are still waited for.
     pub(super) gone: Vec<(u64, Subscriber)>,
     pub(super) held: Held,
+    pub(super) clocks: Heard,
     pub(super) bundle_revisions: BundleRevisions,
     pub(super) exports: BTreeMap<u64, Export>,
     /// Nodes of the own cluster that it knows to be revoked, and since when.
@@ -182,6 +184,7 @@ impl World {
             watchers: BTreeMap::new(),
             gone: Vec::new(),
             held,
+            clocks: Heard::default(),
             bundle_revisions: BundleRevisions::default(),
             exports: BTreeMap::new(),
             revoked: BTreeMap::new(),
@@ -205,6 +208,7 @@ impl World {
         let control = &mut self.clusters[at.cluster].nodes[at.index];
         let Some(running) = control.running.take() else { return };
         let name = control.name.clone();
+        self.set_right(at);
         if let Some(batch) = running.writing
             && self.random.chance(500)
         {
@@ -226,12 +230,6 @@ impl World {
 
     pub(super) fn life(&self, at: At) -> u64 {
         self.clusters[at.cluster].nodes[at.index].life
-    }
-
-    /// What that node's clock shows.
-    pub(super) fn clock_of(&self, at: At) -> Timestamp {
-        let skew = self.clusters[at.cluster].nodes[at.index].skew_ms;
-        Timestamp((EPOCH.0 + self.now).saturating_add_signed(skew))
     }
 
     /// The node that leads, as it says itself; of two that say so the one of the later term.
@@ -454,6 +452,7 @@ impl World {
         if self.is_revoked(at) {
             self.give_up_all(at);
         }
+        self.compare_clocks(at);
         self.finish_answered(at);
         self.retry_proposals(at);
         self.service_watchers(at);

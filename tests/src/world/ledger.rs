@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hanse_control::command::{Command, Outcome, Proposal};
 use hanse_control::node::Applied;
@@ -13,13 +14,17 @@ use hanse_control::state::issuance::names_node;
 use hanse_federation::{Change, PeerFact, Revision, View};
 use hanse_identity::{
     AuthorityCertificate, AuthorityState, Bundle, ClusterName, KeyId, NodeName, RevocationId,
-    RevocationTarget, Revocations, TrustDomain,
+    RevocationTarget, Revocations, Timestamp, TrustDomain,
 };
 
 use super::At;
 use super::authorities::WorldSvid;
+use super::clocks::{SURELY_WRONG, USUAL_SKEW};
 use super::keys::own_bundle;
 use super::proxy::Proxy;
+
+/// What others said of the time was heard in whole milliseconds.
+const DATING_MARGIN: Duration = Duration::from_millis(10);
 
 /// What must never happen has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,7 +143,15 @@ impl Ledger {
         }
     }
 
-    pub(super) fn proposed(&mut self, cluster: usize, proposal: &Arc<Proposal>) {
+    /// What enters the log is dated by the true time, or nearly.
+    pub(super) fn proposed(&mut self, now: u64, true_time: Timestamp, at: At, proposal: &Arc<Proposal>) {
+        let cluster = at.cluster;
+        let off_by = proposal.now.since(true_time).max(true_time.since(proposal.now));
+        if off_by > USUAL_SKEW + DATING_MARGIN {
+            self.violate(now, || {
+                format!("{:?} dates {:?} by a clock that is off by {off_by:?}", at.party(), proposal.command)
+            });
+        }
         if matches!(proposal.command, Command::Issued { .. }) {
             self.clusters[cluster].repeatable.insert(proposal.id);
         }
@@ -246,8 +259,21 @@ impl Ledger {
         }
     }
 
-    /// Of each node only the newest authority that is active signs, and nothing for whom the signer knows to be revoked.
-    pub(super) fn issued(&mut self, now: u64, at: At, node: &NodeName, revision: u64, svid: &WorldSvid) {
+    /// Of each node only the newest authority that is active signs, nothing for whom the signer knows to be revoked, and
+    /// nothing by a clock that all others contradict.
+    pub(super) fn issued(
+        &mut self,
+        now: u64,
+        at: At,
+        (node, off_by): (&NodeName, Duration),
+        revision: u64,
+        svid: &WorldSvid,
+    ) {
+        if off_by > SURELY_WRONG {
+            self.violate(now, || {
+                format!("{:?} signed {} by a clock that is off by {off_by:?}", at.party(), svid.facts.id)
+            });
+        }
         let book = &mut self.clusters[at.cluster];
         let own = book.bundles.range(..=revision).next_back().map(|(_, bundle)| &bundle.authorities);
         let entry = own.and_then(|own| own.iter().find(|a| a.key_id == svid.authority));

@@ -141,9 +141,10 @@ impl World {
 
     pub(super) fn propose(&mut self, at: At, actor: String, command: Command, purpose: Purpose) {
         let id = self.random.draw();
-        let now = self.clock_of(at);
+        let now = self.agreed(at);
         let proposal = Arc::new(Proposal { id, now, actor, certificate: None, command });
-        self.ledger.proposed(at.cluster, &proposal);
+        let true_time = self.clock();
+        self.ledger.proposed(self.now, true_time, at, &proposal);
         self.note(&[31, at.party().number(), id], || {
             format!("{:?} takes proposal {id:x} {:?}", at.party(), proposal.command)
         });

@@ -64,7 +64,7 @@ impl World {
     /// What the gate of the rotation that runs waits for.
     fn measured(&self, at: At, state: &State) -> Vec<WaitsFor> {
         let (Some(rotation), Some(bundle)) = (state.rotating(), own_bundle(state)) else { return Vec::new() };
-        let now = self.clock_of(at);
+        let now = self.agreed(at);
         let (own, connected) = self.bundle_part(at, &state.view.trust_domain, bundle.sequence);
         let mut parts = vec![own];
         let waiting = waits_for(state, rotation, &parts, &connected, now);

@@ -9,6 +9,7 @@ use hanse_identity::{
     AgentScope, ClusterName, Reason, Registration, RevocationTarget, Selector, ServiceName, SpiffeId,
 };
 
+use super::clocks::USUAL_SKEW;
 use super::network::{Party, Scope, Weather};
 use super::proxy::ProxyKind;
 use super::{At, Bug, EventLog, Violation, World};
@@ -318,9 +319,13 @@ impl World {
 
     fn some_slowness(&mut self) {
         let at = self.any_node();
-        let skew = i64::try_from(self.random.below(20_000)).unwrap_or(0) - 10_000;
+        let usual = USUAL_SKEW.as_millis() as u64;
+        let skew = self.random.below(2 * usual).cast_signed() - usual.cast_signed();
         let slow = self.random.chance(500);
         let resign = self.random.chance(300);
+        if self.random.chance(400) {
+            return self.set_far_off(at);
+        }
         let node = &mut self.clusters[at.cluster].nodes[at.index];
         if slow {
             node.slow_disk = !node.slow_disk;

@@ -166,14 +166,14 @@ impl World {
         }
     }
 
-    /// Streams that this node ends: it is revoked, or has nobody to follow; or who listens has been put out.
+    /// Streams that this node ends: it is revoked, has nobody to follow, or signs nothing; or who listens has been put out.
     fn send_away(&mut self, at: At) {
-        let (now, revoked) = (self.now, self.is_revoked(at));
+        let (now, revoked, signs) = (self.now, self.is_revoked(at), self.contradiction(at).is_none());
         let Some(running) = self.running(at) else { return };
-        let (leader, state) = (running.leader.is_some(), running.state.clone());
+        let (fit, state) = (running.leader.is_some() && signs, running.state.clone());
         let mut away = Vec::new();
         for (stream, watcher) in &mut running.watchers {
-            if leader {
+            if fit {
                 watcher.led = (now, LEADERLESS_MS);
             }
             let (since, within) = watcher.led;
@@ -248,7 +248,7 @@ impl World {
     /// What `control/io/issue` does: a ticket from `grant`, signed by this node's authority, and recorded before it is
     /// handed out. Without a quorum nothing is handed out here: what is owed then is the recorder's own affair.
     fn issue(&mut self, at: At, stream: u64) {
-        if self.is_revoked(at) {
+        if self.is_revoked(at) || self.contradiction(at).is_some() {
             return;
         }
         let Some(running) = self.running(at) else { return };
@@ -281,7 +281,9 @@ impl World {
         }
         self.note(&[40, at.party().number()], || format!("{:?} issues {}", at.party(), svid.facts.id));
         let revision = state.view.revision.0;
-        self.ledger.issued(self.now, at, &self.clusters[at.cluster].nodes[at.index].name, revision, &svid);
+        let off_by = self.off_by(at);
+        let signer = &self.clusters[at.cluster].nodes[at.index].name;
+        self.ledger.issued(self.now, at, (signer, off_by), revision, &svid);
         let record = IssuedRecord {
             svid: Arc::new(IssuedSvid {
                 serial: svid.facts.serial.clone(),
