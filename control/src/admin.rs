@@ -27,6 +27,7 @@ mod revocations;
 mod revoke;
 mod role;
 mod rotation;
+mod traffic;
 
 pub use agent::*;
 pub use audit::*;
@@ -43,6 +44,7 @@ pub use rotation::{
     TrustBundleListRequest, TrustRotateRequest, TrustStatus, TrustStatusRequest, WaitsFor, asks_peers,
     nested, waited_for, waits_for,
 };
+pub use traffic::*;
 
 /// A question of the Admin service, and the type of its answer.
 pub trait AdminCall: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -95,6 +97,7 @@ calls! {
     WorkloadListRequest => Listing<WorkloadItem>, "WorkloadList";
     WorkloadDeleteRequest => Written, "WorkloadDelete";
     ProxyListRequest => Listing<ProxyItem>, "ProxyList";
+    TrafficRequest => TrafficReply, "Traffic";
     AuditListRequest => AuditList, "AuditList";
     IdentityListRequest => IdentityList, "IdentityList";
     IdentityVerifyRequest => IdentityVerdict, "IdentityVerify";

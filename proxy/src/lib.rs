@@ -235,9 +235,11 @@ async fn supervise(
     drop(settings);
     let inspect: Vec<_> = workers.iter().map(|worker| worker.inspect.clone()).collect();
     let listening = || vec![Check { name: "listeners", ok: true, detail: "bound".to_owned() }];
+    let listeners = describe_listeners(&config, bound.inbound);
     let admin = Admin::new(Arc::clone(&plane), listening)
         .page("/clusters", move || ladders(inspect.clone()))
-        .page("/addresses", move || std::future::ready(directory.describe()));
+        .page("/addresses", move || std::future::ready(directory.describe()))
+        .page("/listeners", move || std::future::ready(listeners.clone()));
     let listener = tokio::net::TcpListener::from_std(bound.admin)?;
     tokio::spawn(admin::serve(listener, Arc::new(admin), stop.clone()));
     tracing::info!(name = %config.name, admin = %config.admin, inbound = ?bound.inbound, "proxy started");
@@ -369,6 +371,25 @@ async fn announce_readiness(
             }
         });
     }
+}
+
+/// `/listeners`: what is listened on, and for what.
+fn describe_listeners(config: &Config, inbound: Option<SocketAddr>) -> serde_json::Value {
+    let listener = |kind: &str, address: SocketAddr, serves: String| serde_json::json!({ "kind": kind, "address": address, "for": serves });
+    let services = config.services.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut listeners: Vec<_> = inbound.map(|at| listener("inbound", at, services)).into_iter().collect();
+    listeners.extend(config.outbound.map(|at| listener("outbound", at, "any service".to_owned())));
+    let upstreams = config.upstreams.iter();
+    listeners.extend(upstreams.map(|u| listener("upstream", u.listen, u.host.service.to_string())));
+    let upstreams = config.tcp_upstreams.iter().map(|u| (u.listen, &u.target));
+    listeners.extend(upstreams.map(|(at, target)| {
+        listener("tcp-upstream", at, format!("{}:{}", target.host.service, target.port))
+    }));
+    listeners.push(listener("admin", config.admin, "this host".to_owned()));
+    let tcp_ports = config.tcp_ports.iter();
+    let tcp_ports: Vec<_> =
+        tcp_ports.map(|tcp| serde_json::json!({ "port": tcp.port, "app": tcp.app })).collect();
+    serde_json::json!({ "app": config.app, "listeners": listeners, "tcpPorts": tcp_ports })
 }
 
 /// `/clusters`: every worker's ladders.

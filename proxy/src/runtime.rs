@@ -14,6 +14,7 @@ pub mod resolve;
 pub mod spans;
 pub mod telemetry;
 pub mod text;
+pub mod traffic;
 pub mod view;
 pub mod worker;
 

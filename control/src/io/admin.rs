@@ -28,9 +28,9 @@ use crate::admin::{
     ProxyListRequest, RevokeClearRequest, RevokeExportRequest, RevokeLiftRequest, RevokeListRequest,
     RevokePreviewRequest, RevokeRequest, RevokeShowRequest, RevokeStatusRequest, RoleBindRequest,
     RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
-    ServiceUnexportRequest, TrustAbortRequest, TrustBundleDeleteRequest, TrustBundleListRequest,
-    TrustBundleSetRequest, TrustRotateRequest, TrustStatusRequest, Warning, WorkloadApplyRequest,
-    WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
+    ServiceUnexportRequest, TrafficRequest, TrustAbortRequest, TrustBundleDeleteRequest,
+    TrustBundleListRequest, TrustBundleSetRequest, TrustRotateRequest, TrustStatusRequest, Warning,
+    WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
 };
 use crate::command::{Actor, Answer, Command};
 use crate::state::State;
@@ -51,6 +51,7 @@ pub mod revoke;
 pub mod role;
 pub mod service;
 pub mod token;
+pub mod traffic;
 pub mod trust;
 
 /// How long a read waits for a State that has everything acknowledged before it, before this node's own will do.
@@ -165,6 +166,7 @@ admin_service! {
     workload_apply(WorkloadApplyRequest) => identity::apply;
     workload_list(WorkloadListRequest) => identity::workloads;
     workload_delete(WorkloadDeleteRequest) => identity::delete;
+    traffic(TrafficRequest) => traffic::traffic;
     audit_list(AuditListRequest) => audit::list;
     identity_list(IdentityListRequest) => certificates::list;
     identity_verify(IdentityVerifyRequest) => certificates::check;

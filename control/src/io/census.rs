@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use hanse_federation::traffic::Report;
 use hanse_federation::wire::{decode, encode};
 use hanse_identity::proof::{HeldProof, MAX_PROOFS};
 use hanse_identity::tls::IdentitySource as _;
@@ -34,6 +35,8 @@ pub const LIVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an agent without a stream is still waited for. Proxies and gateways are forgotten with their endpoint.
 pub const AGENT_REMEMBERED: Duration = Duration::from_secs(60);
 
+/// How long what a proxy counted is told of after it has said so last.
+const TRAFFIC_REMEMBERED: Duration = Duration::from_secs(20);
 /// How long the listeners of a node that has just been revoked may take to be somewhere else.
 pub const LISTENERS_MOVE: Duration = Duration::from_secs(2);
 
@@ -128,6 +131,8 @@ pub enum Query {
     Issuers,
     /// What of it rests on which authority.
     Trust,
+    /// What its subscribers counted in the last minute, added up.
+    Traffic,
 }
 
 /// What it answers.
@@ -141,6 +146,11 @@ pub enum Part {
     Strangers(Vec<StrangerReport>),
     Issuers(Vec<IssuerReport>),
     Trust(NodeTrust),
+    Traffic {
+        report: Report,
+        /// Subscribers that told of some.
+        reporting: usize,
+    },
 }
 
 /// How a node stands to the authorities of its cluster.
@@ -240,6 +250,8 @@ struct Entry {
     stream: u64,
     /// Down its stream; dropped when another stream takes the name over, which ends the old one.
     questions: Option<mpsc::Sender<LiveQuestion>>,
+    /// What it counted last, and when it said so.
+    traffic: Option<(Timestamp, Report)>,
 }
 
 /// Why a stream is not let in.
@@ -301,7 +313,7 @@ impl Census {
             outgoing: BTreeMap::new(),
             proofs: Vec::new(),
         };
-        table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions) });
+        table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions), traffic: None });
         Ok(StreamKey { kind, name, stream })
     }
 
@@ -337,6 +349,28 @@ impl Census {
     /// From where an agent's stream came, and with which certificate.
     pub fn came_from(&self, key: &StreamKey, remote: SocketAddr, serial: Serial) {
         self.update(key, |subscriber| (subscriber.remote, subscriber.serial) = (Some(remote), Some(serial)));
+    }
+
+    /// What its proxy counted in the last minute.
+    pub fn traffic(&self, key: &StreamKey, report: Report, now: Timestamp) {
+        let mut table = self.table();
+        if let Some(entry) = table.entries.get_mut(&(key.kind, key.name.clone()))
+            && entry.stream == key.stream
+        {
+            let report = report.of(&entry.subscriber.identity);
+            entry.traffic = Some((now, report));
+        }
+    }
+
+    /// What all of them counted, and how many they are.
+    pub fn counted(&self, now: Timestamp) -> (Report, usize) {
+        let table = self.table();
+        let fresh = |entry: &&Entry| {
+            entry.traffic.as_ref().is_some_and(|(said, _)| now.since(*said) < TRAFFIC_REMEMBERED)
+        };
+        let reports: Vec<&Report> =
+            table.entries.values().filter(fresh).filter_map(|e| Some(&e.traffic.as_ref()?.1)).collect();
+        (Report::sum(reports.iter().copied()), reports.len())
     }
 
     /// Whether its announcement stands.
@@ -464,6 +498,10 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
             let own_svid = own.is_some_and(|own| context.trust.current().is_outgoing(&own.facts));
             let bundle_endpoint = context.bundle_endpoint.load(Ordering::Relaxed);
             Part::Trust(NodeTrust { applied, own_svid, callers, bundle_endpoint })
+        }
+        Query::Traffic => {
+            let (report, reporting) = context.census.counted(now());
+            Part::Traffic { report, reporting }
         }
         Query::Node => Part::Node(NodeReport {
             status: context.handle.status(),

@@ -83,6 +83,7 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Admin", "WorkloadList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "WorkloadDelete", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "ProxyList", Who::Has(Role::Viewer)),
+    ("hanse.control.v1.Admin", "Traffic", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "AuditList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "IdentityList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "IdentityVerify", Who::Has(Role::Viewer)),

@@ -307,6 +307,13 @@ impl Subscription {
                 self.context.census.applied(&self.key, applied.revision, closed, now());
                 Ok(())
             }
+            Up::Traffic(traffic) => {
+                // One that cannot be read is of a version that counts otherwise: it goes untold.
+                if let Ok(report) = decode("traffic", &traffic.report) {
+                    self.context.census.traffic(&self.key, report, now());
+                }
+                Ok(())
+            }
             Up::Announce(announce) => {
                 let announcement: Announcement = decode("announcement", &announce.announcement)
                     .map_err(|e| End::Refused(unreadable(e)))?;

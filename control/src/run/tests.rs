@@ -54,6 +54,7 @@ mod restored;
 mod revocations;
 mod rotation;
 mod strangers;
+mod traffic;
 mod upstream;
 
 use fixture::*;

@@ -18,6 +18,7 @@ mod proxy;
 mod revoke;
 mod role;
 mod service;
+mod traffic;
 mod trust;
 mod workload;
 
@@ -28,10 +29,11 @@ pub use context::ContextCommand;
 pub use identity::IdentityCommand;
 pub use node::{NodeCommand, NodeCredential, NodeInit, UpstreamAuthority};
 pub use policy::PolicyCommand;
-pub use proxy::{CaptureCommand, CaptureUp, OutboundScope, ProxyCommand, ProxyVerb};
+pub use proxy::{CaptureCommand, CaptureUp, ConfigPart, OutboundScope, ProxyCommand, ProxyVerb};
 pub use revoke::{ListEncoding, RevokeCommand, RevokeVerb, RevokeWhat};
 pub use role::RoleCommand;
 pub use service::ServiceCommand;
+pub use traffic::{EdgesCommand, StatCommand, TopCommand, TopSort};
 pub use trust::{
     BundleCommand, BundleFormat, BundleSet, EndpointProfile, FederationCommand, RegistrationsMode,
     TrustCommand, TrustDownstream, TrustFederate, TrustRotate,
@@ -108,6 +110,12 @@ pub enum Command {
     /// Services: where they run and to whom they are exported
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Requests, success and latency of each service in the last minute
+    Stat(StatCommand),
+    /// Who calls whom, with which identities
+    Edges(EdgesCommand),
+    /// The busiest services, drawn anew
+    Top(TopCommand),
     /// Routes and backend policies
     #[command(subcommand)]
     Policy(PolicyCommand),

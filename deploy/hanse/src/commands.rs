@@ -11,9 +11,11 @@ pub mod federation;
 pub mod identity;
 pub mod node;
 pub mod policy;
+pub mod proxy;
 pub mod revoke;
 pub mod role;
 pub mod service;
+pub mod traffic;
 pub mod trust;
 pub mod workload;
 

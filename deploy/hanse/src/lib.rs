@@ -57,8 +57,11 @@ fn dispatch(cli: Cli) -> Outcome {
             (None, None) => Err(incomplete("agent")),
         },
         Command::Proxy(proxy) => match (proxy.verb, proxy.config) {
-            (Some(ProxyVerb::List), _) => block_on(commands::agent::proxies(&global)),
             (Some(ProxyVerb::Capture(command)), _) => commands::capture::run(&global, &command),
+            (Some(ProxyVerb::List), _) => block_on(commands::agent::proxies(&global)),
+            (Some(ProxyVerb::Config { admin, part }), _) => {
+                block_on(commands::proxy::config(&global, admin, part))
+            }
             (None, Some(config)) => role(hanse_proxy::run(config)),
             (None, None) => Err(incomplete("proxy")),
         },
@@ -72,6 +75,9 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Node(command) => block_on(commands::node::run(&global, &command)),
         Command::Cluster(command) => block_on(commands::cluster::run(&global, &command)),
         Command::Service(command) => block_on(commands::service::run(&global, &command)),
+        Command::Stat(command) => block_on(commands::traffic::stat(&global, &command)),
+        Command::Edges(command) => block_on(commands::traffic::edges(&global, &command)),
+        Command::Top(command) => block_on(commands::traffic::top(&global, &command)),
         Command::Policy(command) => block_on(commands::policy::run(&global, &command)),
         Command::Revoke(command) => block_on(commands::revoke::run(&global, &command)),
         Command::Identity(command) => block_on(commands::identity::run(&global, &command)),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use hanse_federation::policy::access::Denied;
+use hanse_federation::traffic::{EdgeKey, LatencyKey, Seen};
 use http::{Method, Request, StatusCode, Version};
 use hyper::ext::Protocol;
 use prometheus_client::metrics::counter::Counter;
@@ -130,6 +131,13 @@ impl Direction {
         match self {
             Self::Inbound => "mutual_tls",
             Self::Outbound => "unknown",
+        }
+    }
+
+    fn seen(self) -> Seen {
+        match self {
+            Self::Inbound => Seen::ByTarget,
+            Self::Outbound => Seen::ByCaller,
         }
     }
 
@@ -317,6 +325,25 @@ impl Reporter {
         };
         let overflow = |labels| DurationLabels { destination_service: OVERFLOW.to_owned(), ..labels };
         let durations = self.durations.borrow_mut().handle(&telemetry.durations, labels, overflow).clone();
+        let seen = direction.seen();
+        let key = EdgeKey {
+            seen,
+            service: entry.upstream_cluster.to_string(),
+            source: entry.source_spiffe.to_string(),
+            source_cluster: entry.source_cluster.to_string(),
+            destination: entry.destination_spiffe.to_string(),
+            destination_cluster: entry.destination_cluster.to_string(),
+        };
+        let latency = LatencyKey {
+            seen,
+            service: key.service.clone(),
+            source_cluster: key.source_cluster.clone(),
+            destination_cluster: key.destination_cluster.clone(),
+        };
+        let code = entry.response_code;
+        let is_failure = code >= 500 || (code == CLIENT_LEFT && entry.response_flags != CLIENT_LEFT_FLAG);
+        telemetry.traffic.counts_in(key, code, entry.response_flags, is_failure, &requests);
+        telemetry.traffic.takes_in(latency, &durations);
         let tiered = direction == Direction::Outbound && !entry.tier.is_empty();
         let tier = tiered.then(|| {
             let labels = TierLabels {

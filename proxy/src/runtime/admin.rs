@@ -160,6 +160,7 @@ impl Admin {
             "ageMillis": (link.heard.0 > 0).then(|| u64::try_from(now().since(link.heard).as_millis()).unwrap_or(u64::MAX)),
             "locality": self.plane.locality,
             "peers": known.view.as_ref().map(|v| v.peers.keys().cloned().collect::<Vec<_>>()),
+            "policies": known.view.as_ref().map(|v| v.policies.keys().map(ToString::to_string).collect::<Vec<_>>()),
             "revocations": known.trust.revocations.len(),
         })
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hanse_federation::traffic::BOUNDS as DURATION_BOUNDS;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
@@ -17,6 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Metric, Registry};
 
+use super::traffic::Traffic;
 use crate::staleness::Freshness;
 
 /// `hanse_refused_total`.
@@ -174,6 +176,8 @@ struct DurationCounts {
 /// All families; registered once.
 pub struct Telemetry {
     registry: Mutex<Registry>,
+    /// What control nodes are told of it.
+    pub traffic: Traffic,
     pub refused: Family<Refused, Counter>,
     pub closed: Family<Closed, Counter>,
     pub requests: Family<RequestLabels, Counter>,
@@ -205,10 +209,6 @@ pub struct Telemetry {
 /// Series that one worker keeps handles of; above that, new ones go into the family's overflow series.
 pub const MAX_SERIES: usize = 2_000;
 
-/// Upper bounds of the buckets of `istio_request_duration_milliseconds`.
-const DURATION_BOUNDS: [f64; 15] =
-    [0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0];
-
 impl Durations {
     pub fn observe(&self, duration: Duration) {
         let millis = duration.as_secs_f64() * 1000.0;
@@ -216,6 +216,11 @@ impl Durations {
         self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.0.sum.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// By bucket.
+    pub fn counts(&self) -> [u64; DURATION_BOUNDS.len() + 1] {
+        std::array::from_fn(|bucket| self.0.buckets[bucket].load(Ordering::Relaxed))
     }
 }
 
@@ -242,6 +247,7 @@ impl Default for Telemetry {
     fn default() -> Self {
         let new = Self {
             registry: Mutex::new(Registry::default()),
+            traffic: Traffic::default(),
             refused: Family::default(),
             closed: Family::default(),
             requests: Family::default(),

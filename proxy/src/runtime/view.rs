@@ -181,6 +181,10 @@ impl Follower {
             tokio::select! {
                 () = redial.as_mut() => return Ok(()),
                 _ = look.tick() => {
+                    if let Some(report) = self.plane.telemetry.traffic.due(Instant::now()) {
+                        let traffic = pb::Traffic { report: encode(&report) };
+                        send(&up, watch_up::Message::Traffic(traffic)).await?;
+                    }
                     let outgoing = self.outgoing();
                     if told != outgoing {
                         let revision = self.plane.knowledge.now().revision();

@@ -1,5 +1,6 @@
 //! `hanse proxy` as declared: the role and its verbs.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -21,6 +22,18 @@ pub enum ProxyVerb {
     /// Turn this host's (or network namespace's) connections to the proxy, so that programs need know nothing of it
     #[command(subcommand)]
     Capture(CaptureCommand),
+    /// What one proxy of this host has in force: listeners, policies, endpoints with their health, its certificate
+    #[command(
+        after_help = "Examples:\n  hanse proxy config 127.0.0.1:9902\n  hanse proxy config 127.0.0.1:9902 --type endpoints\n  hanse proxy config 127.0.0.1:9902 -o json\n\nThe address is the proxy's --admin, which is served on loopback only: ask on the proxy's host."
+    )]
+    Config {
+        /// The proxy's admin endpoint, as in its --admin
+        #[arg(value_name = "ADDRESS")]
+        admin: SocketAddr,
+        /// Which part
+        #[arg(long = "type", value_enum, default_value_t)]
+        part: ConfigPart,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,4 +89,19 @@ pub enum OutboundScope {
     All,
     /// Those to virtual addresses
     Mesh,
+}
+
+/// `--type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ConfigPart {
+    #[default]
+    All,
+    /// What it listens on, and for what
+    Listeners,
+    /// Policies that it knows
+    Policy,
+    /// Where requests would go, by what its workers know
+    Endpoints,
+    /// Its own certificate; never a private key
+    Secrets,
 }
