@@ -341,6 +341,7 @@ pub(crate) fn is_read(rpc: &str) -> bool {
                 | "HostTrustShow"
                 | "IdentityVerify"
                 | "TrustStatus"
+                | "Traffic"
                 | "CredentialRenew"
         )
 }

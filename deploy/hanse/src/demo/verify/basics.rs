@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::ensure;
-use hanse_control::admin::{ClusterCheckRequest, ClusterListRequest, ClusterState};
+use hanse_control::admin::{ClusterCheckRequest, ClusterListRequest, ClusterState, TrafficRequest};
 use serde_json::{Value, json};
 
 use super::{Story, Verdict, ms};
@@ -119,16 +119,35 @@ impl Story<'_> {
                     _ => failed += 1,
                 }
             }
+            let calls = self.demo.until("the calls of the last minute", || self.calls(cluster)).await?;
             let parts: usize = served.values().sum();
             let local = served.get(cluster).copied().unwrap_or_default();
             ok &= failed == 0 && local == parts && parts > 0;
             lines.push(format!("{cluster} {local} of {parts} parts local, {failed} failed"));
             evidence.insert(
                 cluster.clone(),
-                json!({ "requests": LOCAL_REQUESTS, "failed": failed, "partsByCluster": served }),
+                json!({ "requests": LOCAL_REQUESTS, "failed": failed, "partsByCluster": served, "edges": calls }),
             );
         }
         Ok(Verdict::new(ok, lines.join(" · "), Value::Object(evidence)))
+    }
+}
+
+impl Story<'_> {
+    /// How many edges the control nodes tell of, once productpage's calls of reviews are among them.
+    async fn calls(&self, cluster: &str) -> anyhow::Result<usize> {
+        let traffic = self.demo.connection(cluster)?.call(&TrafficRequest {}).await?;
+        let graph = traffic.report.graph();
+        let told = graph.iter().any(|edge| {
+            let key = &edge.key;
+            key.service == "shop/reviews"
+                && key.source.ends_with("/sa/productpage")
+                && key.destination.contains("/sa/reviews-")
+                && key.destination_cluster == cluster
+                && edge.counts.requests > 0.0
+        });
+        ensure!(told, "{cluster} tells nothing of productpage's calls of reviews: {graph:?}");
+        Ok(graph.len())
     }
 }
 
