@@ -63,9 +63,6 @@ pub struct Config {
     /// A port of loopback for DNS: names of the mesh are answered with virtual addresses, the rest is forwarded
     #[arg(long, value_name = "PORT")]
     pub dns_port: Option<NonZeroU16>,
-    /// Whom to ask what is no name of the mesh; repeatable. Default: the name servers of /etc/resolv.conf
-    #[arg(long = "dns-upstream", value_name = "ADDRESS", requires = "dns_port")]
-    pub dns_upstreams: Vec<SocketAddr>,
     /// The admin endpoint; loopback only.
     #[arg(long, value_name = "ADDRESS")]
     pub admin: SocketAddr,
@@ -97,7 +94,8 @@ pub struct Config {
     /// Certificates for the Gateway: NAME.crt and NAME.key (PEM), read again when they change.
     #[arg(long, value_name = "DIRECTORY", requires = "gateway")]
     pub certificates: Option<PathBuf>,
-    /// A DNS server for names outside the mesh, in place of those of this system; repeatable.
+    /// A DNS server for what is no name of the mesh, in place of those of /etc/resolv.conf: hosts of ExternalServices, and
+    /// what --dns-port forwards; repeatable
     #[arg(long = "dns-server", value_name = "ADDRESS")]
     pub dns_servers: Vec<SocketAddr>,
     /// Share of traffic among the service's endpoints, 1 to 1000.

@@ -212,7 +212,7 @@ async fn supervise(
         tokio::spawn(addresses::follow(Arc::clone(&directory), Arc::clone(&plane), stop.clone()));
     }
     if let Some(port) = config.dns_port {
-        let dns = Dns::new(Arc::clone(&directory), &config.dns_upstreams, port.get(), &plane.telemetry);
+        let dns = Dns::new(Arc::clone(&directory), &config.dns_servers, port.get(), &plane.telemetry);
         tokio::spawn(Arc::new(dns).serve(bound.dns, stop.clone()));
     }
     let capture = config

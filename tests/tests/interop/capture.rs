@@ -132,7 +132,7 @@ impl Story {
                 &[
                     "--capture-port=15001",
                     "--dns-port=15053",
-                    &format!("--dns-upstream={SERVER}:5300"),
+                    &format!("--dns-server={SERVER}:5300"),
                     &format!("--admin={CLIENT_ADMIN}"),
                 ],
             )?,
