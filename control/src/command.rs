@@ -194,6 +194,10 @@ pub enum Command {
     AuthorityPublish {
         node: NodeName,
         certificate: AuthorityCertificate,
+        /// The rotation that it was made for. One that was aborted has had its keys forgotten, and what was under way for it
+        /// must not be taken for the next one's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rotation: Option<u64>,
     },
     /// Begins to replace authorities: all of the cluster's, or the one with that key. With `reissue` SVIDs below them
     /// are replaced at once, else when they would be renewed anyway.

@@ -310,7 +310,9 @@ impl State {
             Command::PeerAdd { invite, offer } => self.peer_add(invite, offer, now),
             Command::PeerRemove { cluster, only_invite } => self.peer_remove(cluster, only_invite.as_deref()),
             Command::PeerFacts { cluster, facts, follows } => self.peer_facts(cluster, facts, *follows),
-            Command::AuthorityPublish { node, certificate } => self.authority_publish(node, certificate),
+            Command::AuthorityPublish { node, certificate, rotation } => {
+                self.authority_publish(node, certificate, *rotation)
+            }
             Command::RotateBegin { authority, reissue } => {
                 let wanted = rotation::Wanted {
                     authority: authority.as_ref(),

@@ -19,6 +19,8 @@ pub const BOUNDS: [f64; 15] =
     [0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0];
 /// Longest name in a report, a SPIFFE ID.
 const MAX_NAME: usize = 2048;
+/// Most requests per second that a row may say. Sums of these are numbers still; what is none is no JSON.
+const MAX_RATE: f64 = 1e12;
 
 /// Which end of a request counted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -108,11 +110,13 @@ impl Report {
         report
     }
 
-    /// As far as its sender may say it: of requests that it made or served itself, in numbers that are some.
+    /// As far as its sender may say it: of requests that it made or served itself, in numbers whose sums are numbers too, and
+    /// in names that can be shown on a terminal.
     pub fn of(mut self, sender: &SpiffeId) -> Self {
         let sender = sender.to_string();
-        let sane = |number: f64| number.is_finite() && number >= 0.0;
-        let short = |names: &[&String]| names.iter().all(|name| name.len() <= MAX_NAME);
+        let sane = |number: f64| (0.0..=MAX_RATE).contains(&number);
+        let is_name = |name: &&String| name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_graphic());
+        let short = |names: &[&String]| names.iter().all(is_name);
         self.edges.truncate(MAX_EDGES);
         self.edges.retain(|Edge { key, counts }| {
             let own = match key.seen {
@@ -123,10 +127,20 @@ impl Report {
                 [&key.service, &key.source, &key.source_cluster, &key.destination, &key.destination_cluster];
             *own == sender && sane(counts.requests) && sane(counts.failures) && short(&names)
         });
+        let edges = &self.edges;
+        let is_own = |key: &LatencyKey| {
+            edges.iter().any(|Edge { key: edge, .. }| {
+                (edge.seen, &edge.service, &edge.source_cluster, &edge.destination_cluster)
+                    == (key.seen, &key.service, &key.source_cluster, &key.destination_cluster)
+            })
+        };
         self.latencies.truncate(MAX_EDGES);
         self.latencies.retain(|Latency { key, buckets }| {
             let names = [&key.service, &key.source_cluster, &key.destination_cluster];
-            buckets.len() == BOUNDS.len() + 1 && buckets.iter().all(|count| sane(*count)) && short(&names)
+            is_own(key)
+                && buckets.len() == BOUNDS.len() + 1
+                && buckets.iter().all(|count| sane(*count))
+                && short(&names)
         });
         self
     }
@@ -295,6 +309,21 @@ mod tests {
         assert_eq!(told(PRODUCT).edges, [edge(Seen::ByCaller, 1.0, 0.0)]);
         assert_eq!(told(REVIEWS).edges, [edge(Seen::ByTarget, 1.0, 0.0)]);
         assert_eq!(told(PRODUCT).latencies.len(), 1);
+        let elsewhere = Latency {
+            key: LatencyKey { service: "shop/ratings".to_owned(), ..latency(Seen::ByCaller, 0, 1.0).key },
+            ..latency(Seen::ByCaller, 0, 1.0)
+        };
+        let said = Edge {
+            key: EdgeKey { service: "\u{1b}]52;c;x\u{7}".to_owned(), ..edge(Seen::ByCaller, 1.0, 0.0).key },
+            ..edge(Seen::ByCaller, 1.0, 0.0)
+        };
+        let edges = vec![edge(Seen::ByCaller, 1.7e308, 0.0), said];
+        let report = Report { edges, latencies: vec![elsewhere], cut: false }.of(&PRODUCT.parse().unwrap());
+        assert_eq!(
+            report,
+            Report::default(),
+            "no sum is no number, no terminal is written to, nobody is slow by hearsay"
+        );
         let many = (0..MAX_EDGES + 1).map(|n| {
             let EdgeKey { seen, source, .. } = edge(Seen::ByCaller, 0.0, 0.0).key;
             let key = EdgeKey { service: format!("shop/s{n}"), seen, source, ..edge(seen, 0.0, 0.0).key };

@@ -80,7 +80,7 @@ pub struct Config {
     #[arg(long, value_name = "http://HOST:PORT")]
     pub otlp_endpoint: Option<Collector>,
     /// How many percent of the traces that begin here are recorded; requests that fail always are
-    #[arg(long, value_name = "PERCENT", default_value = "1")]
+    #[arg(long, value_name = "PERCENT", default_value = "1", requires = "otlp_endpoint")]
     pub trace_sampling: Sampling,
     /// Worker threads; default: one per core.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -94,7 +94,8 @@ pub fn question<B>(
     let mut told: HashMap<String, String> = HashMap::new();
     for (name, value) in request.headers() {
         let name = name.as_str();
-        if is_reserved(name) || !external.tells(name) {
+        // The host has a field of its own; what stands beside the authority is not what the app gets.
+        if name == "host" || is_reserved(name) || !external.tells(name) {
             continue;
         }
         let value = String::from_utf8_lossy(value.as_bytes());

@@ -33,10 +33,11 @@ pub fn strip_reserved(headers: &mut HeaderMap) {
 /// What a client outside says of where it came from is its own invention: written anew, from what we have seen.
 pub fn forwarded_for(headers: &mut HeaderMap, from: IpAddr, tls: bool) {
     let says = |name: &HeaderName| {
-        let name = name.as_str();
+        // In every spelling that some server folds into the same name.
+        let name = name.as_str().replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
         name.starts_with("x-forwarded-")
             || name.starts_with("x-envoy-")
-            || matches!(name, "forwarded" | "x-real-ip")
+            || matches!(name.as_str(), "forwarded" | "x-real-ip")
     };
     while let Some(name) = headers.keys().find(|name| says(name)).cloned() {
         headers.remove(name);

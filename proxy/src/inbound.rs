@@ -10,6 +10,7 @@ use hanse_identity::{ClusterName, RevocationId, ServiceName, VerifiedCaller};
 use http::Request;
 
 use crate::answer::Reason;
+use crate::headers;
 
 /// Leave to hand one request to the app. Only `admit` makes one.
 #[derive(Debug)]
@@ -96,6 +97,13 @@ fn decide<B>(
 ) -> Result<Granted, Refused> {
     let cluster = cluster_of(view, caller);
     let header = |name: &str, tell: &mut dyn FnMut(&[u8])| {
+        // As the app gets it: the authority, whatever a Host beside it says.
+        if name == "host" {
+            if let Ok(Some(host)) = headers::authority(request) {
+                tell(host.as_bytes());
+            }
+            return;
+        }
         request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
     };
     let asked = Asked { method: request.method().as_str(), path: request.uri().path(), header: &header };

@@ -202,7 +202,8 @@ async fn work(context: &Arc<Context>) -> Result<(), String> {
                 state: AuthorityState::Prepared,
                 ..held.authority.certificate().clone()
             };
-            let command = Command::AuthorityPublish { node: context.name.clone(), certificate };
+            let rotation = state.rotating().map(|rotation| rotation.id);
+            let command = Command::AuthorityPublish { node: context.name.clone(), certificate, rotation };
             let outcome = context
                 .handle
                 .propose(&context.own_id().to_string(), command)

@@ -251,7 +251,7 @@ struct Entry {
     /// Down its stream; dropped when another stream takes the name over, which ends the old one.
     questions: Option<mpsc::Sender<LiveQuestion>>,
     /// What it counted last, and when it said so.
-    traffic: Option<(Timestamp, Report)>,
+    traffic: Option<(Timestamp, Arc<Report>)>,
 }
 
 /// Why a stream is not let in.
@@ -358,7 +358,7 @@ impl Census {
             && entry.stream == key.stream
         {
             let report = report.of(&entry.subscriber.identity);
-            entry.traffic = Some((now, report));
+            entry.traffic = Some((now, Arc::new(report)));
         }
     }
 
@@ -368,9 +368,12 @@ impl Census {
         let fresh = |entry: &&Entry| {
             entry.traffic.as_ref().is_some_and(|(said, _)| now.since(*said) < TRAFFIC_REMEMBERED)
         };
-        let reports: Vec<&Report> =
-            table.entries.values().filter(fresh).filter_map(|e| Some(&e.traffic.as_ref()?.1)).collect();
-        (Report::sum(reports.iter().copied()), reports.len())
+        let told = table.entries.values().filter(fresh);
+        let reports: Vec<Arc<Report>> =
+            told.filter_map(|e| Some(Arc::clone(&e.traffic.as_ref()?.1))).collect();
+        // Every stream waits for the table: not for the sum too.
+        drop(table);
+        (Report::sum(reports.iter().map(Arc::as_ref)), reports.len())
     }
 
     /// Whether its announcement stands.

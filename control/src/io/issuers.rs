@@ -137,10 +137,16 @@ pub async fn supervise(context: Arc<Context>) {
         drop_unnamed(&context, &named).await;
         due.retain(|source, _| named.contains_key(source));
         let now = Instant::now();
+        let mut ready = Vec::new();
         for (source, every) in named {
-            let at = due.entry(source.clone()).or_insert(Some(now));
-            if at.is_some_and(|at| at <= now) && fetches.len() < MAX_FETCHES {
-                *at = None;
+            let at = *due.entry(source.clone()).or_insert(Some(now));
+            ready.extend(at.filter(|at| *at <= now).map(|at| (at, source, every)));
+        }
+        // Who has waited longest goes first: no source comes before another by its name.
+        ready.sort_by_key(|(at, ..)| *at);
+        for (_, source, every) in ready {
+            if fetches.len() < MAX_FETCHES {
+                due.insert(source.clone(), None);
                 let context = context.clone();
                 fetches.spawn(async move {
                     let again = renew_and_note(&context, &source, every).await;
@@ -201,7 +207,11 @@ async fn renew(context: &Context, source: &KeySource) -> Result<Option<u64>, Ren
 
 /// The set without what else is in the document, always written in one way: what only looks different is not committed.
 fn only_keys(document: &str) -> Result<String, JwksError> {
-    JwkSet::parse(document)?;
+    // What is wrong with it is told without its words: it may be anybody's document.
+    JwkSet::parse(document).map_err(|error| match error {
+        JwksError::Shape(_) => JwksError::Shape("it has no list of keys".to_owned()),
+        other => other,
+    })?;
     let document: Value = serde_json::from_str(document).map_err(|e| JwksError::Shape(e.to_string()))?;
     Ok(serde_json::json!({ "keys": document["keys"] }).to_string())
 }

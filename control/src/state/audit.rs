@@ -221,7 +221,7 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::PeerRemove { cluster, only_invite: Some(invite) } => {
             ("cluster-join-undo", format!("cluster {cluster}, invite {invite}"))
         }
-        Command::AuthorityPublish { node, certificate } => {
+        Command::AuthorityPublish { node, certificate, .. } => {
             ("authority-publish", format!("sha256:{} of node {node}", certificate.key_id))
         }
         Command::RotateBegin { authority, reissue } => {

@@ -92,6 +92,7 @@ impl State {
         &mut self,
         node: &NodeName,
         certificate: &AuthorityCertificate,
+        rotation: Option<u64>,
     ) -> Decision {
         let mut nodes = self.private.nodes.values().map(|n| &n.name);
         if !nodes.clone().any(|n| n == node) {
@@ -110,6 +111,9 @@ impl State {
         let authorities = &mut bundle.authorities;
         if authorities.contains(certificate) {
             return already();
+        }
+        if let Some(made_for) = rotation.filter(|id| self.rotating().is_none_or(|r| r.id != *id)) {
+            return Err(Refusal::Precondition(format!("it was made for rotation {made_for}, which is over")));
         }
         let prepared = certificate.state == AuthorityState::Prepared && self.private.rotation.is_some();
         if prepared {

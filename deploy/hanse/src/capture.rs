@@ -150,7 +150,8 @@ impl Plan {
         let mut chain = Chain::new("inbound", "type nat hook prerouting priority -100; policy accept;");
         chain.rule(format_args!("iifname \"lo\" return"));
         for ports in &inbound.app_ports {
-            chain.rule(format_args!("tcp dport {ports} redirect to :{}", inbound.port));
+            // What only passes through this host is not for its app.
+            chain.rule(format_args!("fib daddr type local tcp dport {ports} redirect to :{}", inbound.port));
         }
         Some(chain.end())
     }
@@ -198,7 +199,12 @@ pub fn routes() -> [(&'static str, String, &'static str); 2] {
 
 /// Whose name servers listen on this host, by /proc/net/udp and udp6.
 pub fn name_servers(udp: &str) -> BTreeSet<u32> {
-    sockets(udp).filter(|socket| socket.port == 53).map(|socket| socket.uid).collect()
+    bound(udp, 53)
+}
+
+/// Who has a port of UDP, by /proc/net/udp and udp6.
+pub fn bound(udp: &str, port: u16) -> BTreeSet<u32> {
+    sockets(udp).filter(|socket| socket.port == port).map(|socket| socket.uid).collect()
 }
 
 /// Who listens on a port, by /proc/net/tcp and tcp6.

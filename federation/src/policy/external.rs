@@ -3,7 +3,7 @@
 //! Pure: compiled once per View and worker. What DNS says comes from the proxy, and is held against `is_local` here: a name
 //! whose owner has it point at the caller's own host, or at the metadata service of its cloud, leads nowhere.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use super::document::edge::{
     BackendTlsPolicy, ExternalPort, ExternalProtocol, ExternalService, MeshConfig, OutboundMode,
 };
 use super::document::{PolicyDocument, PolicySpec};
+use crate::addresses::is_virtual;
 use crate::host::{Reach, ServiceHost, host_of};
 use crate::view::View;
 
@@ -21,6 +22,8 @@ use crate::view::View;
 pub struct Externals {
     by_host: HashMap<String, Arc<External>>,
     by_name: BTreeMap<ServiceName, Arc<External>>,
+    /// Of services, here and at peers, and of documents.
+    namespaces: HashSet<String>,
     /// What becomes of hosts that are not among them.
     pub config: MeshConfig,
 }
@@ -53,7 +56,15 @@ impl Externals {
             }
             all.by_name.insert(document.name.clone(), external);
         }
+        let services = view.services.keys().chain(view.peers.values().flat_map(|peer| peer.services.keys()));
+        let named = services.chain(documents.iter().map(|document| &document.name));
+        all.namespaces = named.map(|name| name.namespace().to_owned()).collect();
         all
+    }
+
+    /// Whether anything of the mesh has a name in it.
+    pub fn is_namespace(&self, namespace: &str) -> bool {
+        self.namespaces.contains(namespace)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -148,6 +159,12 @@ fn is_for(policy: &BackendTlsPolicy, document: &PolicyDocument, external: &Polic
 pub fn is_local(address: IpAddr) -> bool {
     /// Where AWS has its metadata in IPv6.
     const EC2_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    /// Where GCP has it.
+    const GCP_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
+    // Transparent mode routes these to this host.
+    if is_virtual(address) {
+        return true;
+    }
     match address {
         IpAddr::V4(v4) => {
             v4.is_loopback()
@@ -156,6 +173,8 @@ pub fn is_local(address: IpAddr) -> bool {
                 || v4.is_broadcast()
                 // "This network" (RFC 791): connects to the host itself.
                 || v4.octets()[0] == 0
+                // Metadata of Alibaba Cloud and of Azure.
+                || matches!(v4.octets(), [100, 100, 100, 200] | [168, 63, 129, 16])
         }
         IpAddr::V6(v6) => {
             let within = v6.to_ipv4_mapped().or_else(|| embedded(v6));
@@ -164,6 +183,7 @@ pub fn is_local(address: IpAddr) -> bool {
                 || v6.is_multicast()
                 || v6.segments()[0] & 0xffc0 == 0xfe80
                 || v6 == EC2_METADATA
+                || v6 == GCP_METADATA
                 || within.is_some_and(|v4| is_local(IpAddr::V4(v4)))
         }
     }

@@ -56,6 +56,14 @@ impl Ingress {
         let fits = |served: &&Served| served.port == port && served.hosts.has(host);
         self.listeners.iter().filter(fits).min_by_key(|served| &served.hosts)
     }
+
+    /// The listener whose certificate is shown to who asks for `server_name`, or for none.
+    pub fn shown(&self, port: u16, server_name: Option<&str>) -> Option<&Served> {
+        match server_name {
+            Some(name) => self.listener(port, name),
+            None => self.listeners.iter().find(|served| served.port == port && served.hosts == Hosts::Any),
+        }
+    }
 }
 
 /// The name of the certificate for who asks for `server_name` on a port, by the listener that it means; who asks for none

@@ -163,3 +163,20 @@ fn the_target_wins_over_the_host_header_and_two_hosts_are_refused() {
     let request = Request::get("/x").header("host", "b.shop").header("host", "c.shop").body(()).unwrap();
     assert!(authority(&request).is_err());
 }
+
+#[test]
+fn where_a_client_outside_comes_from_is_written_anew_in_every_spelling() {
+    let mut headers = HeaderMap::new();
+    for words in [&["x", "forwarded", "for"][..], &["x", "real", "ip"], &["x", "envoy", "peer"]] {
+        for name in spellings(words) {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            headers.append(name, HeaderValue::from_static("10.0.0.1"));
+        }
+    }
+    headers.insert("x-mine", HeaderValue::from_static("stays"));
+    forwarded_for(&mut headers, "192.0.2.9".parse().unwrap(), true);
+    let mut left: Vec<_> =
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    left.sort_unstable();
+    assert_eq!(left, [("x-forwarded-for", "192.0.2.9"), ("x-forwarded-proto", "https"), ("x-mine", "stays")]);
+}

@@ -29,6 +29,7 @@ use tonic::body::Body;
 
 use super::forward::Outbound;
 use super::http::{MAX_HEAD_BYTES, Protocol, serve};
+use crate::answer::Reason;
 use crate::external::Unusable;
 use crate::runtime::Plane;
 use crate::runtime::drain::{Drain, Stop, drain};
@@ -170,10 +171,28 @@ impl Authorizers {
 }
 
 impl Silent {
-    /// Whether nobody is there to answer. Neither what it says that cannot be used is that, nor our own bound, which whoever
-    /// sends enough requests could reach.
+    /// Whether nobody is there to answer. Neither what it says that cannot be used is that, nor a bound, ours or its own, which
+    /// whoever sends enough requests could reach.
     pub fn is_absence(&self) -> bool {
-        !matches!(self, Self::Busy | Self::Unusable(_))
+        use tonic::Code;
+        let is_bound =
+            |why: &str| [Reason::Overload, Reason::Overflow].iter().any(|bound| bound.as_str() == why);
+        match self {
+            Self::Busy | Self::Unusable(_) => false,
+            Self::Timeout(_) | Self::Unreachable(_) => true,
+            // What our own outbound side says in its place is a reason and nothing else.
+            Self::Status(Code::Unavailable, why) => !is_bound(why),
+            // Said by somebody who is there.
+            Self::Status(code, _) => !matches!(
+                code,
+                Code::PermissionDenied
+                    | Code::Unauthenticated
+                    | Code::ResourceExhausted
+                    | Code::InvalidArgument
+                    | Code::FailedPrecondition
+                    | Code::OutOfRange
+            ),
+        }
     }
 }
 

@@ -117,7 +117,14 @@ const CLIENT_LEFT: u16 = 0;
 const CLIENT_LEFT_FLAG: &str = "DC";
 /// Envoy's flag for a stream that the mesh itself cut.
 const CUT_FLAG: &str = "LR";
+/// What the log and spans tell of a path or a host: more is the caller's to send and nobody's to keep.
+const MAX_SHOWN: usize = 2048;
 const OVERFLOW: &str = "overflow";
+
+fn shown(text: &str) -> String {
+    let end = (0..=text.len().min(MAX_SHOWN)).rev().find(|at| text.is_char_boundary(*at));
+    text[..end.unwrap_or_default()].to_owned()
+}
 
 impl Direction {
     fn reporter(self) -> &'static str {
@@ -379,9 +386,9 @@ impl Record {
             entry.start_time = now();
         }
         if reporter.log.is_some() || reporter.plane.spans.is_some() {
-            request.uri().path().clone_into(&mut entry.path);
+            entry.path = shown(request.uri().path());
             if let Ok(Some(authority)) = crate::headers::authority(request) {
-                authority.clone_into(&mut entry.authority);
+                entry.authority = shown(authority);
             }
         }
         Self {

@@ -77,8 +77,10 @@ const ASK_QUEUE: usize = 256;
 /// Longest time for one question, and how often it is put.
 const QUESTION_TIMEOUT: Duration = Duration::from_millis(1200);
 const QUESTIONS: usize = 2;
-/// Pause after a failure; doubles up to `MAX_TTL`.
+/// Pause after a failure; doubles.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
+/// And at most up to this: a name that was not there may be any moment.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(15);
 
 impl Default for Resolved {
     fn default() -> Self {
@@ -205,7 +207,7 @@ pub async fn follow(resolved: Arc<Resolved>, servers: Vec<SocketAddr>, mut stop:
                     Ok((_, ttl)) => (*ttl).clamp(MIN_TTL, MAX_TTL),
                     Err(error) => {
                         tracing::info!(%name, %error, "DNS");
-                        (AGAIN_FIRST * 2u32.saturating_pow(due.failures.min(16) - 1)).min(MAX_TTL)
+                        (AGAIN_FIRST * 2u32.saturating_pow(due.failures.min(16) - 1)).min(AGAIN_AT_MOST)
                     }
                 };
                 due.at = Instant::now() + pause;

@@ -137,7 +137,8 @@ impl World {
                     state: AuthorityState::Prepared,
                     ..authority(&trust_domain, &name, generation)
                 };
-                let command = Command::AuthorityPublish { node: name, certificate };
+                let rotation = running.state.rotating().map(|rotation| rotation.id);
+                let command = Command::AuthorityPublish { node: name, certificate, rotation };
                 self.propose(at, String::new(), command, Purpose::Mesh);
             }
         }

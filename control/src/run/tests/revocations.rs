@@ -207,6 +207,7 @@ async fn a_revoked_authority_is_replaced_and_its_receipt_says_how_far_that_is() 
     let back = crate::command::Command::AuthorityPublish {
         node: file.record.name.clone(),
         certificate: stolen.certificate().clone(),
+        rotation: None,
     };
     let outcome = east.any().context.handle.propose("", back).await.unwrap();
     assert!(outcome.result.unwrap_err().to_string().contains("is revoked by"));

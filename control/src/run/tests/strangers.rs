@@ -202,7 +202,7 @@ async fn f_1_a_published_authority_is_in_the_document_before_it_is_used() {
     )
     .unwrap();
     let node = "east-1".parse().unwrap();
-    let command = Command::AuthorityPublish { node, certificate: new.certificate().clone() };
+    let command = Command::AuthorityPublish { node, certificate: new.certificate().clone(), rotation: None };
     east.any().context.handle.propose("", command).await.unwrap().result.unwrap();
     let after = Bundle::from_jwks(&domain("east.example"), &fetch(&url(address), tls, BUNDLE).await.unwrap())
         .unwrap();

@@ -316,7 +316,7 @@ fn a_node_is_not_revoked_if_the_rest_could_decide_nothing() {
         not_after: NOW + HOUR,
         state: hanse_identity::AuthorityState::Active,
     };
-    let publish = Command::AuthorityPublish { node: "east-1".parse().unwrap(), certificate };
+    let publish = Command::AuthorityPublish { node: "east-1".parse().unwrap(), certificate, rotation: None };
     assert!(matches!(cluster.apply(publish), Err(Refusal::NotAllowed(_))), "no way back by a new authority");
 }
 

@@ -93,7 +93,7 @@ impl Cluster {
     fn publish(&mut self, authority: &Authority, node: &NodeName) -> Result<Answer, Refusal> {
         let certificate =
             AuthorityCertificate { state: AuthorityState::Prepared, ..authority.certificate().clone() };
-        self.apply(Command::AuthorityPublish { node: node.clone(), certificate })
+        self.apply(Command::AuthorityPublish { node: node.clone(), certificate, rotation: None })
     }
 
     /// All nodes do what they must until the rotation has come to `gate`.
@@ -198,7 +198,7 @@ fn only_a_node_that_is_asked_may_prepare_and_only_its_own() {
     let other = make(&node(2));
     assert!(east.publish(&other, &node(1)).unwrap_err().to_string().contains("not that of an authority"));
     let false_word = AuthorityCertificate { state: Prepared, not_after: NOW, ..own.certificate().clone() };
-    east.refused(Command::AuthorityPublish { node: node(1), certificate: false_word });
+    east.refused(Command::AuthorityPublish { node: node(1), certificate: false_word, rotation: None });
     assert_eq!(east.publish(&own, &node(1)), Ok(Answer::Done));
     assert_eq!(east.publish(&own, &node(1)), Ok(Answer::Already));
     let second = make(&node(1));
@@ -232,6 +232,7 @@ fn taken_back_before_anything_was_signed_the_prepared_are_dropped() {
         let mut east = Cluster::new();
         east.begin(true);
         let new = east.until(gate);
+        let aborted = east.rotation().id;
         east.done(Command::RotateAbort {});
         assert_eq!(
             (east.states(&new), east.old_states()),
@@ -243,7 +244,18 @@ fn taken_back_before_anything_was_signed_the_prepared_are_dropped() {
         // What the old ones sign goes on to be taken.
         let key = east.old[&node(1)].certificate().key_id;
         assert!(east.issued(1, &key, false).is_empty());
-        east.begin(true);
+        let next = east.begin(true);
+        // What was still under way for the first comes now; its key has been forgotten.
+        let late = make(&node(1));
+        let certificate =
+            AuthorityCertificate { state: AuthorityState::Prepared, ..late.certificate().clone() };
+        let publish = |rotation| Command::AuthorityPublish {
+            node: node(1),
+            certificate: certificate.clone(),
+            rotation: Some(rotation),
+        };
+        assert!(east.refused(publish(aborted)).contains("is over"));
+        east.done(publish(next));
     }
 }
 
@@ -429,6 +441,7 @@ fn a_revoked_authority_is_replaced_then_hit_and_never_comes_back() {
     let publish = |certificate: &AuthorityCertificate| Command::AuthorityPublish {
         node: node(1),
         certificate: certificate.clone(),
+        rotation: None,
     };
     assert!(east.refused(publish(&taken_back)).contains("is revoked by"), "not even to be active again");
     assert_eq!(east.step(Gate::Drain), Ok(Answer::Done));
@@ -489,7 +502,7 @@ fn a_full_bundle_or_a_root_of_ones_own_is_a_reason_to_refuse() {
         state: Active,
     });
     for certificate in full {
-        east.done(Command::AuthorityPublish { node: node(1), certificate });
+        east.done(Command::AuthorityPublish { node: node(1), certificate, rotation: None });
     }
     assert!(east.refused(Command::RotateBegin { authority: None, reissue: true }).contains("64 authorities"));
 

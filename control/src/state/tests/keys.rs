@@ -5,7 +5,8 @@ use super::*;
 #[test]
 fn authorities_of_nodes_are_published() {
     let mut log = Log::new();
-    let publish = |node: &str, certificate| Command::AuthorityPublish { node: name(node), certificate };
+    let publish =
+        |node: &str, certificate| Command::AuthorityPublish { node: name(node), certificate, rotation: None };
     log.not_found(publish("east-9", authority(9)));
     log.already(publish("east-1", authority(1)));
     log.done(publish("east-1", authority(11)));
@@ -35,7 +36,11 @@ fn lists_are_published_by_whoever_holds_the_authoritys_key_and_never_go_back() {
     let publish = |crl: &hanse_identity::Crl| Command::CrlPublish { crl: crl.clone() };
     log.not_found(publish(&list(&own, 5)));
     let certificate = own.certificate().clone();
-    log.done(Command::AuthorityPublish { node: name("east-1"), certificate: certificate.clone() });
+    log.done(Command::AuthorityPublish {
+        node: name("east-1"),
+        certificate: certificate.clone(),
+        rotation: None,
+    });
     let (old, new) = (list(&own, 5), list(&own, 6));
     assert_eq!(log.done(publish(&new)), [Change::CrlPut(td("east.example"), new.clone())]);
     log.already(publish(&new));
@@ -82,7 +87,11 @@ fn f_1_keys_of_jwt_svids_are_published_once_and_taken_out_when_they_have_ended()
     assert_eq!(bundle.jwt_authorities, [authority]);
 
     // X.509 authorities come and go beside them.
-    log.done(Command::AuthorityPublish { node: name("east-1"), certificate: self::authority(11) });
+    log.done(Command::AuthorityPublish {
+        node: name("east-1"),
+        certificate: self::authority(11),
+        rotation: None,
+    });
     assert_eq!(log.state.view.bundles[&own].jwt_authorities.len(), 1);
 
     log.now = end;

@@ -43,7 +43,7 @@ table inet hanse {
 \tchain inbound {
 \t\ttype nat hook prerouting priority -100; policy accept;
 \t\tiifname \"lo\" return
-\t\ttcp dport 6379 redirect to :15006
+\t\tfib daddr type local tcp dport 6379 redirect to :15006
 \t}
 
 \tchain input {

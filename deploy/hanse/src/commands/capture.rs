@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Outcome, talk};
-use crate::capture::{Dns, Inbound, Outbound, Plan, REMOVE, TABLE, listeners, name_servers, routes};
+use crate::capture::{Dns, Inbound, Outbound, Plan, REMOVE, TABLE, bound, listeners, name_servers, routes};
 use crate::cli::{CaptureCommand, CaptureUp, Global, OutboundScope};
 use crate::errors::{Exit, Failure};
 use crate::output;
@@ -149,19 +149,24 @@ fn uid(user: &str) -> Result<u32, Failure> {
 
 /// Where the proxy runs already, whether its user is spared.
 fn spares_its_proxy(global: &Global, plan: &Plan) -> Result<(), Failure> {
+    let captured = |port: u16, user: &u32, what: &str| {
+        let message =
+            format!("what listens on port {port} runs as user {user}, whose {what} would be captured");
+        Failure::new(Exit::Precondition, "E5201", message)
+            .why("its own would come back to it without end")
+            .fix(format!("--uid {user}"))
+    };
+    if let Some(dns) = &plan.dns {
+        let users = bound(&sockets("udp"), dns.port);
+        let spared = |user: &&u32| plan.spared_uids.contains(user) || dns.spared_uids.contains(user);
+        if let Some(user) = users.iter().find(|user| !spared(user)) {
+            return Err(captured(dns.port, user, "questions"));
+        }
+    }
     let Some(outbound) = &plan.outbound else { return Ok(()) };
     let users = listeners(&sockets("tcp"), outbound.port);
     match users.iter().find(|user| !plan.spared_uids.contains(user)) {
-        Some(user) => Err(Failure::new(
-            Exit::Precondition,
-            "E5201",
-            format!(
-                "what listens on port {} runs as user {user}, whose connections would be captured",
-                outbound.port
-            ),
-        )
-        .why("its own connections would come back to it without end")
-        .fix(format!("--uid {user}"))),
+        Some(user) => Err(captured(outbound.port, user, "connections")),
         None => {
             if users.is_empty() {
                 let port = outbound.port;
@@ -211,7 +216,17 @@ fn undo(before: Option<&str>, added: &[(&'static str, String)]) {
 fn keep(record: &Record) -> Result<(), Failure> {
     let path = record_file()?;
     let text = serde_json::to_vec(record).expect("a record has string keys");
-    let written = fs::create_dir_all(RECORDS).and_then(|()| fs::write(&path, text));
+    // A new file, renamed: a link that somebody has left there is replaced and not followed.
+    let fresh = path.with_extension("new");
+    let no_such_file = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    };
+    let written = fs::create_dir_all(RECORDS)
+        .and_then(|()| fs::remove_file(&fresh).or_else(no_such_file))
+        .and_then(|()| fs::File::create_new(&fresh))
+        .and_then(|mut file| file.write_all(&text))
+        .and_then(|()| fs::rename(&fresh, &path));
     written.map_err(|error| {
         Failure::new(Exit::Precondition, "E5202", format!("cannot write {}: {error}", path.display()))
     })

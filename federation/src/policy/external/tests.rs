@@ -95,6 +95,13 @@ fn addresses_that_mean_this_host_are_none_of_anybody_else() {
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
         "fd00:ec2::254",
+        "fd20:ce::254",
+        "100.100.100.200",
+        "168.63.129.16",
+        // What transparent mode routes to this host.
+        "240.240.0.1",
+        "::ffff:240.240.0.1",
+        "fd68:616e:7365::1",
     ] {
         assert!(is_local(local.parse().unwrap()), "{local}");
     }

@@ -8,7 +8,7 @@ use hanse_identity::tls::outside::may_be_roots;
 
 use super::{Findings, is_here};
 use crate::host::ServiceHost;
-use crate::policy::document::edge::{BackendTlsPolicy, ExternalService};
+use crate::policy::document::edge::{BackendTlsPolicy, ExternalProtocol, ExternalService};
 use crate::policy::document::{PolicyDocument, PolicyKind, PolicySpec};
 use crate::policy::external::is_local;
 use crate::view::View;
@@ -37,6 +37,12 @@ pub(super) fn check_external(
             let (path, message) =
                 (format!("spec.ports[{index}].port"), format!("port {} is there twice", port.port));
             findings.error("E4005", path, message, "remove one of them".to_owned());
+        }
+        if port.protocol == ExternalProtocol::Tcp {
+            let message = "plain TCP does not go outside yet".to_owned();
+            let fix =
+                "write protocol: HTTP, or leave the port out: captured connections pass through".to_owned();
+            findings.error("E4005", format!("spec.ports[{index}].protocol"), message, fix);
         }
     }
     for (index, address) in external.addresses.iter().enumerate() {

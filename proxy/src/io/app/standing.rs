@@ -7,7 +7,6 @@ use hanse_identity::ServiceName;
 use http::Request;
 
 use super::{Caller, Inbound};
-use crate::answer::Reason;
 use crate::inbound::{admit, admit_stream};
 use crate::io::authentication::Believed;
 
@@ -54,6 +53,6 @@ impl Standing {
             }
             Asked::Port(service, port) => admit_stream(Some(view), None, service, *port, &access, caller),
         };
-        !admitted.is_err_and(|refused| refused.reason() == Reason::NotAllowed)
+        admitted.is_ok()
     }
 }

@@ -56,11 +56,12 @@ impl Inbound {
             (Ok(wanted), Ok((admitted, user))) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => {
                     let _asking = self.in_flight.begin();
+                    // Before anybody edits it: what is asked again is what was asked.
+                    let standing = Standing::new(&self, &caller, Asked::Request(head(&request), user));
                     let edits = match self.authorize(&admitted, &caller, &mut request, &mut record).await {
                         Ok(edits) => edits,
                         Err(stopped) => return stopped.answer(record),
                     };
-                    let standing = Standing::new(&self, &caller, Asked::Request(head(&request), user));
                     let upgraded = self.upgrade(wanted, &caller, request, &mut record).await;
                     upgraded.map(|(mut response, ends)| {
                         edits.apply(response.headers_mut());

@@ -68,8 +68,8 @@ impl Outbound {
         let ingress = self.ingress(view, &entrance.gateway).ok_or(Reason::NoRoute)?;
         let (host, _) = authority.and_then(host_of).ok_or(Reason::BadRequest)?;
         let listener = ingress.listener(entrance.port, &host).ok_or(Reason::NoRoute)?;
-        if let Some(Some(name)) = &entrance.tls
-            && ingress.listener(entrance.port, name).is_none_or(|of_name| of_name.name != listener.name)
+        if let Some(name) = &entrance.tls
+            && ingress.shown(entrance.port, name.as_deref()).is_none_or(|shown| shown.name != listener.name)
         {
             // Who was shown one listener's certificate is not let in by another's.
             return Err(Reason::Misdirected);

@@ -53,12 +53,20 @@ impl Outbound {
             return named;
         }
         // `reviews.shop` is a service's name and could be a host's: who is in the mesh goes first.
-        if named.as_ref().is_ok_and(|host| is_mesh(view, &host.service, authority)) {
+        let documented = externals.find(authority);
+        let is_named = |host: &Rc<Host>| is_mesh(view, &host.service, authority, documented.is_some());
+        if named.as_ref().is_ok_and(is_named) {
             return named;
         }
-        match (externals.find(authority), externals.config.outbound) {
+        match (documented, externals.config.outbound) {
             (Some(external), _) => Ok(Host::unread(external.host(), authority)),
-            (None, OutboundMode::AllowAny) if host_of(authority).is_some() => {
+            // The short name of a service that has gone is no host outside: whoever has that domain would get its requests.
+            (None, OutboundMode::AllowAny)
+                if host_of(authority).is_some()
+                    && !named
+                        .as_ref()
+                        .is_ok_and(|host| externals.is_namespace(host.service.service.namespace())) =>
+            {
                 let anywhere = ServiceHost { service: passthrough_name(), reach: Reach::External };
                 Ok(Host::unread(anywhere, authority))
             }
@@ -297,13 +305,14 @@ impl Outside {
     }
 }
 
-/// Whether a service of the mesh has that name: by its long form, or because there is one.
-fn is_mesh(view: &View, host: &ServiceHost, authority: &str) -> bool {
+/// Whether a service of the mesh has that name: by its long form, or because there is one. What a peer exports takes no host
+/// that a document of ours has.
+fn is_mesh(view: &View, host: &ServiceHost, authority: &str, documented: bool) -> bool {
     let is_long = authority.trim_end_matches('.').matches('.').count() > 1;
     is_long
         || view.services.contains_key(&host.service)
         || view.endpoints_of(&host.service).next().is_some()
-        || view.peers.values().any(|peer| peer.services.contains_key(&host.service))
+        || (!documented && view.peers.values().any(|peer| peer.services.contains_key(&host.service)))
 }
 
 fn authority_of(request: &Request<RequestBody>) -> Option<&str> {

@@ -124,3 +124,20 @@ fn what_is_said_of_one_service_of_a_workload_holds_under_each_of_its_names() {
         assert_eq!(asked(&shop).await, 403);
     });
 }
+
+#[test]
+fn a_rule_on_the_host_is_about_what_the_app_gets() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        apply(
+            &mut shop,
+            &policy("hosts", "Deny", "[{ to: { headers: [{ name: Host, value: reviews.shop }] } }]"),
+        );
+        assert_eq!(status(&shop, "GET", "/x").await, not_allowed());
+        apply(
+            &mut shop,
+            &policy("hosts", "Deny", "[{ to: { headers: [{ name: Host, value: admin.shop }] } }]"),
+        );
+        assert_eq!(status(&shop, "GET", "/x").await, (200, String::new()));
+    });
+}

@@ -61,6 +61,8 @@ impl Authorization for Authorizer {
             }
             "slow" => std::future::pending().await,
             "broken" => return Err(tonic::Status::internal("broken")),
+            "busy" => return Err(tonic::Status::resource_exhausted("busy")),
+            "refuse" => return Err(tonic::Status::permission_denied("refuse")),
             _ => {
                 let status = Some(HttpStatus { code: 401 });
                 let headers = vec![option("www-authenticate", "Basic realm=\"shop\"")];
@@ -243,6 +245,11 @@ fn without_an_answer_nothing_goes_on_unless_the_policy_says_so() {
         shop.apply(&at(again.address, ", failOpen: true"));
         assert_eq!(ask(&shop, "GET", &[("x-verdict", "forge")]).await.status, StatusCode::FORBIDDEN);
         assert_eq!(ask(&shop, "GET", &[("x-verdict", "broken")]).await.status, StatusCode::OK);
+        // Nor is one that says no in words of gRPC, or that it is asked too much: whoever asks enough could bring that about.
+        for verdict in ["busy", "refuse"] {
+            let answer = ask(&shop, "GET", &[("x-verdict", verdict)]).await;
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "{verdict}");
+        }
     });
 }
 
