@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use super::{DURATION, HEADER_NAME, MIRROR_BACKEND, Shape, not_yet, optional};
+use super::text::{DURATION, HEADER_NAME};
+use super::{MIRROR_BACKEND, Shape, not_yet, optional};
 
 pub(super) static AUTHORIZER: Shape = Shape::Object(&[
     optional("backendRef", &MIRROR_BACKEND),

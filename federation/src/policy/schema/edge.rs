@@ -1,6 +1,7 @@
 //! The shapes of ExternalService, BackendTLSPolicy and MeshConfig.
 
-use super::{ANY_TEXT, LABEL, PORT, PRECISE_HOST_NAME, Shape, not_yet, optional, required};
+use super::text::{ANY_TEXT, LABEL, PORT, PRECISE_HOST_NAME};
+use super::{Shape, not_yet, optional, required};
 
 pub static EXTERNAL_SERVICE: Shape = Shape::Object(&[
     required("hosts", &Shape::List { of: &PRECISE_HOST_NAME, at_least: 1, at_most: 16 }),

@@ -1,6 +1,7 @@
 //! The shape of Gateway, and of the parents of routes that may be attached to one.
 
-use super::{HOST_NAME, LABEL, PORT, RULE_NAME, Shape, not_yet, optional, required};
+use super::text::{HOST_NAME, LABEL, PORT, RULE_NAME};
+use super::{Shape, not_yet, optional, required};
 use crate::policy::document::gateway::GATEWAY_CLASS;
 
 pub static GATEWAY: Shape = Shape::Object(&[

@@ -1,6 +1,7 @@
 //! The shapes of TCPRoute and TLSRoute.
 
-use super::{BACKEND, PARENT, RULE_NAME, Shape, not_yet, optional, required};
+use super::text::RULE_NAME;
+use super::{BACKEND, PARENT, Shape, not_yet, optional, required};
 use crate::policy::stream::check_server_name;
 
 /// One rule: connections are told apart by nothing that a second one could be for.
