@@ -28,6 +28,10 @@ use super::strangers::StrangerReport;
 use crate::admin::SubscriberKind;
 use crate::wire::control::Document;
 
+mod told;
+
+use told::Told;
+
 /// How long one node may take to answer a census question.
 pub const NODE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long subscribers may take to count their live connections.
@@ -35,8 +39,6 @@ pub const LIVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long an agent without a stream is still waited for. Proxies and gateways are forgotten with their endpoint.
 pub const AGENT_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// How long what a proxy counted is told of after it has said so last.
-const TRAFFIC_REMEMBERED: Duration = Duration::from_secs(20);
 /// How long the listeners of a node that has just been revoked may take to be somewhere else.
 pub const LISTENERS_MOVE: Duration = Duration::from_secs(2);
 
@@ -243,6 +245,7 @@ struct Table {
     entries: BTreeMap<(SubscriberKind, NodeName), Entry>,
     /// Who waits for which live query.
     live: HashMap<u64, mpsc::Sender<LiveCount>>,
+    traffic: Told,
 }
 
 struct Entry {
@@ -250,8 +253,6 @@ struct Entry {
     stream: u64,
     /// Down its stream; dropped when another stream takes the name over, which ends the old one.
     questions: Option<mpsc::Sender<LiveQuestion>>,
-    /// What it counted last, and when it said so.
-    traffic: Option<(Timestamp, Arc<Report>)>,
 }
 
 /// Why a stream is not let in.
@@ -313,7 +314,10 @@ impl Census {
             outgoing: BTreeMap::new(),
             proofs: Vec::new(),
         };
-        table.entries.insert(key, Entry { subscriber, stream, questions: Some(questions), traffic: None });
+        let entry = Entry { subscriber, stream, questions: Some(questions) };
+        if let Some(before) = table.entries.insert(key, entry) {
+            table.traffic.drop(before.stream);
+        }
         Ok(StreamKey { kind, name, stream })
     }
 
@@ -353,27 +357,22 @@ impl Census {
 
     /// What its proxy counted in the last minute.
     pub fn traffic(&self, key: &StreamKey, report: Report, now: Timestamp) {
+        let Some(identity) = self.table().latest(key).map(|entry| entry.subscriber.identity.clone()) else {
+            return;
+        };
+        // Every stream waits for the table: not for reading a report too.
+        let report = report.of(&identity);
         let mut table = self.table();
-        if let Some(entry) = table.entries.get_mut(&(key.kind, key.name.clone()))
-            && entry.stream == key.stream
-        {
-            let report = report.of(&entry.subscriber.identity);
-            entry.traffic = Some((now, Arc::new(report)));
+        if table.latest(key).is_some() {
+            table.traffic.put(key.stream, &identity, report, now);
         }
     }
 
-    /// What all of them counted, and how many they are.
-    pub fn counted(&self, now: Timestamp) -> (Report, usize) {
-        let table = self.table();
-        let fresh = |entry: &&Entry| {
-            entry.traffic.as_ref().is_some_and(|(said, _)| now.since(*said) < TRAFFIC_REMEMBERED)
-        };
-        let told = table.entries.values().filter(fresh);
-        let reports: Vec<Arc<Report>> =
-            told.filter_map(|e| Some(Arc::clone(&e.traffic.as_ref()?.1))).collect();
-        // Every stream waits for the table: not for the sum too.
-        drop(table);
-        (Report::sum(reports.iter().map(Arc::as_ref)), reports.len())
+    /// What all of them counted, one by one.
+    pub fn counted(&self, now: Timestamp) -> Vec<Arc<Report>> {
+        let mut table = self.table();
+        table.traffic.sweep(now);
+        table.traffic.reports()
     }
 
     /// Whether its announcement stands.
@@ -384,12 +383,11 @@ impl Census {
     /// A stream has ended; who was there is still waited for.
     pub fn leave(&self, key: &StreamKey, now: Timestamp) {
         let mut table = self.table();
-        if let Some(entry) = table.entries.get_mut(&(key.kind, key.name.clone()))
-            && entry.stream == key.stream
-        {
+        if let Some(entry) = table.latest(key) {
             entry.subscriber.connected = false;
             entry.subscriber.seen = now;
             entry.questions = None;
+            table.traffic.drop(key.stream);
         }
     }
 
@@ -399,6 +397,7 @@ impl Census {
         let name = (key.kind, key.name.clone());
         if table.entries.get(&name).is_some_and(|entry| entry.stream == key.stream) {
             table.entries.remove(&name);
+            table.traffic.drop(key.stream);
         }
     }
 
@@ -419,6 +418,7 @@ impl Census {
     /// Everybody known here; agents that have been gone for long are dropped.
     pub fn subscribers(&self, now: Timestamp) -> Vec<Subscriber> {
         let mut table = self.table();
+        table.traffic.sweep(now);
         table.entries.retain(|_, entry| {
             let s = &entry.subscriber;
             s.connected || s.kind != SubscriberKind::Agent || now.since(s.seen) < AGENT_REMEMBERED
@@ -463,12 +463,17 @@ impl Census {
     }
 
     fn update(&self, key: &StreamKey, change: impl FnOnce(&mut Subscriber)) {
-        let mut table = self.table();
-        if let Some(entry) = table.entries.get_mut(&(key.kind, key.name.clone()))
-            && entry.stream == key.stream
-        {
+        if let Some(entry) = self.table().latest(key) {
             change(&mut entry.subscriber);
         }
+    }
+}
+
+impl Table {
+    /// That stream's entry, while no other has taken its name over.
+    fn latest(&mut self, key: &StreamKey) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(&(key.kind, key.name.clone()));
+        entry.filter(|entry| entry.stream == key.stream)
     }
 }
 
@@ -503,8 +508,11 @@ pub async fn answer(context: &Context, query: &Query) -> Part {
             Part::Trust(NodeTrust { applied, own_svid, callers, bundle_endpoint })
         }
         Query::Traffic => {
-            let (report, reporting) = context.census.counted(now());
-            Part::Traffic { report, reporting }
+            let reports = context.census.counted(now());
+            let reporting = reports.len();
+            // Of many proxies it is some work, which nothing else of this node should wait for.
+            let sum = tokio::task::spawn_blocking(move || Report::sum(reports.iter().map(Arc::as_ref)));
+            Part::Traffic { report: sum.await.unwrap_or_default(), reporting }
         }
         Query::Node => Part::Node(NodeReport {
             status: context.handle.status(),

@@ -21,6 +21,7 @@ use tonic::{Code, Request, Status};
 
 use super::dial::{self, ALPN_H2};
 use super::driver::{ForwardError, Forwarding, Inbox, Transport};
+use super::server::MAX_NODE_MESSAGE_BYTES;
 use crate::command::{Outcome, Proposal};
 use crate::consensus::Outgoing;
 use crate::state::{NodeRecord, State};
@@ -137,7 +138,9 @@ impl NodeLinks {
         if self.believed.get()?.is_revoked(&peer.id) {
             return None;
         }
-        peer.channel.load_full().map(|channel| NodeClient::new((*channel).clone()))
+        let channel = peer.channel.load_full()?;
+        // An answer may be as long as a question.
+        Some(NodeClient::new((*channel).clone()).max_decoding_message_size(MAX_NODE_MESSAGE_BYTES))
     }
 }
 

@@ -83,8 +83,8 @@ const MAX_PROVOKED_RESETS: usize = 256;
 const MAX_SMALL_MESSAGE_BYTES: usize = 1 << 20;
 /// Largest request of administrators.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
-/// Largest request between nodes: batches of log entries and parts of snapshots.
-const MAX_NODE_MESSAGE_BYTES: usize = 64 << 20;
+/// Largest message between nodes: batches of log entries, parts of snapshots, answers to a census.
+pub const MAX_NODE_MESSAGE_BYTES: usize = 64 << 20;
 /// HTTP/2 PING, so that a dead path is noticed.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hanse_federation::View;
 use hanse_federation::policy::authentication::KeySource;
 use hanse_federation::policy::{Diagnostic, PolicyDocument, PolicySpec, Severity, parse, validate};
-use hanse_identity::jwt::user::JwkSet;
+use hanse_identity::jwt::user::{JwkSet, MAX_JWKS_BYTES};
 use tonic::Status;
 
 use super::{Call, Reading};
@@ -26,7 +26,8 @@ pub async fn apply(call: Call, request: PolicyApplyRequest) -> Result<PolicyAppl
     // A write: validated against a State that has everything acknowledged before it, or not at all.
     call.context.handle.read().await.map_err(|e| no_outcome(&e))?;
     let reading = call.read().await;
-    let (documents, diagnostics) = checked(&reading.state.view, &request.file, &request.text, &request.files);
+    let (documents, diagnostics) =
+        checked(&reading.state.view, &request.file, &request.text, &request.files)?;
     let mut reply = PolicyApplyReply {
         meta: reading.meta,
         applied: false,
@@ -46,7 +47,8 @@ pub async fn apply(call: Call, request: PolicyApplyRequest) -> Result<PolicyAppl
 pub async fn check(call: Call, request: PolicyValidateRequest) -> Result<PolicyValidateReply, Status> {
     bounded(&request.text, &request.files)?;
     let reading = call.read().await;
-    let (documents, diagnostics) = checked(&reading.state.view, &request.file, &request.text, &request.files);
+    let (documents, diagnostics) =
+        checked(&reading.state.view, &request.file, &request.text, &request.files)?;
     Ok(PolicyValidateReply {
         meta: reading.meta,
         ok: !has_error(&diagnostics),
@@ -69,14 +71,14 @@ fn checked(
     file: &str,
     text: &str,
     files: &BTreeMap<String, String>,
-) -> (Vec<PolicyDocument>, Vec<Diagnostic>) {
+) -> Result<(Vec<PolicyDocument>, Vec<Diagnostic>), Status> {
     match parse(file, text) {
         Ok(mut documents) => {
-            put_in_files(&mut documents, files);
+            put_in_files(&mut documents, files)?;
             let diagnostics = validate(view, file, &documents);
-            (documents.into_iter().map(|(document, _)| document).collect(), diagnostics)
+            Ok((documents.into_iter().map(|(document, _)| document).collect(), diagnostics))
         }
-        Err(diagnostics) => (Vec::new(), diagnostics),
+        Err(diagnostics) => Ok((Vec::new(), diagnostics)),
     }
 }
 
@@ -175,18 +177,37 @@ fn stale(item: &PolicyItem, issuer: &IssuerKeys) -> Option<Warning> {
     Some(Warning { code: "E4140".to_owned(), message })
 }
 
-/// `jwksFile` is the sender's: what it names has come along, and is kept as if it had been written into the document.
-fn put_in_files(documents: &mut [(PolicyDocument, usize)], files: &BTreeMap<String, String>) {
+/// `jwksFile` is the sender's: what it names has come along, and is kept as if it had been written into the document. As
+/// often as rules name it: together no more than a text may have.
+fn put_in_files(
+    documents: &mut [(PolicyDocument, usize)],
+    files: &BTreeMap<String, String>,
+) -> Result<(), Status> {
+    let mut bytes = 0;
     for (document, _) in documents {
         let PolicySpec::RequestAuthentication(spec) = &mut document.spec else { continue };
         for rule in &mut spec.jwt_rules {
-            let content = rule.jwks_file.as_ref().and_then(|file| files.get(file));
-            if let (Some(content), None) = (content, &rule.jwks) {
-                rule.jwks = Some(content.clone());
-                rule.jwks_file = None;
+            let Some(file) = &rule.jwks_file else { continue };
+            let (Some(content), None) = (files.get(file), &rule.jwks) else { continue };
+            if content.len() > MAX_JWKS_BYTES {
+                let (has, most) = (content.len(), MAX_JWKS_BYTES);
+                let why = format!("{file} has {has} bytes, of a key set at most {most} are read");
+                return Err(Status::invalid_argument(why));
             }
+            bytes += content.len();
+            if bytes > MAX_TEXT_BYTES {
+                let why = format!(
+                    "the key sets that rules name by jwksFile are longer than {MAX_TEXT_BYTES} bytes together, each \
+                     counted as often as it is named: apply fewer documents at once, or publish the keys and name \
+                     their jwksUri"
+                );
+                return Err(Status::invalid_argument(why));
+            }
+            rule.jwks = Some(content.clone());
+            rule.jwks_file = None;
         }
     }
+    Ok(())
 }
 
 pub async fn delete(call: Call, request: PolicyDeleteRequest) -> Result<Written, Status> {

@@ -20,7 +20,7 @@ pub async fn traffic(call: Call, _: TrafficRequest) -> Result<TrafficReply, Stat
     }
     let report = Report::sum(&reports);
     if report.cut {
-        let what = "there are more callers and services than are told of: the busiest are shown".to_owned();
+        let what = "there is more than is told of: of each identity its busiest calls are shown".to_owned();
         reading.partial("E5401", what);
     }
     Ok(TrafficReply { meta: reading.meta, report, reporting, warnings: reading.warnings })

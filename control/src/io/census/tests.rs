@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use hanse_federation::traffic::{BOUNDS, Counts, Edge, EdgeKey, Latency, LatencyKey, MAX_EDGES, Seen};
 use hanse_identity::{Reason, RevocationTarget};
 
+use super::told::{MAX_IDENTITY_BYTES, TRAFFIC_REMEMBERED};
 use super::*;
 
 fn id(name: &str) -> SpiffeId {
@@ -104,4 +106,57 @@ fn what_a_subscriber_says_does_not_grow_without_end() {
     assert_eq!(join(&census, "thief-0", "reviews").unwrap_err(), NotJoined::TooMany(id("reviews")));
     assert!(join(&census, "reviews-1", "reviews").is_ok(), "a name that is known may come again");
     assert!(join(&census, "ratings-1", "ratings").is_ok());
+}
+
+/// Calls that a workload says it made, to that many destinations with long names.
+fn report(of: &str, edges: usize) -> Report {
+    let key = |n: usize| EdgeKey {
+        seen: Seen::ByCaller,
+        service: format!("shop/s{n}"),
+        source: id(of).to_string(),
+        source_cluster: "east".to_owned(),
+        destination: format!("spiffe://east.example/{}/{n}", "a".repeat(1900)),
+        destination_cluster: "east".to_owned(),
+    };
+    let edge = |n| Edge { key: key(n), counts: Counts { requests: 1.0, failures: 0.0 } };
+    let latency = |n| {
+        let EdgeKey { seen, service, source_cluster, destination_cluster, .. } = key(n);
+        let key = LatencyKey { seen, service, source_cluster, destination_cluster };
+        Latency { key, buckets: vec![1.0; BOUNDS.len() + 1] }
+    };
+    Report { edges: (0..edges).map(edge).collect(), latencies: (0..edges).map(latency).collect(), cut: false }
+}
+
+#[test]
+fn what_one_identity_says_it_counted_takes_its_share_of_memory_and_only_while_it_is_there() {
+    let census = Census::new("east-1".parse().unwrap());
+    let held = || census.table().traffic.held();
+    let (honest, _asked) = join(&census, "ratings-1", "ratings").unwrap();
+    census.traffic(&honest, report("ratings", 2), Timestamp(1));
+    let honest_bytes = held();
+    let thieves: Vec<_> = (0..60).map(|n| join(&census, &format!("thief-{n}"), "reviews").unwrap()).collect();
+    for (thief, _) in &thieves {
+        census.traffic(thief, report("reviews", MAX_EDGES), Timestamp(2));
+    }
+    assert!(held() <= MAX_IDENTITY_BYTES + honest_bytes, "{} bytes", held());
+    let reports = census.counted(Timestamp(2));
+    assert_eq!(reports.len(), 61);
+    let whole = report("ratings", 2);
+    assert!(reports.iter().any(|told| **told == whole), "who says little is told of in full");
+    assert!(reports.iter().filter(|told| told.cut).count() == 60, "what was left out is told");
+    // Said again, it is instead of what was said before.
+    let before = held();
+    census.traffic(&thieves[0].0, report("reviews", MAX_EDGES), Timestamp(3));
+    assert_eq!(held(), before);
+    let gone = thieves.iter().map(|(thief, _)| thief);
+    gone.for_each(|thief| census.leave(thief, Timestamp(4)));
+    assert_eq!(held(), honest_bytes, "who has left told of nothing");
+    let (_taken_over, _asked) = join(&census, "ratings-1", "ratings").unwrap();
+    census.traffic(&honest, report("ratings", 2), Timestamp(4));
+    assert_eq!(held(), 0, "an older stream of that name");
+    let (again, _asked) = join(&census, "thief-0", "reviews").unwrap();
+    census.traffic(&again, report("reviews", MAX_EDGES), Timestamp(5));
+    assert!(held() > 100_000, "there is room again");
+    census.subscribers(Timestamp(5) + TRAFFIC_REMEMBERED);
+    assert_eq!(held(), 0, "nobody asks for what was a while ago");
 }

@@ -141,6 +141,21 @@ async fn a_file_of_keys_comes_along_and_is_kept_as_if_written() {
     assert!(!reply.applied && told, "{reply:?}");
     assert!(!apply(&client, text.clone(), &[("keys.json", "{}")]).await.applied);
     assert!(apply(&client, text, &[("keys.json", ONE)]).await.applied);
+    // However small what was sent is: a file counts as often as it is named, also where nothing is applied.
+    let large = format!("{ONE}{}", " ".repeat(200 << 10));
+    let many: Vec<String> =
+        (0..16).map(|n| document(&format!("f{n}"), "    jwksFile: keys.json\n")).collect();
+    let validate = async |documents: &[String], content: &str| {
+        let files = [("keys.json".to_owned(), content.to_owned())].into();
+        let request =
+            PolicyValidateRequest { file: "a.yaml".to_owned(), text: documents.join("---\n"), files };
+        client.call(&request).await.map_err(|status| status.to_string())
+    };
+    assert!(validate(&many[..8], &large).await.unwrap().ok);
+    let why = validate(&many, &large).await.unwrap_err();
+    assert!(why.contains("as often as it is named"), "{why}");
+    let why = validate(&many[..1], &format!("{large}{large}")).await.unwrap_err();
+    assert!(why.contains("keys.json has"), "{why}");
     let rule = item(&client, "filed").await.0.document["spec"]["jwtRules"][0].clone();
     assert_eq!((rule["jwks"].as_str(), &rule["jwksFile"]), (Some(ONE), &serde_json::Value::Null));
     east.stop().await;
