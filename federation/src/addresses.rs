@@ -3,7 +3,8 @@
 //!
 //! An address is a hash of the name, so that every worker and the next life of a proxy come to the same. Where two names
 //! come to the same address the one that has it keeps it, and the other takes the next of its own; in a new table names of
-//! this cluster come first, then all in the order of the alphabet.
+//! this cluster come first, then all in the order of the alphabet. A full table has room for names of this cluster: those
+//! that are gone go, and then peers' names, of which there may be any number.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -48,16 +49,34 @@ pub struct Addresses {
 impl Addresses {
     /// The table for this View, which keeps what `self` has given. `None`: it would be the same.
     pub fn next(&self, view: &View) -> Option<Self> {
-        let known = names(view);
-        if known == self.known && !self.known.is_empty() {
+        self.within(view, MAX_NAMES)
+    }
+
+    fn within(&self, view: &View, most: usize) -> Option<Self> {
+        let own = own_names(view);
+        let peers = view.peers.values().flat_map(|peer| peer.services.keys());
+        let others: BTreeSet<_> = peers
+            .map(|service| host(service, Reach::ClusterSet))
+            .filter(|host| !own.contains(host))
+            .collect();
+        if own.len() + others.len() == self.known.len()
+            && !self.known.is_empty()
+            && own.iter().chain(&others).all(|host| self.known.contains(host))
+        {
             return None;
         }
-        let gone = self.names.len() - self.known.len();
-        let mut next = if gone > MAX_GONE { self.of_known() } else { self.clone() };
-        let (own, others): (Vec<_>, Vec<_>) =
-            known.iter().partition(|host| view.services.contains_key(&host.service));
-        for host in own.into_iter().chain(others) {
-            if next.names.len() < MAX_NAMES && !next.names.contains_key(host) {
+        let gone = self.names.keys().filter(|host| !self.known.contains(host.as_ref())).count();
+        let mut next = if gone > MAX_GONE { self.only(&self.known) } else { self.clone() };
+        let known: BTreeSet<_> = own.iter().chain(&others).cloned().collect();
+        let new = own.iter().filter(|host| !next.names.contains_key(*host)).count();
+        if next.names.len() + new > most {
+            next = next.only(&known);
+            let too_many = (next.names.len() + new).saturating_sub(most);
+            let held: Vec<_> = others.iter().rev().filter(|host| next.names.contains_key(*host)).collect();
+            held.into_iter().take(too_many).for_each(|host| next.take(host));
+        }
+        for host in own.iter().chain(&others) {
+            if next.names.len() < most && !next.names.contains_key(host) {
                 next.give(Arc::new(host.clone()));
             }
         }
@@ -89,13 +108,20 @@ impl Addresses {
         self.known.iter().any(|host| host.service.namespace() == namespace)
     }
 
-    /// Without those that are gone.
-    fn of_known(&self) -> Self {
-        let mut kept = Self { known: self.known.clone(), ..Self::default() };
-        for (host, pair) in self.names.iter().filter(|(host, _)| self.known.contains(host.as_ref())) {
+    /// Of all names these.
+    fn only(&self, known: &BTreeSet<ServiceHost>) -> Self {
+        let mut kept = Self::default();
+        for (host, pair) in self.names.iter().filter(|(host, _)| known.contains(host.as_ref())) {
             kept.insert(Arc::clone(host), *pair);
         }
         kept
+    }
+
+    fn take(&mut self, host: &ServiceHost) {
+        if let Some(pair) = self.names.remove(host) {
+            self.v4.remove(&pair.v4);
+            self.v6.remove(&pair.v6);
+        }
     }
 
     fn give(&mut self, host: Arc<ServiceHost>) {
@@ -121,14 +147,17 @@ pub fn is_virtual(address: IpAddr) -> bool {
     }
 }
 
-/// Names that a program may ask for: `clusterset.local` of whatever any cluster serves, `cluster.local` of what this one
-/// does, and what routes are for although nothing of that name is served.
-fn names(view: &View) -> BTreeSet<ServiceHost> {
-    let host = |service: &ServiceName, reach| ServiceHost { service: service.clone(), reach };
-    let own = view.services.keys();
-    let peers = view.peers.values().flat_map(|peer| peer.services.keys());
-    let everywhere = own.clone().chain(peers).map(|service| host(service, Reach::ClusterSet));
-    let here = own.map(|service| host(service, Reach::Cluster));
+fn host(service: &ServiceName, reach: Reach) -> ServiceHost {
+    ServiceHost { service: service.clone(), reach }
+}
+
+/// Names that a program may ask for by the word of this cluster alone: `clusterset.local` and `cluster.local` of what it
+/// serves, and what its routes are for although nothing of that name is served. Beside them there is `clusterset.local` of
+/// what peers serve.
+fn own_names(view: &View) -> BTreeSet<ServiceHost> {
+    let served = view.services.keys();
+    let served =
+        served.flat_map(|service| [Reach::ClusterSet, Reach::Cluster].map(|reach| host(service, reach)));
     let routed = view.policies.values().flat_map(|document| {
         let parents = match &document.spec {
             PolicySpec::HttpRoute(route) => route.parent_refs.as_slice(),
@@ -143,7 +172,7 @@ fn names(view: &View) -> BTreeSet<ServiceHost> {
             named.into_iter().filter(move |host| refers_to(parent, namespace, host))
         })
     });
-    everywhere.chain(here).chain(routed).collect()
+    served.chain(routed).collect()
 }
 
 /// The first bits of a hash, without the number of the network itself.

@@ -21,6 +21,7 @@ mod jwk;
 pub use document::{
     BundleDocument, MAX_DOCUMENT_BYTES, MAX_DOCUMENT_KEYS, MAX_MAP_DOMAINS, bundle_map, parse_bundle_map,
 };
+pub(crate) use file::SECRET_MEMBERS;
 pub(crate) use jwk::{KeyKind, from_jwk as key_from_jwk, is_sound as is_sound_key, key_kind};
 
 /// Most authorities that a bundle may have: several per control node, and then some.

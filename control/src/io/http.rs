@@ -218,14 +218,13 @@ fn raft_metrics(context: &Context, registry: &mut Registry) {
     }
 }
 
-/// How long ago the last fetch was that went well, of the set where that is longest; 0 where nothing is fetched.
+/// How long ago the last fetch was that went well, of the set where that is longest, or the first one where none did; 0
+/// where nothing is fetched.
 fn oldest_keys(context: &Context, now: Timestamp) -> u64 {
     if !context.handle.status().is_leader {
         return 0;
     }
-    let reports = context.issuers.reports();
-    let ages = reports.iter().filter_map(|report| Some(now.since(report.succeeded?).as_secs()));
-    ages.max().unwrap_or(0)
+    context.issuers.oldest(now).as_secs()
 }
 
 fn registry_metrics(context: &Context, registry: &mut Registry) {
@@ -250,7 +249,7 @@ fn registry_metrics(context: &Context, registry: &mut Registry) {
         ),
         (
             "issuer_keys_age_seconds",
-            "Since the oldest key set of an issuer was last confirmed, on the node that fetches",
+            "Since the oldest key set of an issuer was last confirmed, or first tried, on the node that fetches",
             oldest_keys(context, now),
         ),
         ("revocations", "Revocations in force", view.revocations.len() as u64),

@@ -20,6 +20,7 @@ use super::context::{Context, now, stopped};
 use super::driver::ProposeError;
 use super::strangers::fetch::{FetchError, KEY_SET, fetch, web_tls};
 use crate::command::{Command, Refusal};
+use crate::state::MAX_ISSUER_KEYS;
 
 /// How often the leader looks which documents there are and which sets are due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +35,9 @@ pub struct IssuerReport {
     pub source: String,
     pub url: EndpointUrl,
     pub attempted: Timestamp,
+    /// The first fetch of it here.
+    #[serde(default)]
+    pub began: Option<Timestamp>,
     /// The last time that what is kept was confirmed or replaced.
     #[serde(default)]
     pub succeeded: Option<Timestamp>,
@@ -60,6 +64,10 @@ enum RenewError {
     Keys(#[from] JwksError),
     #[error("what was fetched is not taken: {0}")]
     Refused(Refusal),
+    #[error(
+        "{MAX_ISSUER_KEYS} key sets are kept already, and more are not: delete a document that names another"
+    )]
+    TooMany,
     #[error("what was fetched could not be committed: {0}")]
     NotCommitted(#[from] ProposeError),
 }
@@ -72,6 +80,13 @@ impl IssuerLinks {
     /// How the last fetch of each set went here.
     pub fn reports(&self) -> Vec<IssuerReport> {
         self.table().values().cloned().collect()
+    }
+
+    /// How long the longest wait for a fetch that went well is: since the last one, or since the first one was tried.
+    pub fn oldest(&self, now: Timestamp) -> Duration {
+        let table = self.table();
+        let since = table.values().filter_map(|report| report.succeeded.or(report.began));
+        since.map(|since| now.since(since)).max().unwrap_or_default()
     }
 
     /// What no document names any more is forgotten.
@@ -95,6 +110,7 @@ impl IssuerLinks {
             source: id.clone(),
             url: source.url.clone(),
             attempted: at,
+            began: before.map_or(Some(at), |b| b.began),
             succeeded: if renewed.is_ok() { Some(at) } else { before.and_then(|b| b.succeeded) },
             error: renewed.as_ref().err().map(ToString::to_string),
             failures,
@@ -107,46 +123,81 @@ impl IssuerLinks {
     }
 }
 
+/// When each set is fetched next.
+#[derive(Default)]
+struct Schedule(BTreeMap<KeySource, Due>);
+
+struct Due {
+    /// `None` while a fetch is under way.
+    at: Option<Instant>,
+    /// How often documents want it.
+    every: Duration,
+}
+
+impl Schedule {
+    /// What is to be fetched now; who has waited longest goes first, so that no source comes before another by its name.
+    fn ready(&mut self, named: BTreeMap<KeySource, Duration>, now: Instant) -> Vec<(KeySource, Duration)> {
+        self.0.retain(|source, _| named.contains_key(source));
+        let mut ready = Vec::new();
+        for (source, every) in named {
+            let due = self.0.entry(source.clone()).or_insert(Due { at: Some(now), every });
+            // Wanted more often than before, it is not waited for as long as it was.
+            due.at = due.at.map(|at| if every < due.every { at.min(now + every) } else { at });
+            due.every = every;
+            ready.extend(due.at.filter(|at| *at <= now).map(|at| (at, source, every)));
+        }
+        ready.sort_by_key(|(at, ..)| *at);
+        ready.into_iter().map(|(_, source, every)| (source, every)).collect()
+    }
+
+    fn begun(&mut self, source: &KeySource) {
+        if let Some(due) = self.0.get_mut(source) {
+            due.at = None;
+        }
+    }
+
+    /// A fetch is over. `again`: by how often it was wanted when it began.
+    fn over(&mut self, source: &KeySource, again: Duration, now: Instant) {
+        if let Some(due) = self.0.get_mut(source) {
+            due.at = Some(now + again.min(due.every));
+        }
+    }
+
+    /// A fetch broke off without a word: it is among those that are under way.
+    fn broken_off(&mut self, now: Instant) {
+        self.0.values_mut().for_each(|due| due.at = due.at.or(Some(now + SHORTEST_INTERVAL)));
+    }
+}
+
 /// While this node leads: fetches every set when it is due, and drops those that nobody names, until the node stops.
 pub async fn supervise(context: Arc<Context>) {
     let mut stop = context.stop.clone();
     let mut tick = tokio::time::interval(LOOK_EVERY);
-    // `None` while a fetch is under way.
-    let mut due: BTreeMap<KeySource, Option<Instant>> = BTreeMap::new();
+    let mut schedule = Schedule::default();
     let mut fetches: JoinSet<(KeySource, Duration)> = JoinSet::new();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             Some(done) = fetches.join_next() => {
                 match done {
-                    Ok((source, again)) => drop(due.insert(source, Some(Instant::now() + again))),
-                    // One that broke off without a word is among those that are under way.
-                    Err(_) => due.values_mut().for_each(|at| *at = at.or(Some(Instant::now() + SHORTEST_INTERVAL))),
+                    Ok((source, again)) => schedule.over(&source, again, Instant::now()),
+                    Err(_) => schedule.broken_off(Instant::now()),
                 }
             }
             () = stopped(&mut stop) => return,
         }
         if !context.handle.status().is_leader {
             // Whoever leads next begins anew.
-            due.clear();
+            schedule = Schedule::default();
             fetches.abort_all();
             continue;
         }
         let named = KeySource::all(&context.handle.state().view);
         context.issuers.retain(&named);
         drop_unnamed(&context, &named).await;
-        due.retain(|source, _| named.contains_key(source));
-        let now = Instant::now();
-        let mut ready = Vec::new();
-        for (source, every) in named {
-            let at = *due.entry(source.clone()).or_insert(Some(now));
-            ready.extend(at.filter(|at| *at <= now).map(|at| (at, source, every)));
-        }
-        // Who has waited longest goes first: no source comes before another by its name.
-        ready.sort_by_key(|(at, ..)| *at);
-        for (_, source, every) in ready {
+        for (source, every) in schedule.ready(named, Instant::now()) {
             if fetches.len() < MAX_FETCHES {
-                due.insert(source.clone(), None);
+                schedule.begun(&source);
                 let context = context.clone();
                 fetches.spawn(async move {
                     let again = renew_and_note(&context, &source, every).await;
@@ -196,9 +247,15 @@ async fn renew(context: &Context, source: &KeySource) -> Result<Option<u64>, Ren
     let tls = web_tls(source.roots.as_deref()).await?;
     let jwks = only_keys(&fetch(&source.url, tls, KEY_SET).await?)?;
     let id = source.id();
-    if context.handle.state().view.issuer_keys.get(&id) == Some(&jwks) {
-        return Ok(None);
+    let state = context.handle.state();
+    let kept = &state.view.issuer_keys;
+    match kept.get(&id) {
+        Some(same) if *same == jwks => return Ok(None),
+        // Documents of an older version may name more: no Command has to say so every time.
+        None if kept.len() >= MAX_ISSUER_KEYS => return Err(RenewError::TooMany),
+        _ => {}
     }
+    drop(state);
     let command = Command::IssuerKeys { source: id, jwks: Some(jwks) };
     let outcome = context.handle.propose("", command).await?;
     outcome.result.map_err(RenewError::Refused)?;
@@ -214,4 +271,60 @@ fn only_keys(document: &str) -> Result<String, JwksError> {
     })?;
     let document: Value = serde_json::from_str(document).map_err(|e| JwksError::Shape(e.to_string()))?;
     Ok(serde_json::json!({ "keys": document["keys"] }).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(host: &str) -> KeySource {
+        KeySource { url: format!("https://{host}/keys").parse().unwrap(), roots: None }
+    }
+
+    #[test]
+    fn a_set_that_is_wanted_more_often_is_not_waited_for_as_long_as_before() {
+        let (hour, minute, short) = (Duration::from_secs(3600), Duration::from_secs(60), SHORTEST_INTERVAL);
+        let one = source("id.example");
+        let wanted = |every| BTreeMap::from([(one.clone(), every)]);
+        let mut schedule = Schedule::default();
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        assert_eq!(schedule.ready(wanted(hour), begun), [(one.clone(), hour)]);
+        schedule.begun(&one);
+        assert_eq!(schedule.ready(wanted(hour), at(1)), [], "it is under way");
+        schedule.over(&one, hour, at(1));
+        assert_eq!(schedule.ready(wanted(hour), at(2)), []);
+        assert_eq!(schedule.ready(wanted(minute), at(3)), [], "not within its own interval");
+        assert_eq!(schedule.ready(wanted(minute), at(63)), [(one.clone(), minute)]);
+        // Also if that was said while it was fetched.
+        schedule.begun(&one);
+        assert_eq!(schedule.ready(wanted(short), at(64)), []);
+        schedule.over(&one, minute, at(65));
+        assert_eq!(schedule.ready(wanted(short), at(70)), [(one.clone(), short)]);
+        // Wanted less often, it is fetched once more when it was due, and so is one that fails.
+        schedule.begun(&one);
+        schedule.over(&one, short, at(71));
+        assert_eq!(schedule.ready(wanted(hour), at(76)), [(one.clone(), hour)]);
+        schedule.begun(&one);
+        schedule.broken_off(at(77));
+        assert_eq!(schedule.ready(wanted(hour), at(82)), [(one.clone(), hour)]);
+        assert_eq!(schedule.ready(BTreeMap::new(), at(83)), []);
+        assert_eq!(schedule.0.len(), 0, "nobody names it");
+    }
+
+    #[test]
+    fn keys_that_were_never_fetched_grow_older_too() {
+        let links = IssuerLinks::default();
+        let note = |host: &str, renewed| links.note(&source(host), SHORTEST_INTERVAL, &renewed);
+        assert_eq!(links.oldest(now()), Duration::ZERO, "nothing is fetched");
+        note("silent.example", Err(RenewError::TooMany));
+        std::thread::sleep(Duration::from_millis(2));
+        let later = now();
+        note("silent.example", Err(RenewError::TooMany));
+        note("good.example", Ok(None));
+        assert!(links.oldest(later) >= Duration::from_millis(2), "since the first one was tried");
+        note("silent.example", Ok(Some(7)));
+        note("silent.example", Err(RenewError::TooMany));
+        assert_eq!(links.oldest(later), Duration::ZERO, "since the last one that went well");
+    }
 }

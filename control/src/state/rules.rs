@@ -1,5 +1,7 @@
 //! Commands about what is in force: policies, authorities.
 
+use std::collections::BTreeSet;
+
 use hanse_federation::Change;
 use hanse_federation::policy::authentication::KeySource;
 use hanse_federation::policy::{PolicyDocument, PolicyKey};
@@ -23,7 +25,7 @@ impl State {
     /// All or nothing. What was there before keeps the time of its making, unless it ends: changed, it begins anew.
     pub(super) fn policy_apply(&self, documents: &[PolicyDocument], now: Timestamp) -> Decision {
         let mut changes: Vec<Change> = Vec::new();
-        let mut keys = std::collections::BTreeSet::new();
+        let mut keys = BTreeSet::new();
         let mut count = self.view.policies.len();
         for document in documents {
             let key = document.key();
@@ -42,7 +44,29 @@ impl State {
             }
             changes.push(Change::PolicyPut(Box::new(document)));
         }
+        self.bounded_sources(documents, &keys)?;
         done(changes)
+    }
+
+    /// A source more than are fetched would never be: its documents would believe nobody.
+    fn bounded_sources(
+        &self,
+        documents: &[PolicyDocument],
+        keys: &BTreeSet<PolicyKey>,
+    ) -> Result<(), Refusal> {
+        if KeySource::named(documents).is_empty() {
+            return Ok(());
+        }
+        let others = self.view.policies.iter().filter(|(key, _)| !keys.contains(key)).map(|(_, d)| d);
+        let after = KeySource::named(others.chain(documents)).len();
+        // What is there already may get fewer.
+        if after > MAX_ISSUER_KEYS && after > KeySource::all(&self.view).len() {
+            return Err(Refusal::Limit(format!(
+                "{MAX_ISSUER_KEYS} sources of issuers' keys (jwksUri, each with its jwksRoots): with these documents there \
+                 would be {after}"
+            )));
+        }
+        Ok(())
     }
 
     /// All or nothing.
@@ -54,14 +78,14 @@ impl State {
                 return Err(not_found(&key.kind.to_string(), &key.name, names));
             }
         }
-        let keys: std::collections::BTreeSet<&PolicyKey> = keys.iter().collect();
+        let keys: BTreeSet<&PolicyKey> = keys.iter().collect();
         done(keys.into_iter().cloned().map(Change::PolicyGone).collect())
     }
 
     /// Only those whose end has come by the proposer's clock; the others stay.
     pub(super) fn policy_lapse(&self, keys: &[PolicyKey], now: Timestamp) -> Decision {
         let over = |key: &&PolicyKey| self.view.policies.get(*key).is_some_and(|d| is_over(d, now));
-        let keys: std::collections::BTreeSet<&PolicyKey> = keys.iter().filter(over).collect();
+        let keys: BTreeSet<&PolicyKey> = keys.iter().filter(over).collect();
         done(keys.into_iter().cloned().map(Change::PolicyGone).collect())
     }
 

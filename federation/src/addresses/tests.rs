@@ -1,8 +1,8 @@
 //! Virtual addresses: the same for everybody and at all times, never one for two names.
 
 use super::*;
-use crate::catalog::Service;
-use crate::change::Change;
+use crate::catalog::{Service, ServiceSummary};
+use crate::change::{Change, PeerFact, PeerRecord};
 use crate::policy::parse;
 
 fn view(services: &[String]) -> View {
@@ -108,4 +108,52 @@ fn virtual_is_what_is_in_the_ranges() {
     ] {
         assert_eq!(is_virtual(address.parse().unwrap()), expected, "{address}");
     }
+}
+
+#[test]
+fn a_table_that_peers_filled_has_room_for_names_of_ones_own() {
+    let served = |own: &[String], peers: usize| {
+        let mut view = view(own);
+        let west: hanse_identity::ClusterName = "west".parse().unwrap();
+        view.apply(&Change::PeerPut(PeerRecord {
+            cluster: west.clone(),
+            trust_domain: "west.example".parse().unwrap(),
+            endpoints: vec![],
+            invite: String::new(),
+            joined: hanse_identity::Timestamp(1),
+        }));
+        for n in 0..peers {
+            let name = format!("shop/p{n:03}").parse().unwrap();
+            let localities = std::collections::BTreeMap::new();
+            let summary = ServiceSummary { name, identities: BTreeSet::new(), localities };
+            view.apply(&Change::PeerFact(west.clone(), PeerFact::Service(summary)));
+        }
+        view
+    };
+    const MOST: usize = 100;
+    let full = Addresses::default().within(&served(&["shop/one".to_owned()], 120), MOST).unwrap();
+    assert_eq!((full.names.len(), full.known.len()), (MOST, 122), "more are known than have an address");
+    let of = |table: &Addresses, name: &str| table.of(&host(name));
+    assert!(
+        of(&full, "one.shop").is_some()
+            && of(&full, "p097.shop").is_some()
+            && of(&full, "p098.shop").is_none()
+    );
+    // Two names of one service of ours: as many of a peer's go, and the others keep what they have.
+    let both = ["shop/one".to_owned(), "shop/two".to_owned()];
+    let next = full.within(&served(&both, 120), MOST).unwrap();
+    assert_eq!((next.names.len(), next.v4.len(), next.v6.len()), (MOST, MOST, MOST));
+    assert!(of(&next, "two.shop").is_some() && of(&next, "two.shop.svc.cluster.local").is_some());
+    assert!(of(&next, "p095.shop").is_some() && of(&next, "p096.shop").is_none());
+    let all: Vec<_> = next.all().filter(|(host, _)| host.service.name() != "two").collect();
+    assert!(all.iter().all(|(host, pair)| full.of(host) == Some(*pair)));
+    // Names that are gone are the first to go.
+    let fewer = next.within(&served(&both, 90), MOST).unwrap();
+    assert!(
+        fewer.names.len() == MOST && of(&fewer, "p095.shop").is_none() && of(&fewer, "p089.shop").is_some()
+    );
+    let three = [&both[..], &["shop/three".to_owned()]].concat();
+    let third = fewer.within(&served(&three, 90), MOST).unwrap();
+    assert!(of(&third, "three.shop").is_some() && of(&third, "p089.shop").is_some());
+    assert_eq!(third.names.len(), 96);
 }

@@ -13,8 +13,8 @@ use hanse_identity::{ServiceName, Timestamp};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
-use super::document::PolicySpec;
 use super::document::authentication::{JwtRule, RequestAuthentication};
+use super::document::{PolicyDocument, PolicySpec};
 use super::value::PolicyDuration;
 use crate::reserved::same_spelling;
 use crate::stranger::EndpointUrl;
@@ -99,8 +99,13 @@ impl KeySource {
 
     /// All that the View's documents name, and how often each is fetched: as often as whoever wants it most.
     pub fn all(view: &View) -> BTreeMap<Self, Duration> {
+        Self::named(view.policies.values())
+    }
+
+    /// The same of any documents.
+    pub fn named<'d>(documents: impl IntoIterator<Item = &'d PolicyDocument>) -> BTreeMap<Self, Duration> {
         let mut all = BTreeMap::new();
-        for document in view.policies.values() {
+        for document in documents {
             let PolicySpec::RequestAuthentication(spec) = &document.spec else { continue };
             for rule in &spec.jwt_rules {
                 let every = rule.jwks_refresh.map_or(DEFAULT_REFRESH, PolicyDuration::get);

@@ -11,7 +11,7 @@ use crate::name::TrustDomain;
 use crate::svid::MAX_CERTIFICATE_BYTES;
 
 /// Members of a JWK that only a private or a symmetric key has (RFC 7518 §6.2.2, §6.3.2, §6.4.1).
-const SECRET_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+pub(crate) const SECRET_MEMBERS: [&str; 9] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"];
 
 impl Bundle {
     /// Reads the bundle of `trust_domain` from a file: a bundle document (SPIFFE Trust Domain and Bundle §4) or

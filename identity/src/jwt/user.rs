@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::validate::{ALGORITHMS, LEEWAY, MAX_TOKEN_BYTES, part, time};
 use super::{JwtError, MAX_KEY_ID_BYTES};
-use crate::bundle::{KeyKind, key_from_jwk, key_kind};
+use crate::bundle::{KeyKind, SECRET_MEMBERS, key_from_jwk, key_kind};
 use crate::time::Timestamp;
 
 /// Largest key set that is read, in bytes.
@@ -52,7 +52,9 @@ pub enum JwksError {
     TooMany(usize),
     #[error("none of its keys verifies signatures (RSA of 2048 bits or more, P-256, P-384, P-521, Ed25519)")]
     NoKey,
-    #[error("it has a private key, which is its issuer's alone: leave out d and what goes with it")]
+    #[error(
+        "it has a private or symmetric key, which is its issuer's alone: leave out keys of kty oct, and d, p, q, dp, dq, qi and oth"
+    )]
     Private,
 }
 
@@ -134,7 +136,7 @@ impl JwkSet {
         if document.keys.len() > MAX_JWKS_KEYS {
             return Err(JwksError::TooMany(document.keys.len()));
         }
-        if document.keys.iter().any(|key| key.contains_key("d")) {
+        if document.keys.iter().any(|key| SECRET_MEMBERS.iter().any(|member| key.contains_key(*member))) {
             return Err(JwksError::Private);
         }
         let keys: Vec<Key> = document.keys.iter().filter_map(Key::read).collect();

@@ -1,6 +1,7 @@
 //! Services, endpoints, gateways, exports and policies: what may be registered, announced and applied.
 
 use super::*;
+use hanse_federation::policy::document::authentication::{JwtRule, RequestAuthentication};
 use hanse_federation::policy::document::fault::FaultDelay;
 use hanse_federation::policy::{FaultInjection, PolicyDuration};
 
@@ -214,4 +215,34 @@ fn a_fault_ends_by_itself_and_begins_anew_only_when_it_is_changed() {
     let stays = PolicyKey { kind: PolicyKind::HttpRoute, name: service("shop/a") };
     log.done(Command::PolicyLapse { keys: vec![key, stays.clone()] });
     assert_eq!(log.state.view.policies.keys().collect::<Vec<_>>(), [&stays]);
+}
+
+#[test]
+fn more_sources_of_keys_than_are_fetched_are_refused_when_they_are_named() {
+    let mut log = Log::new();
+    let blank: JwtRule = serde_json::from_str(r#"{"issuer":""}"#).unwrap();
+    let from = |name: &str, hosts: std::ops::Range<usize>| {
+        let rule = |n| JwtRule {
+            issuer: format!("i{n}"),
+            jwks_uri: Some(format!("https://id-{n}.example/keys").parse().unwrap()),
+            ..blank.clone()
+        };
+        let spec = RequestAuthentication { target_refs: Vec::new(), jwt_rules: hosts.map(rule).collect() };
+        policy(name, PolicySpec::RequestAuthentication(spec))
+    };
+    let apply = |documents: &[PolicyDocument]| Command::PolicyApply { documents: documents.to_vec() };
+    log.done(apply(&[from("shop/a", 0..100), from("shop/b", 90..MAX_ISSUER_KEYS)]));
+    // Named again, by another document too, they are no more than they were.
+    log.done(apply(&[from("shop/c", 0..MAX_ISSUER_KEYS)]));
+    let refusal =
+        log.refused(apply(&[from("shop/d", 0..1), from("shop/e", MAX_ISSUER_KEYS..MAX_ISSUER_KEYS + 2)]));
+    let Refusal::Limit(why) = refusal else { panic!("{refusal:?}") };
+    assert!(why.starts_with("128 sources") && why.contains("would be 130"), "{why}");
+    log.done(apply(&[route("shop/r")]));
+    // What is replaced is named no more.
+    log.done(Command::PolicyDelete {
+        keys: vec![PolicyKey { kind: PolicyKind::RequestAuthentication, name: service("shop/c") }],
+    });
+    log.done(apply(&[from("shop/a", 1..89), from("shop/e", 200..201)]));
+    log.limit(apply(&[from("shop/e", 200..220)]));
 }

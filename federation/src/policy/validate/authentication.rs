@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use hanse_identity::jwt::user::JwkSet;
-use hanse_identity::tls::outside::may_be_roots;
 
 use super::alone::check_targets;
+use super::edge::check_roots;
 use super::filters::FRAMING;
 use super::{Findings, is_here, known_names};
 use crate::policy::document::authentication::{JwtRule, RequestAuthentication};
@@ -74,12 +74,8 @@ fn check_keys(rule: &JwtRule, path: &str, findings: &mut Findings<'_>) {
             findings.error("E4005", format!("{path}.{name}"), message, "remove it".to_owned());
         }
     }
-    if let Some(roots) = &rule.jwks_roots
-        && !may_be_roots(roots)
-    {
-        let message = "it has no certificate that can be a root".to_owned();
-        let fix = "write certificates in PEM: -----BEGIN CERTIFICATE----- …".to_owned();
-        findings.error("E4005", format!("{path}.jwksRoots"), message, fix);
+    if let Some(roots) = &rule.jwks_roots {
+        check_roots(roots, format!("{path}.jwksRoots"), findings);
     }
     let every = rule.jwks_refresh.map(PolicyDuration::get);
     if every.is_some_and(|every| every < SHORTEST_INTERVAL || every > LONGEST_INTERVAL) {

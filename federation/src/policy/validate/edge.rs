@@ -103,13 +103,13 @@ pub(super) fn check_tls(policy: &BackendTlsPolicy, namespace: &str, findings: &m
             let fix = "add caCertificates (PEM), or wellKnownCACertificates: System".to_owned();
             findings.error("E4004", "spec.validation".to_owned(), message, fix);
         }
-        (Some(pem), None) => check_roots(pem, findings),
+        (Some(pem), None) => check_roots(pem, "spec.validation.caCertificates".to_owned(), findings),
         (None, Some(_)) => {}
     }
 }
 
-fn check_roots(pem: &str, findings: &mut Findings<'_>) {
-    let path = "spec.validation.caCertificates".to_owned();
+/// Certificates of roots, and no key beside one.
+pub(super) fn check_roots(pem: &str, path: String, findings: &mut Findings<'_>) {
     let fix = "write the certificates of the roots, each from -----BEGIN CERTIFICATE----- on".to_owned();
     if pem.len() > MAX_PEM_BYTES {
         let message = format!("the certificates have more than {MAX_PEM_BYTES} bytes");

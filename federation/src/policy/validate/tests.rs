@@ -433,6 +433,7 @@ fn a_request_authentication_has_keys_and_writes_headers_that_are_free() {
         "{ issuer: i, jwks: '{\"keys\":[]}' }".to_owned(),
         "{ issuer: i, jwks: nothing }".to_owned(),
         format!("{}, {}", rule(""), rule("")),
+        "{ issuer: i, jwksUri: 'https://id.example/', jwksRoots: nothing }".to_owned(),
         rule(", fromHeaders: [{ name: Host }]"),
         rule(", outputClaimToHeaders: [{ header: x-hanse-user, claim: sub }]"),
         rule(", outputClaimToHeaders: [{ header: Authorization, claim: sub }]"),
@@ -440,6 +441,18 @@ fn a_request_authentication_has_keys_and_writes_headers_that_are_free() {
     ] {
         assert_eq!(codes(&document(&bad)), ["E4005"], "{bad}");
     }
+    // Some tools write the key of a root beside it.
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&key).unwrap().pem();
+    let by = |roots: &str| {
+        let roots = serde_json::to_string(roots).unwrap();
+        document(&format!("{{ issuer: i, jwksUri: 'https://id.example/', jwksRoots: {roots} }}"))
+    };
+    assert_eq!(codes(&by(&root)), [""; 0]);
+    let told = findings(&by(&format!("{root}{}", key.serialize_pem())));
+    assert!(told.len() == 1 && told[0].contains("private key"), "{told:?}");
     let wants = "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: { name: a, namespace: shop }\nspec:\n  \
          targetRefs: [{ kind: Service, name: reviews }]\n  action: Allow\n  rules: [{ from: { requestPrincipals: ['*'] } }]\n";
     assert_eq!(codes(wants), ["E4118"], "nobody reads tokens");

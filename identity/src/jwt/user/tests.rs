@@ -34,7 +34,7 @@ impl Issuer {
     }
 
     fn keys(&self) -> JwkSet {
-        let other = json!({ "kty": "oct", "k": "AAAA", "kid": "secret" });
+        let other = json!({ "kty": "later", "kid": "unknown" });
         let sealing = json!({ "use": "enc", "kid": "enc", "kty": "EC" });
         JwkSet::parse(&json!({ "keys": [self.ec_jwk(), self.ed_jwk(), other, sealing] }).to_string()).unwrap()
     }
@@ -141,9 +141,15 @@ fn a_key_set_has_keys_that_verify_and_not_too_many() {
     let mut sealing = issuer.ec_jwk();
     sealing["key_ops"] = json!(["deriveKey"]);
     assert_eq!(parse(json!([sealing])), Err(JwksError::NoKey));
-    let mut private = issuer.ed_jwk();
-    private["d"] = json!("AAAA");
-    assert_eq!(parse(json!([issuer.ec_jwk(), private])), Err(JwksError::Private));
+    for member in ["d", "p", "q", "dp", "dq", "qi", "oth"] {
+        let mut private = issuer.ed_jwk();
+        private[member] = json!("AAAA");
+        assert_eq!(parse(json!([issuer.ec_jwk(), private])), Err(JwksError::Private), "{member}");
+    }
+    // Of kinds that are passed over too: whoever verifies by the first could sign.
+    for other in [json!({ "kty": "oct", "k": "AAAA", "kid": "1" }), json!({ "kty": "AKP", "priv": "AAAA" })] {
+        assert_eq!(parse(json!([issuer.ec_jwk(), other])), Err(JwksError::Private), "{other}");
+    }
     assert_eq!(parse(json!(vec![issuer.ec_jwk(); 65])), Err(JwksError::TooMany(65)));
     assert!(matches!(JwkSet::parse("[]"), Err(JwksError::Shape(_))));
     assert!(matches!(JwkSet::parse(&" ".repeat(256 * 1024 + 1)), Err(JwksError::TooLarge(_))));
