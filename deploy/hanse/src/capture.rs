@@ -105,7 +105,7 @@ impl Plan {
     /// What `nft -f -` is given: in place of whatever our table was.
     pub fn ruleset(&self) -> String {
         let mut text = format!("{REMOVE}table {TABLE} {{\n");
-        let chains = [self.outbound_chain(), self.inbound_chain(), self.input_chain()];
+        let chains = [self.outbound_chain(), self.inbound_chain(), self.input_chain(), self.output_chain()];
         text += &chains.into_iter().flatten().collect::<Vec<_>>().join("\n");
         text + "}\n"
     }
@@ -157,14 +157,28 @@ impl Plan {
     }
 
     /// What was redirected has another port by now. What has not, because its connection is older than the table, because
-    /// somebody's rules spare it, or because it is no TCP, does not get to the app.
+    /// somebody's rules spare it, or because it is no TCP, does not get to the app. Answers to what this host asked from a
+    /// port that it was given at random, which may be one of these, are no such thing.
     fn input_chain(&self) -> Option<String> {
         let inbound = self.inbound.as_ref()?;
         let mut chain = Chain::new("input", "type filter hook input priority 0; policy accept;");
         chain.rule(format_args!("iifname \"lo\" return"));
         for ports in &inbound.app_ports {
-            chain.rule(format_args!("tcp dport {ports} reject with tcp reset"));
-            chain.rule(format_args!("meta l4proto {{ udp, udplite, sctp, dccp }} th dport {ports} drop"));
+            let others = "meta l4proto { udp, udplite, sctp, dccp } ct direction original";
+            chain.rule(format_args!("ct direction original tcp dport {ports} reject with tcp reset"));
+            chain.rule(format_args!("{others} th dport {ports} drop"));
+        }
+        Some(chain.end())
+    }
+
+    /// A connection of TCP that is older than the table is known by whichever side sends first: where that is the app, what
+    /// comes in would pass for answers.
+    fn output_chain(&self) -> Option<String> {
+        let inbound = self.inbound.as_ref()?;
+        let mut chain = Chain::new("output", "type filter hook output priority 0; policy accept;");
+        chain.rule(format_args!("oifname \"lo\" return"));
+        for ports in &inbound.app_ports {
+            chain.rule(format_args!("ct state new tcp sport {ports} tcp flags & syn == 0 drop"));
         }
         Some(chain.end())
     }

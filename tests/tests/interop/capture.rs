@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -15,13 +15,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use hanse::demo::process::DIE_WITH_STDIN;
 use hanse_tests::bare::{AGENT, Cluster};
 use hanse_tests::house;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::Value;
 
 use super::{SOON, skipped};
 
 /// The server's host, in whose namespace this thread is, and the client's.
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const NETWORK: [(&str, &str); 2] = [("10.77.0.1/24", "fd77::1/64"), ("10.77.0.2/24", "fd77::2/64")];
 /// Users of the two sidecars, and of the programs.
 const CLIENT_PROXY: &str = "41337";
@@ -31,6 +32,11 @@ const NOBODY: &str = "65534";
 const HTTP: u16 = 9080;
 const GREETS: u16 = 3306;
 const REDIS: u16 = 6379;
+/// Of the app too, in the range of ports that the kernel gives to who asks others: of a connection that is older than capture,
+/// and one to ask from.
+const APP_RANGE: &str = "40000-40010";
+const OLD: u16 = 40007;
+const ASKS: u16 = 40008;
 /// Of a server that is not in the mesh, and what others' names are answered with.
 const OUTSIDE: u16 = 8088;
 const OUTSIDE_ADDRESS: [u8; 4] = [192, 0, 2, 7];
@@ -92,6 +98,19 @@ impl Client {
     }
 
     /// What it prints; an error where it fails.
+    /// What is opened in the client's namespace stays there.
+    fn inside<T: Send + 'static>(
+        &self,
+        open: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.0.0.id()))?;
+        let opened = std::thread::spawn(move || -> Result<T> {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(open()?)
+        });
+        opened.join().unwrap()
+    }
+
     fn run(&self, user: &str, line: &[&str]) -> Result<String> {
         said(line, &self.command(user, line[0]).args(&line[1..]).output()?)
     }
@@ -163,10 +182,13 @@ impl Story {
         );
         self.is_ready()?;
         self.capture_is_refused()?;
+        let old = self.connection_of_before()?;
         self.capture()?;
         self.names()?;
         self.calls()?;
         self.is_not_passed(&direct)?;
+        is_no_way_past(old)?;
+        self.asks_others()?;
         self.is_told_of_changes()?;
         self.is_taken_away()
     }
@@ -200,9 +222,10 @@ impl Story {
             self.hanse(&["up", "--uid", CLIENT_PROXY, "--capture-port", "15001", "--dns-port", "15053"])?;
         }
         let ports = [HTTP, REDIS, GREETS].map(|port| format!("--app-port={port}"));
+        let range = format!("--app-port={APP_RANGE}");
         let up = ["proxy", "capture", "up", "--uid", SERVER_PROXY, "--inbound-port", "15006"];
         let mut here = Command::new(&self.binary);
-        said(&up, &here.args(up).args(ports).output()?)?;
+        said(&up, &here.args(up).args(ports).arg(range).output()?)?;
         ensure!(self.hanse(&["show"])?.starts_with("up\n"), "it is set");
         Ok(())
     }
@@ -272,6 +295,43 @@ impl Story {
         let mut greeting = [0; 8];
         stream.read_exact(&mut greeting)?;
         ensure!(&greeting == b"greeting", "{greeting:?}");
+        Ok(())
+    }
+
+    /// A client's end and the app's of a connection that is open before anything is captured.
+    fn connection_of_before(&self) -> Result<(TcpStream, TcpStream)> {
+        let app = TcpListener::bind((SERVER, OLD))?;
+        let client = self.client.inside(|| TcpStream::connect((SERVER, OLD)))?;
+        Ok((client, app.accept()?.0))
+    }
+
+    /// What this host asks of others is answered, also where the port that it asks from is among the app's.
+    fn asks_others(&self) -> Result<()> {
+        let from = SocketAddr::from((SERVER, ASKS));
+        let (listener, udp) = self
+            .client
+            .inside(|| Ok((TcpListener::bind((CLIENT, OUTSIDE))?, UdpSocket::bind((CLIENT, OUTSIDE))?)))?;
+        let answers = std::thread::spawn(move || -> std::io::Result<()> {
+            listener.accept()?.0.write_all(b"answer")?;
+            let (_, whom) = udp.recv_from(&mut [0; 16])?;
+            udp.send_to(b"answer", whom).map(drop)
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let ask = async {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.bind(from)?;
+            let mut answer = [0; 6];
+            let mut stream = socket.connect((CLIENT, OUTSIDE).into()).await?;
+            tokio::io::AsyncReadExt::read_exact(&mut stream, &mut answer).await?;
+            let socket = tokio::net::UdpSocket::bind(from).await?;
+            socket.send_to(b"question", (CLIENT, OUTSIDE)).await?;
+            let (length, _) = socket.recv_from(&mut answer).await?;
+            ensure!(length == 6, "{length} bytes");
+            Ok(())
+        };
+        let asked = runtime.block_on(async { tokio::time::timeout(SOON, ask).await });
+        asked.context("no answer came back to a port of the app's")??;
+        answers.join().unwrap()?;
         Ok(())
     }
 
@@ -402,6 +462,21 @@ fn connect(client: &Client) -> Result<()> {
     ] {
         there(&line)?;
     }
+    Ok(())
+}
+
+/// Neither end's bytes get to the other, not even when the app speaks first.
+fn is_no_way_past((mut client, mut app): (TcpStream, TcpStream)) -> Result<()> {
+    // Long enough for what is sent again once.
+    let long_enough = Some(Duration::from_millis(500));
+    for stream in [&client, &app] {
+        stream.set_read_timeout(long_enough)?;
+    }
+    let mut byte = [0];
+    app.write_all(b"x")?;
+    ensure!(client.read(&mut byte).is_err(), "the app's went past");
+    client.write_all(b"x")?;
+    ensure!(app.read(&mut byte).is_err(), "the client's went past");
     Ok(())
 }
 
