@@ -31,38 +31,57 @@ pub fn keep(command: &Command) -> Result<(), Failure> {
     setrlimit(Resource::RLIMIT_CORE, CORE_LIMIT, CORE_LIMIT)
         .or_else(|_| setrlimit(Resource::RLIMIT_CORE, 0, 0))
         .map_err(|e| failed("RLIMIT_CORE", e.to_string()))?;
-    #[cfg(target_os = "linux")]
-    {
+    keep_on_this_system(command, failed)
+}
+
+#[cfg(target_os = "linux")]
+use linux::keep_on_this_system;
+
+/// Core files are all that a limit stops.
+#[cfg(not(target_os = "linux"))]
+fn keep_on_this_system(_: &Command, _: impl Fn(&str, String) -> Failure) -> Result<(), Failure> {
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use nix::sys::prctl;
+
+    use crate::cli::Command;
+    use crate::errors::Failure;
+
+    pub fn keep_on_this_system(
+        command: &Command,
+        failed: impl Fn(&str, String) -> Failure,
+    ) -> Result<(), Failure> {
         // A kernel without core dumps has no such file, and a process that makes none may not write it.
         if let Err(e) = std::fs::write("/proc/self/coredump_filter", "0")
             && e.kind() != std::io::ErrorKind::NotFound
-            && nix::sys::prctl::get_dumpable().unwrap_or(true)
+            && prctl::get_dumpable().unwrap_or(true)
         {
             return Err(failed("coredump_filter", e.to_string()));
         }
         if never_looked_into(command) {
-            nix::sys::prctl::set_dumpable(false).map_err(|e| failed("PR_SET_DUMPABLE", e.to_string()))?;
+            prctl::set_dumpable(false).map_err(|e| failed("PR_SET_DUMPABLE", e.to_string()))?;
         }
         if is_sidecar(command) {
             // The allocator asks for huge pages, and the first byte of each is 2 MiB resident: of a sidecar at rest that is
             // most of its memory, and there are many on a host. A kernel that cannot is as good without.
-            let _ = nix::sys::prctl::set_thp_disable(true);
+            let _ = prctl::set_thp_disable(true);
         }
+        Ok(())
     }
-    Ok(())
-}
 
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-fn is_sidecar(command: &Command) -> bool {
-    matches!(command, Command::Proxy(proxy) if proxy.verb.is_none())
-}
+    fn is_sidecar(command: &Command) -> bool {
+        matches!(command, Command::Proxy(proxy) if proxy.verb.is_none())
+    }
 
-/// The roles that hold the keys of others, and that nobody attests.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
-fn never_looked_into(command: &Command) -> bool {
-    match command {
-        Command::Control(_) => true,
-        Command::Agent(agent) => agent.verb.is_none(),
-        _ => false,
+    /// The roles that hold the keys of others, and that nobody attests.
+    fn never_looked_into(command: &Command) -> bool {
+        match command {
+            Command::Control(_) => true,
+            Command::Agent(agent) => agent.verb.is_none(),
+            _ => false,
+        }
     }
 }

@@ -7,6 +7,7 @@
 #![cfg(not(test))]
 
 mod client_hello;
+mod dns;
 mod documents;
 mod edit;
 mod facts;
@@ -22,23 +23,23 @@ mod tunnel;
 mod user_jwt;
 
 // Files of the data plane that know no socket, by themselves: they are built again with coverage, and all that the data
-// plane depends on is not.
-#[allow(dead_code)]
+// plane depends on is not. They are as public here as they are there, used by a target or not.
+#[rustfmt::skip]
+#[path = "../../../proxy/src/dns.rs"]
+pub mod answers;
 #[rustfmt::skip]
 #[path = "../../../proxy/src/headers.rs"]
-mod headers;
+pub mod headers;
 #[path = "../../../proxy/src/sidecar/tests/readers.rs"]
-mod readers;
-#[allow(dead_code)]
+pub mod readers;
 #[rustfmt::skip]
 #[path = "../../../gateway/src/route.rs"]
-mod route;
+pub mod route;
 #[path = "../../../proxy/src/server_name.rs"]
-mod server_name;
-#[allow(dead_code)]
+pub mod server_name;
 #[rustfmt::skip]
 #[path = "../../../proxy/src/trace.rs"]
-mod trace;
+pub mod trace;
 
 /// One parser and what is promised of it.
 pub struct Target {
@@ -59,6 +60,7 @@ pub const TARGETS: &[Target] = targets![
     client_hello,
     names,
     tunnel,
+    dns,
     http1,
     path,
     frames,
