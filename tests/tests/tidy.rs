@@ -63,6 +63,16 @@ fn the_sidecar_links_no_control_plane() {
     }
 }
 
+/// What is for the demo is not for the commands: they would do for it what they do for nobody else.
+#[test]
+fn commands_do_not_know_the_demo() {
+    let commands = root().join("deploy/hanse/src/commands");
+    for file in rust_files(&commands) {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("demo::"), "{} names the demo", file.display());
+    }
+}
+
 #[test]
 fn pure_crates_have_no_clock_socket_runtime_or_randomness() {
     const BANNED_CRATES: &[&str] =
@@ -201,7 +211,8 @@ fn every_example_is_applied_by_a_test() {
     for example in fs::read_dir(root().join("deploy/examples")).unwrap() {
         let file = example.unwrap().file_name().into_string().unwrap();
         let name = file.strip_suffix(".yaml").expect("examples are YAML");
-        let applied = texts.iter().any(|text| text.contains(&format!("\"{name}\"")) || text.contains(&file));
+        let by_name = format!("example(\"{name}\")");
+        let applied = texts.iter().any(|text| text.contains(&by_name) || text.contains(&format!("/{file}")));
         assert!(applied, "{file} is named by no test: an example that nobody applies is not known to work");
     }
 }

@@ -6,7 +6,6 @@
 
 pub mod app;
 pub mod cli;
-pub mod client;
 pub mod damage;
 pub mod envoy;
 pub mod find;
@@ -24,3 +23,5 @@ pub mod up;
 pub mod verbs;
 pub mod verify;
 pub mod wire;
+
+use crate::client;

@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod cli;
+pub mod client;
 pub mod commands;
 pub mod context;
 pub mod demo;

@@ -249,7 +249,7 @@ async fn open(
 }
 
 /// Resolves when the caller's cluster may not use the service any more, and has had its time to end.
-async fn unexported(gateway: &Gateway, caller: &SpiffeId, service: &ServiceName) {
+pub(super) async fn unexported(gateway: &Gateway, caller: &SpiffeId, service: &ServiceName) {
     let mut revisions = gateway.plane.knowledge.revisions();
     let gone = || gateway.plane.knowledge.view().is_some_and(|view| !view.may_call(caller, service));
     loop {

@@ -8,7 +8,6 @@ pub mod wire;
 
 use std::str::FromStr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -42,7 +41,8 @@ pub struct Spans {
 /// Ends the exporter.
 pub struct Exporter {
     close: watch::Sender<bool>,
-    thread: JoinHandle<()>,
+    /// Nothing is ever sent: it is closed when the thread ends.
+    ended: std::sync::mpsc::Receiver<()>,
 }
 
 /// A collector: `http://HOST:PORT`.
@@ -112,8 +112,12 @@ impl Spans {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let exporting = export_all(endpoint, finished, closing, source, counts.clone());
         let thread = std::thread::Builder::new().name("spans".to_owned());
-        let thread = thread.spawn(move || runtime.block_on(exporting))?;
-        Ok((Self { queue, counts }, Exporter { close, thread }))
+        let (ending, ended) = std::sync::mpsc::channel();
+        thread.spawn(move || {
+            let _ending = ending;
+            runtime.block_on(exporting);
+        })?;
+        Ok((Self { queue, counts }, Exporter { close, ended }))
     }
 
     /// Never waits; `finished` is made only if there is a place for it.
@@ -129,10 +133,7 @@ impl Exporter {
     /// Has what is left sent, within bounds.
     pub fn close(self) {
         let _ = self.close.send(true);
-        let late = std::time::Instant::now() + FLUSH_WITHIN + Duration::from_millis(200);
-        while !self.thread.is_finished() && std::time::Instant::now() < late {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let _ = self.ended.recv_timeout(FLUSH_WITHIN + Duration::from_millis(200));
     }
 }
 

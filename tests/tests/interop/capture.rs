@@ -433,11 +433,11 @@ fn sidecar(
 /// A cable between the two hosts. The client's has a default route, as hosts have.
 fn connect(client: &Client) -> Result<()> {
     let other = client.0.0.id().to_string();
-    let began = Instant::now();
-    while fs::read_link(format!("/proc/{other}/ns/net"))? == fs::read_link("/proc/thread-self/ns/net")? {
-        ensure!(began.elapsed() < SOON, "the other namespace is not made");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("the other namespace is made", || {
+        let theirs = fs::read_link(format!("/proc/{other}/ns/net"))?;
+        ensure!(theirs != fs::read_link("/proc/thread-self/ns/net")?, "it is in ours");
+        Ok(())
+    })?;
     let here = |line: &str| -> Result<String> {
         let line: Vec<&str> = line.split(' ').collect();
         said(&line, &Command::new(line[0]).args(&line[1..]).output()?)

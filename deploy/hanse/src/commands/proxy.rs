@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::cli::{ConfigPart, Global};
-use crate::demo::client::Client;
+use crate::client::Client;
 use crate::errors::{Exit, Failure};
 use crate::output::{self, Table};
 

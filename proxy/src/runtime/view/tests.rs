@@ -157,6 +157,17 @@ impl Followed {
         let session = tokio::time::timeout(Duration::from_secs(10), self.sessions.recv()).await;
         session.expect("somebody dials").unwrap()
     }
+
+    /// A session in which the View at that revision has been put in force.
+    async fn told(&mut self, revision: u64) -> Session {
+        let mut session = self.session().await;
+        self.view.revision = Revision(revision);
+        session.snapshot(&self.view).await;
+        session.hello().await;
+        session.announcement().await;
+        session.applied().await;
+        session
+    }
 }
 
 #[test]
@@ -247,12 +258,7 @@ fn session_of(said: &Announcement) -> hanse_federation::catalog::Session {
 fn another_node_continues_where_the_first_left_off_and_a_view_never_goes_back() {
     on_local_set(async {
         let mut followed = Followed::start().await;
-        let mut session = followed.session().await;
-        followed.view.revision = Revision(7);
-        session.snapshot(&followed.view).await;
-        session.hello().await;
-        session.announcement().await;
-        session.applied().await;
+        let session = followed.told(7).await;
         let (first, link) = (session.node, followed.plane.knowledge.link());
         assert!(link.connected);
         drop(session);
@@ -279,12 +285,7 @@ fn another_node_continues_where_the_first_left_off_and_a_view_never_goes_back() 
 fn what_a_node_says_with_its_last_breath_is_in_force() {
     on_local_set(async {
         let mut followed = Followed::start().await;
-        let mut session = followed.session().await;
-        followed.view.revision = Revision(7);
-        session.snapshot(&followed.view).await;
-        session.hello().await;
-        session.announcement().await;
-        session.applied().await;
+        let session = followed.told(7).await;
         // As a node does that is revoked itself: both are there before either has been looked at.
         let revocation = revoke(&followed.east.id("product"), 8);
         session.changes(8, &[Change::Revoked(revocation.clone())]).await;
@@ -302,12 +303,7 @@ fn what_a_node_says_with_its_last_breath_is_in_force() {
 fn what_cannot_be_read_makes_us_ask_for_everything_and_a_foreign_view_is_refused() {
     on_local_set(async {
         let mut followed = Followed::start().await;
-        let mut session = followed.session().await;
-        followed.view.revision = Revision(7);
-        session.snapshot(&followed.view).await;
-        session.hello().await;
-        session.announcement().await;
-        session.applied().await;
+        let session = followed.told(7).await;
         let unreadable = pb::Changes { revision: 8, change: vec![br#"{"fromTheFuture":1}"#.to_vec()] };
         session.say(watch_down::Message::Changes(unreadable)).await;
 

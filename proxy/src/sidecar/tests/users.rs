@@ -26,10 +26,10 @@ fn claims(groups: Value) -> Value {
 }
 
 async fn protected() -> Shop {
-    protected_by("request-authentication").await
+    protected_by_example("request-authentication").await
 }
 
-async fn protected_by(example: &str) -> Shop {
+async fn protected_by_example(example: &str) -> Shop {
     let mut shop = Shop::open().await;
     let path = format!("{}/../deploy/examples/{example}.yaml", env!("CARGO_MANIFEST_DIR"));
     let documents = parse("test", &std::fs::read_to_string(path).unwrap()).unwrap();
@@ -150,7 +150,7 @@ const KEYS: &str =
 #[test]
 fn keys_that_are_fetched_are_those_of_the_view() {
     on_local_set(async {
-        let mut shop = protected_by("request-authentication-jwks-uri").await;
+        let mut shop = protected_by_example("request-authentication-jwks-uri").await;
         let token = format!("Bearer {}", signed(&claims(json!([]))));
         let headers = [("authorization", token.as_str())];
         assert_eq!(

@@ -168,7 +168,7 @@ impl Side {
 }
 
 /// Reads a stream to its end.
-async fn follow(mut stream: crate::demo::client::Streaming, state: Arc<Mutex<Stream>>) {
+async fn follow(mut stream: crate::client::Streaming, state: Arc<Mutex<Stream>>) {
     while let Some(Ok(frame)) = stream.body.frame().await {
         if frame.is_data() {
             lock(&state).last_byte = Instant::now();

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client for the demo's own needs: the apps' calls, the load, and reading admin endpoints.
+//! A small HTTP/1.1 client: reads admin endpoints, and makes the demo's calls and its load.
 //!
 //! Connections are kept per address and used again. A request that was certainly not sent is sent once more on
 //! a fresh connection; nothing else is ever repeated, so what is counted is what the mesh did.
