@@ -1,4 +1,18 @@
-//! Headers that are the mesh's own, in every spelling: nobody outside may say them, and no policy may write them.
+//! Headers that no policy may write: the mesh's own, in every spelling, which nobody outside may say either, and those
+//! that a message is read by.
+
+/// Headers that decide where a message ends, or for whom it is: never a policy's to change (RFC 9110 §7.6.1).
+pub const FRAMING: [&str; 9] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
 const PREFIX: &str = "x-hanse-";

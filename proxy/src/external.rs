@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::service::auth::v3::{
     AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
 };
 use hanse_federation::policy::access::External;
-use hanse_federation::reserved::{is_reserved, same_spelling};
+use hanse_federation::reserved::{FRAMING, is_reserved, same_spelling};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Request, StatusCode, Version};
 
@@ -20,18 +20,6 @@ use crate::headers;
 
 /// Headers that one answer may write or take away.
 const MAX_EDITS: usize = 64;
-/// Who writes these decides where a message ends, or whom it is for.
-const FRAMING: [&str; 9] = [
-    "connection",
-    "content-length",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// What an authorizer answered.
 #[derive(Debug)]

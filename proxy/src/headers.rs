@@ -42,6 +42,11 @@ pub fn forwarded_for(headers: &mut HeaderMap, from: IpAddr, tls: bool) {
     while let Some(name) = headers.keys().find(|name| says(name)).cloned() {
         headers.remove(name);
     }
+    tell_client(headers, from, tls);
+}
+
+/// Where a client outside came from, as we have seen it.
+pub fn tell_client(headers: &mut HeaderMap, from: IpAddr, tls: bool) {
     let address = HeaderValue::from_str(&from.to_string()).expect("an IP address is visible ASCII");
     headers.insert(FORWARDED_FOR, address);
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
@@ -176,6 +181,16 @@ pub fn authority<B>(request: &http::Request<B>) -> Result<Option<&str>, &'static
         (None, None) => None,
     };
     Ok(request.uri().authority().map(http::uri::Authority::as_str).or(host))
+}
+
+/// Tells every value of a (lower-case) header as the app gets it: for `host` the authority, whatever a Host beside it says.
+pub fn each_value<B>(request: &http::Request<B>, name: &str, tell: &mut dyn FnMut(&[u8])) {
+    if name != header::HOST.as_str() {
+        return request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
+    }
+    if let Ok(Some(host)) = authority(request) {
+        tell(host.as_bytes());
+    }
 }
 
 #[cfg(test)]

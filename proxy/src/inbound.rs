@@ -96,16 +96,7 @@ fn decide<B>(
     request: &Request<B>,
 ) -> Result<Granted, Refused> {
     let cluster = cluster_of(view, caller);
-    let header = |name: &str, tell: &mut dyn FnMut(&[u8])| {
-        // As the app gets it: the authority, whatever a Host beside it says.
-        if name == "host" {
-            if let Ok(Some(host)) = headers::authority(request) {
-                tell(host.as_bytes());
-            }
-            return;
-        }
-        request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
-    };
+    let header = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each_value(request, name, tell);
     let asked = Asked { method: request.method().as_str(), path: request.uri().path(), header: &header };
     access.decide(&Caller { id: caller.id(), cluster, user }, &view.cluster, &asked).map_err(Refused::Policy)
 }

@@ -10,13 +10,15 @@ use hanse_federation::policy::route::{NO_TIMEOUT, NoRoute};
 use hanse_federation::policy::{Filters, RequestParts, RouteTable, Routed};
 
 use hanse_identity::SpiffeId;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 
 use crate::answer::Reason;
 use crate::attempt::DEFAULT_REQUEST_TIMEOUT;
 
 /// Where a gRPC call says how long it may take.
 const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// What a call came to, in the head of a response that has no body.
+const GRPC_STATUS: &str = "grpc-status";
 
 /// What is to be done with one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,28 @@ pub fn destination(bound: Option<&ServiceHost>, authority: Option<&str>) -> Resu
         (None, Some(authority)) => ServiceHost::parse(authority).ok_or(Reason::UnknownHost),
         (None, None) => Err(Reason::BadRequest),
     }
+}
+
+/// Has `ask` look at what routes may look at of a request.
+pub fn with_parts<B, T>(request: &Request<B>, ask: impl FnOnce(&RequestParts<'_>) -> T) -> T {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    ask(&RequestParts {
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        query: request.uri().query(),
+        header: &header,
+    })
+}
+
+/// Whether the time until a response tells how loaded its target is. An error does not, and a refusal for want of room is
+/// quick for the very reason that there is none: taken for speed it would draw more requests there.
+pub fn says_how_loaded<B>(response: &Response<B>) -> bool {
+    const EXHAUSTED: &[u8] = b"8";
+    const UNAVAILABLE: &[u8] = b"14";
+    let status = response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
+    !response.status().is_server_error()
+        && response.status() != StatusCode::TOO_MANY_REQUESTS
+        && !matches!(status, Some(EXHAUSTED | UNAVAILABLE))
 }
 
 /// Route: from the service that was named to the one that gets the request.
@@ -212,6 +236,23 @@ mod tests {
         assert_eq!(asked(Some("99999999u")), Duration::from_micros(99_999_999));
         for none in [None, Some(""), Some("S"), Some("5"), Some("-1S"), Some("1s"), Some("123456789S")] {
             assert_eq!(asked(none), NO_TIMEOUT, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn a_quick_refusal_is_no_sign_of_speed() {
+        let tells = |status: u16, grpc: Option<&str>| {
+            let mut response = Response::builder().status(status);
+            if let Some(code) = grpc {
+                response = response.header("grpc-status", code);
+            }
+            says_how_loaded(&response.body(()).unwrap())
+        };
+        for (status, grpc) in [(200, None), (404, None), (200, Some("0")), (200, Some("5"))] {
+            assert!(tells(status, grpc), "{status} {grpc:?}");
+        }
+        for (status, grpc) in [(429, None), (503, None), (500, None), (200, Some("8")), (200, Some("14"))] {
+            assert!(!tells(status, grpc), "{status} {grpc:?}");
         }
     }
 }

@@ -22,7 +22,8 @@ fn is_over(document: &PolicyDocument, now: Timestamp) -> bool {
 }
 
 impl State {
-    /// All or nothing. What was there before keeps the time of its making, unless it ends: changed, it begins anew.
+    /// All or nothing. What was there before keeps the time of its making, unless it ends: changed, or
+    /// when it is over, it begins anew.
     pub(super) fn policy_apply(&self, documents: &[PolicyDocument], now: Timestamp) -> Decision {
         let mut changes: Vec<Change> = Vec::new();
         let mut keys = BTreeSet::new();
@@ -33,7 +34,9 @@ impl State {
                 return Err(Refusal::Invalid(format!("{} {} is there twice", key.kind, key.name)));
             }
             let before = self.view.policies.get(&key);
-            let kept = before.filter(|b| b.ends().is_none() || b.spec == document.spec);
+            let goes_on =
+                |b: &&PolicyDocument| b.ends().is_none() || b.spec == document.spec && !is_over(b, now);
+            let kept = before.filter(goes_on);
             let document = PolicyDocument { created: kept.map_or(now, |b| b.created), ..document.clone() };
             if before == Some(&document) {
                 continue;

@@ -27,6 +27,7 @@ pub struct Ingress {
 #[derive(Debug)]
 pub struct Served {
     pub name: String,
+    pub protocol: ListenerProtocol,
     port: u16,
     hosts: Hosts,
     /// The more precise first.
@@ -124,7 +125,7 @@ impl Served {
             let documents = same.iter().map(|(_, document, route)| (*document, route.clone())).collect();
             routes.push((same[0].0.clone(), RouteTable::of(view, gateway, documents)));
         }
-        Self { name: listener.name.clone(), port: listener.port, hosts, routes }
+        Self { name: listener.name.clone(), protocol: listener.protocol, port: listener.port, hosts, routes }
     }
 
     /// Where a request for `host` goes. What no rule of a more precise host matches is left to the less precise.

@@ -283,13 +283,7 @@ impl Inbound {
         record: &mut Record,
     ) -> Result<(), Duration> {
         let Some(view) = self.plane.knowledge.view() else { return Ok(()) };
-        let taken = self.limits.take(
-            &view,
-            &self.plane.name,
-            &self.services,
-            caller.verified.id(),
-            request.headers(),
-        );
+        let taken = self.limits.take(&view, &self.plane.name, &self.services, caller.verified.id(), request);
         taken.map_err(|limited| {
             record.limited(&limited.name);
             limited.after

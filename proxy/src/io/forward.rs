@@ -6,19 +6,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hanse_federation::choose::{Candidate, Choice, Ladder, Limits, RetrySettings, TierKind, Way};
+use hanse_federation::choose::{Candidate, Choice, RetrySettings, TierKind, Way};
 use hanse_federation::health::{Health, Observation, Target};
 use hanse_federation::host::{Reach, ServiceHost};
 use hanse_federation::policy::document::edge::ExternalProtocol;
 use hanse_federation::policy::external::Externals;
 use hanse_federation::policy::ingress::Ingress;
-use hanse_federation::policy::{RequestParts, RouteTable, StreamRoutes};
 use hanse_federation::{Revision, View};
-use hanse_identity::{ServiceName, Timestamp};
 use http::{Method, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
@@ -43,13 +42,13 @@ use crate::runtime::{Plane, now};
 use crate::session::Session;
 pub(super) use answers::mark;
 use answers::{grpc_answer, mesh_answer, terse_answer};
-use backend::Backend;
-use connect::{Recent, Unconnected};
+use backend::Backends;
+use connect::Unconnected;
 use failed::Failed;
 use hosts::{Host, Hosts};
 use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected};
-use names::{Named, Names, OwnNames};
-use outside::Outside;
+use names::{Named, OwnNames};
+use tables::Tables;
 use upgrade::Upgrade;
 
 pub use backend::UnderWay;
@@ -67,6 +66,7 @@ mod message;
 mod mirror;
 mod names;
 mod outside;
+mod tables;
 pub mod tcp;
 pub mod upgrade;
 
@@ -83,7 +83,7 @@ pub struct Outbound {
     random: Rc<Random>,
     hosts: Hosts,
     tables: RefCell<HashMap<ServiceHost, Rc<Tables>>>,
-    backends: RefCell<HashMap<ServiceName, Rc<Backend>>>,
+    backends: Backends,
     /// Of this proxy; limits are divided among them.
     workers: u32,
     own: RefCell<OwnNames>,
@@ -93,22 +93,6 @@ pub struct Outbound {
     in_flight: Cell<usize>,
     /// Copies under way.
     mirroring: Cell<usize>,
-}
-
-/// What is known of one service at one revision.
-struct Tables {
-    revision: Revision,
-    routes: RouteTable,
-    streams: StreamRoutes,
-    ladder: RefCell<Ladder>,
-    backend: Rc<Backend>,
-    /// This worker's share.
-    limits: Limits,
-    names: Rc<Names>,
-    /// Connections that requests went by last, by `Candidate::key`.
-    recent: Recent,
-    /// Where it is, if that is out of the mesh.
-    outside: Option<Outside>,
 }
 
 /// A request that is being tried.
@@ -141,8 +125,6 @@ pub type OutboundResponse = Response<ResponseBody<Record>>;
 
 /// Requests that one worker has in flight at a time.
 const MAX_IN_FLIGHT: usize = 16_384;
-/// Services whose tables one worker keeps.
-const MAX_TABLES: usize = 20_000;
 /// How long a request waits for our own SVID, where a revoked one is being replaced: some round trips and a write to the
 /// log, or a leader's election.
 const REPLACED_WITHIN: Duration = Duration::from_secs(3);
@@ -167,7 +149,7 @@ impl Outbound {
             random,
             hosts: Hosts::default(),
             tables: RefCell::default(),
-            backends: RefCell::default(),
+            backends: Backends::default(),
             workers,
             own: RefCell::default(),
             outsiders: Outsiders::default(),
@@ -270,7 +252,8 @@ impl Outbound {
         let session = sessions.as_ref().and_then(|policy| Session::of(policy, request.headers(), now()));
         let within = plan.backend.reach != Reach::External;
         let upgrade = if within { Upgrade::asked(&mut request) } else { None };
-        let mut request = prepare(request, plan.filters.as_deref(), host.authority.as_ref(), record)?;
+        let mut request =
+            prepare(request, plan.filters.as_deref(), host.authority.as_ref(), door.client(), record)?;
         let attempts = match &upgrade {
             Some(upgrade) => Attempts::new(&upgrade.method, false),
             None => Attempts::new(request.method(), !request.body().is_end_stream()),
@@ -321,63 +304,10 @@ impl Outbound {
         request: &Request<Incoming>,
         is_grpc: bool,
     ) -> Result<Plan, Reason> {
-        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let parts = RequestParts {
-            method: request.method().as_str(),
-            path: request.uri().path(),
-            query: request.uri().query(),
-            header: &header,
-        };
         let tables = self.tables_of(view, host);
-        outbound::plan(&host.service, &tables.routes, &parts, is_grpc, self.random.next())
-    }
-
-    /// The service's tables at this View; built on first use after it changed.
-    fn tables(&self, view: &View, host: &ServiceHost) -> Rc<Tables> {
-        if host.reach == Reach::External {
-            return self.tables_outside(view, host);
-        }
-        let mut tables = self.tables.borrow_mut();
-        let held = tables.get(host);
-        if let Some(held) = held.filter(|held| held.revision == view.revision) {
-            return Rc::clone(held);
-        }
-        let names = held.map_or_else(|| Rc::new(Names::new(&host.service)), |held| Rc::clone(&held.names));
-        let previous = held.map(|held| held.ladder.borrow());
-        let ladder = Ladder::build(view, host, &self.plane.locality, previous.as_deref());
-        drop(previous);
-        let known = !ladder.tiers.is_empty() || held.is_some();
-        let routes = RouteTable::build(view, host);
-        let streams = StreamRoutes::build(view, host);
-        let known = known || !routes.is_empty() || !streams.is_empty();
-        let limits = ladder.settings.limits.share(self.workers);
-        let backend = self.backend(&host.service, known);
-        let ladder = RefCell::new(ladder);
-        let built = Rc::new(Tables {
-            revision: view.revision,
-            routes,
-            streams,
-            ladder,
-            backend,
-            limits,
-            names,
-            recent: Recent::default(),
-            outside: None,
-        });
-        // Names that nothing is known of are not remembered: anybody can make up more of them.
-        if known && tables.len() < MAX_TABLES {
-            tables.insert(host.clone(), Rc::clone(&built));
-        }
-        built
-    }
-
-    fn backend(&self, service: &ServiceName, remember: bool) -> Rc<Backend> {
-        let mut backends = self.backends.borrow_mut();
-        match backends.get(service) {
-            Some(backend) => Rc::clone(backend),
-            None if remember => Rc::clone(backends.entry(service.clone()).or_default()),
-            None => Rc::default(),
-        }
+        outbound::with_parts(request, |parts| {
+            outbound::plan(&host.service, &tables.routes, parts, is_grpc, self.random.next())
+        })
     }
 
     async fn try_until_answered(
@@ -517,7 +447,7 @@ impl Outbound {
         let asked = Instant::now();
         let answered = tokio::time::timeout_at(limit, sender.try_send_request(request)).await;
         let says_how_loaded = match &answered {
-            Ok(Ok(response)) => !response.status().is_server_error(),
+            Ok(Ok(response)) => outbound::says_how_loaded(response),
             Ok(Err(_)) => false,
             Err(_) => true,
         };
@@ -570,45 +500,19 @@ impl Outbound {
         let body = AnswerBody::complete_if_small(body).await.map_err(Failed::broken)?;
         Ok(Response::from_parts(head, body))
     }
-
-    /// Called every few seconds: forgets what is over.
-    pub fn tidy(&self, now: Timestamp) {
-        self.hosts.forget();
-        self.pool.tidy(now);
-        self.stream_pool.tidy(now);
-        let Some(view) = self.plane.knowledge.view() else { return };
-        self.tunnels.tidy(&view);
-        let mut health = self.health.borrow_mut();
-        health.retain(|_, target| match target {
-            Target::Endpoint(id) => view.endpoints.contains_key(id),
-            Target::Cluster(cluster) => view.peers.contains_key(cluster),
-            Target::Address(_) => self.is_outside(target),
-        });
-        health.retain_paths(|cluster| view.peers.contains_key(cluster));
-        let externals = self.externals(&view);
-        self.outsiders.tidy(now, |service| externals.get(service).is_some());
-        let known = |service: &ServiceName| {
-            view.services.contains_key(service)
-                || view.peers.values().any(|p| p.services.contains_key(service))
-                || externals.get(service).is_some()
-        };
-        let mut backends = self.backends.borrow_mut();
-        backends.retain(|service, _| known(service));
-        for backend in backends.values() {
-            backend.load.borrow_mut().retain(|target| match target {
-                Target::Endpoint(id) => view.endpoints.contains_key(id),
-                Target::Cluster(cluster) => view.peers.contains_key(cluster),
-                Target::Address(_) => self.is_outside(target),
-            });
-        }
-        drop(backends);
-        self.tables.borrow_mut().retain(|host, tables| known(&host.service) || !tables.routes.is_empty());
-    }
 }
 
 impl Door {
     fn is_secure(&self) -> bool {
         matches!(self, Self::Gateway(entrance) if entrance.is_secure())
+    }
+
+    /// Who came in from outside, and whether by TLS.
+    fn client(&self) -> Option<(IpAddr, bool)> {
+        match self {
+            Self::App(_) => None,
+            Self::Gateway(entrance) => Some(entrance.client()),
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use arc_swap::ArcSwap;
 use hanse_federation::policy::limit::{Asker, LimitTable, Limited};
 use hanse_federation::{EndpointId, Revision, View};
 use hanse_identity::{ServiceName, SpiffeId};
-use http::HeaderMap;
+use http::Request;
+
+use crate::headers;
 
 /// What the workers share.
 pub struct Limits {
@@ -24,21 +26,19 @@ impl Default for Limits {
 
 impl Limits {
     /// Takes the credit of one request.
-    pub fn take(
+    pub fn take<B>(
         &self,
         view: &View,
         own: &EndpointId,
         services: &BTreeSet<ServiceName>,
         caller: &SpiffeId,
-        headers: &HeaderMap,
+        request: &Request<B>,
     ) -> Result<(), Limited> {
         let table = self.at(view, own, services);
         if table.is_empty() {
             return Ok(());
         }
-        let header = |name: &str, tell: &mut dyn FnMut(&[u8])| {
-            headers.get_all(name).iter().for_each(|value| tell(value.as_bytes()));
-        };
+        let header = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each_value(request, name, tell);
         table.take(&Asker { id: caller, header: &header }, self.started.elapsed())
     }
 

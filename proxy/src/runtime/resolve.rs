@@ -24,9 +24,16 @@ use super::now;
 /// What is known of names, for workers to read and for one task to write.
 pub struct Resolved {
     known: ArcSwap<HashMap<Arc<str>, Arc<Known>>>,
-    asks: mpsc::Sender<Arc<str>>,
-    asked: Mutex<Option<mpsc::Receiver<Arc<str>>>>,
+    asks: mpsc::Sender<(Arc<str>, NamedBy)>,
+    asked: Mutex<Option<mpsc::Receiver<(Arc<str>, NamedBy)>>>,
     changed: watch::Sender<u64>,
+}
+
+/// Where a name comes from. Anybody can make up more of those that apps name, so they leave room for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedBy {
+    Document,
+    App,
 }
 
 /// One name.
@@ -53,8 +60,12 @@ struct Told {
     outcome: Result<(Vec<IpAddr>, Duration), String>,
 }
 
-/// When a name is asked for again.
+/// The names that are asked for, and when each is next.
+#[derive(Default)]
+struct Agenda(HashMap<Arc<str>, Due>);
+
 struct Due {
+    by: NamedBy,
     at: Instant,
     under_way: bool,
     failures: u32,
@@ -68,11 +79,15 @@ pub const MAX_TTL: Duration = Duration::from_secs(300);
 pub const KEEP_LAST_GOOD: Duration = Duration::from_secs(3600);
 /// A name that nobody has used for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// Names of documents, and as many of apps.
 const MAX_NAMES: usize = 1024;
+/// How often it is told that there are as many.
+const TELL_FULL_AFTER: Duration = Duration::from_secs(60);
 /// Addresses of one name that are used.
 const MAX_ADDRESSES: usize = 32;
-/// Questions under way at a time, and those that wait for one of them.
+/// Questions under way at a time, up to which apps' names are asked for, and those that wait for one of them.
 const MAX_ASKING: usize = 32;
+const MAX_ASKING_FOR_APPS: usize = MAX_ASKING / 2;
 const ASK_QUEUE: usize = 256;
 /// Longest time for one question, and how often it is put.
 const QUESTION_TIMEOUT: Duration = Duration::from_millis(1200);
@@ -96,7 +111,7 @@ impl Default for Resolved {
 
 impl Resolved {
     /// What is known of the name now; it is asked for if that is nothing.
-    pub fn now(&self, name: &str) -> Option<Arc<Answer>> {
+    pub fn now(&self, name: &str, by: NamedBy) -> Option<Arc<Answer>> {
         let seconds = now().seconds();
         if let Some(known) = self.known.load().get(name) {
             // Written once a second at most, so that workers do not fight for the line.
@@ -106,17 +121,17 @@ impl Resolved {
             return Some(Arc::clone(&known.answer));
         }
         // A full queue is told by the wait's end.
-        let _ = self.asks.try_send(name.into());
+        let _ = self.asks.try_send((name.into(), by));
         None
     }
 
     /// Waits for the first answer or failure.
-    pub async fn first(&self, name: &str) -> Option<Arc<Answer>> {
+    pub async fn first(&self, name: &str, by: NamedBy) -> Option<Arc<Answer>> {
         let mut changes = self.changed.subscribe();
         let answered = async {
             loop {
                 changes.borrow_and_update();
-                match self.now(name) {
+                match self.now(name, by) {
                     Some(answer) => return Some(answer),
                     None => changes.changed().await.ok()?,
                 }
@@ -176,31 +191,26 @@ pub async fn follow(resolved: Arc<Resolved>, servers: Vec<SocketAddr>, mut stop:
             return;
         }
     };
-    let mut due: HashMap<Arc<str>, Due> = HashMap::new();
+    let (mut agenda, mut told_full) = (Agenda::default(), None);
     let mut asking = JoinSet::new();
     loop {
         let at = Instant::now();
-        for (name, due) in due.iter_mut().filter(|(_, due)| !due.under_way && due.at <= at) {
-            if asking.len() >= MAX_ASKING {
-                break;
-            }
-            due.under_way = true;
-            asking.spawn(ask(Arc::clone(&resolver), Arc::clone(name)));
+        for name in agenda.take_due(at, asking.len()) {
+            asking.spawn(ask(Arc::clone(&resolver), name));
         }
-        let next = due.values().filter(|due| !due.under_way).map(|due| due.at).min();
+        let next = agenda.0.values().filter(|due| !due.under_way).map(|due| due.at).min();
         let next = next.map_or(Duration::from_secs(1), |next| next.saturating_duration_since(at));
         tokio::select! {
             () = stop.ended() => return,
-            Some(name) = asked.recv() => {
-                if due.len() >= MAX_NAMES && !due.contains_key(&name) {
-                    tracing::warn!(%name, "not asked for: {MAX_NAMES} names are in use already");
-                } else {
-                    due.entry(name).or_insert(Due { at, under_way: false, failures: 0 });
+            Some((name, by)) = asked.recv() => {
+                if !agenda.put(&name, by, at) && told_full.is_none_or(|told| at - told > TELL_FULL_AFTER) {
+                    told_full = Some(at);
+                    tracing::warn!(%name, ?by, "not asked for: {MAX_NAMES} names are in use already");
                 }
             }
             Some(told) = asking.join_next() => {
                 let Ok(Told { name, outcome }) = told else { continue };
-                let Some(due) = due.get_mut(&name) else { continue };
+                let Some(due) = agenda.0.get_mut(&name) else { continue };
                 due.under_way = false;
                 due.failures = if outcome.is_ok() { 0 } else { due.failures.saturating_add(1) };
                 let pause = match &outcome {
@@ -214,14 +224,48 @@ pub async fn follow(resolved: Arc<Resolved>, servers: Vec<SocketAddr>, mut stop:
                 resolved.tell(&name, outcome.map(|(addresses, _)| addresses), now());
             }
             () = tokio::time::sleep(next.clamp(Duration::from_millis(10), Duration::from_secs(60))) => {
-                forget(&resolved, &mut due, now());
+                forget(&resolved, &mut agenda, now());
             }
         }
     }
 }
 
+impl Agenda {
+    /// `false`: there are as many names already.
+    fn put(&mut self, name: &Arc<str>, by: NamedBy, at: Instant) -> bool {
+        if let Some(due) = self.0.get_mut(name) {
+            // What a document names now is not an app's word any more.
+            if by == NamedBy::Document {
+                due.by = by;
+            }
+            return true;
+        }
+        let fits = self.0.values().filter(|due| due.by == by).count() < MAX_NAMES;
+        if fits {
+            self.0.insert(Arc::clone(name), Due { by, at, under_way: false, failures: 0 });
+        }
+        fits
+    }
+
+    /// Which names are to be asked for now that `asking` are: those of documents first, then whoever waits longest.
+    fn take_due(&mut self, at: Instant, asking: usize) -> Vec<Arc<str>> {
+        let mut taken = Vec::new();
+        for (by, most) in [(NamedBy::Document, MAX_ASKING), (NamedBy::App, MAX_ASKING_FOR_APPS)] {
+            let room = most.saturating_sub(asking + taken.len());
+            let due = self.0.iter_mut().filter(|(_, due)| due.by == by && !due.under_way && due.at <= at);
+            let mut due: Vec<_> = due.collect();
+            due.sort_unstable_by_key(|(_, due)| due.at);
+            for (name, due) in due.into_iter().take(room) {
+                due.under_way = true;
+                taken.push(Arc::clone(name));
+            }
+        }
+        taken
+    }
+}
+
 /// Lets go of names that nobody uses.
-fn forget(resolved: &Resolved, due: &mut HashMap<Arc<str>, Due>, now: Timestamp) {
+fn forget(resolved: &Resolved, agenda: &mut Agenda, now: Timestamp) {
     let before = now.seconds().saturating_sub(FORGET_AFTER.as_secs());
     let known = resolved.known.load();
     let unused: Vec<Arc<str>> = known
@@ -232,7 +276,7 @@ fn forget(resolved: &Resolved, due: &mut HashMap<Arc<str>, Due>, now: Timestamp)
     if unused.is_empty() {
         return;
     }
-    due.retain(|name, _| !unused.contains(name));
+    agenda.0.retain(|name, _| !unused.contains(name));
     resolved.publish(|known| known.retain(|name, _| !unused.contains(name)));
 }
 
@@ -288,5 +332,26 @@ mod tests {
         assert!(over.addresses.is_empty());
         let never = next_answer(None, Err("NXDOMAIN".to_owned()), at(1));
         assert_eq!((never.addresses.len(), never.error.as_deref()), (0, Some("NXDOMAIN")));
+    }
+
+    #[test]
+    fn names_that_apps_make_up_leave_room_for_those_of_documents() {
+        let (mut agenda, at) = (Agenda::default(), Instant::now());
+        let name = |n: usize| Arc::from(format!("n{n}.example"));
+        let since = |n: usize| at + Duration::from_millis(n as u64);
+        let fits = (0..2 * MAX_NAMES).filter(|n| agenda.put(&name(*n), NamedBy::App, since(*n))).count();
+        assert_eq!(fits, MAX_NAMES);
+        let at = since(2 * MAX_NAMES);
+        let first = agenda.take_due(at, 0);
+        let longest: Vec<_> = (0..MAX_ASKING_FOR_APPS).map(name).collect();
+        assert_eq!(first, longest, "who waits longest");
+        let documented = Arc::from("www.example.com");
+        assert!(agenda.put(&documented, NamedBy::Document, at));
+        assert_eq!(agenda.take_due(at, first.len()), [documented], "before all apps' names that wait");
+        // One that a document has come to name gives its place back.
+        assert!(
+            agenda.put(&name(0), NamedBy::Document, at) && agenda.put(&name(MAX_NAMES), NamedBy::App, at)
+        );
+        assert!(!agenda.put(&name(MAX_NAMES + 1), NamedBy::App, at));
     }
 }

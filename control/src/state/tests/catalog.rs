@@ -212,6 +212,10 @@ fn a_fault_ends_by_itself_and_begins_anew_only_when_it_is_changed() {
     log.already(Command::PolicyLapse { keys: vec![key.clone()] });
     log.now = began + quarter;
     assert_eq!(log.state.lapsed_policies(log.now), std::slice::from_ref(&key));
+    // Over, though nobody has removed it yet: the same again is a new one.
+    log.done(Command::PolicyApply { documents: vec![fault(14)] });
+    log.now = log.now + Duration::from_secs(14 * 60);
+    assert_eq!(log.state.view.policies[&key].ends(), Some(log.now));
     let stays = PolicyKey { kind: PolicyKind::HttpRoute, name: service("shop/a") };
     log.done(Command::PolicyLapse { keys: vec![key, stays.clone()] });
     assert_eq!(log.state.view.policies.keys().collect::<Vec<_>>(), [&stays]);

@@ -6,11 +6,10 @@ use hanse_identity::jwt::user::JwkSet;
 
 use super::alone::check_targets;
 use super::edge::check_roots;
-use super::filters::FRAMING;
 use super::{Findings, is_here, known_names};
 use crate::policy::document::authentication::{JwtRule, RequestAuthentication};
 use crate::policy::value::PolicyDuration;
-use crate::reserved::is_reserved;
+use crate::reserved::{FRAMING, is_reserved};
 use crate::stranger::{LONGEST_INTERVAL, SHORTEST_INTERVAL};
 use crate::view::View;
 

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use super::Findings;
-use super::filters::FRAMING;
 use crate::policy::document::active::ActiveCheck;
 use crate::policy::document::balance::{
     Algorithm, CookieLifetime, HashOn, LimitsPolicy, LoadBalancingPolicy, SessionKind,
     SessionPersistencePolicy,
 };
 use crate::policy::document::{BackendPolicy, HealthPolicy};
-use crate::reserved::is_reserved;
+use crate::reserved::{FRAMING, is_reserved};
 
 const WHOLE: u32 = 1000;
 

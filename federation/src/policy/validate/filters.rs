@@ -8,20 +8,8 @@ use crate::policy::document::filter::{
 };
 use crate::policy::document::{FilterKind, RouteFilter, RouteRule};
 use crate::policy::route::only_prefix;
-use crate::reserved::is_reserved;
+use crate::reserved::{FRAMING, is_reserved};
 
-/// Headers that decide where a message ends, or for whom it is: never a policy's to change (RFC 9110 §7.6.1).
-pub(super) const FRAMING: [&str; 9] = [
-    "connection",
-    "content-length",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 /// What a redirect may answer (Gateway API v1).
 const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 

@@ -31,49 +31,43 @@ impl Inbound {
         if admitted.granted().external.is_empty() {
             return Ok(Edits::default());
         }
-        Box::pin(self.ask_each(admitted, caller, request, record)).await
-    }
-
-    async fn ask_each(
-        &self,
-        admitted: &Admitted,
-        caller: &Caller,
-        request: &mut Request<Incoming>,
-        record: &mut Record,
-    ) -> Result<Edits, Stopped> {
-        let mut response = Edits::default();
-        for external in &admitted.granted().external {
-            let asked = question(external, &caller.names.source, &caller.names.destination, request);
-            let answered = match self.authorizers.ask(external, asked).await {
-                Ok(answer) => verdict(answer).map_err(Silent::from),
-                Err(silent) => Err(silent),
-            };
-            let policy = external.policy.as_ref();
-            match answered {
-                Ok(Verdict::Allow(allowed)) => {
-                    self.authorizers.count(policy, "allowed");
-                    allowed.apply(request.headers_mut());
-                    response.extend(allowed.response);
-                }
-                Ok(Verdict::Deny(denied)) => {
-                    self.authorizers.count(policy, "denied");
-                    policy.clone_into(&mut record.entry.policy);
-                    record.entry.response_code_details = "denied by its authorizer".to_owned();
-                    return Err(Stopped::Denied(Box::new(denied)));
-                }
-                Err(why) if external.fail_open && why.is_absence() => {
-                    self.authorizers.count(policy, "failed-open");
-                    tracing::debug!(policy, %why, "an authorizer did not answer, and the request goes on");
-                }
-                Err(why) => {
-                    self.authorizers.count(policy, "failed");
-                    policy.clone_into(&mut record.entry.policy);
-                    record.entry.response_code_details = format!("authorizer: {why}");
-                    return Err(Stopped::Silent);
+        // In a box: few services have one, and the future of every request would have room for it.
+        Box::pin(async {
+            let mut response = Edits::default();
+            for external in &admitted.granted().external {
+                let asked = question(external, &caller.names.source, &caller.names.destination, request);
+                let answered = match self.authorizers.ask(external, asked).await {
+                    Ok(answer) => verdict(answer).map_err(Silent::from),
+                    Err(silent) => Err(silent),
+                };
+                let policy = external.policy.as_ref();
+                match answered {
+                    Ok(Verdict::Allow(allowed)) => {
+                        self.authorizers.count(policy, "allowed");
+                        allowed.apply(request.headers_mut());
+                        response.extend(allowed.response);
+                    }
+                    Ok(Verdict::Deny(denied)) => {
+                        self.authorizers.count(policy, "denied");
+                        policy.clone_into(&mut record.entry.policy);
+                        record.entry.response_code_details = "denied by its authorizer".to_owned();
+                        return Err(Stopped::Denied(Box::new(denied)));
+                    }
+                    Err(why) if external.fail_open && why.is_absence() => {
+                        self.authorizers.count(policy, "failed-open");
+                        tracing::debug!(policy, %why, "an authorizer did not answer, and the request goes on");
+                    }
+                    Err(why) => {
+                        self.authorizers.count(policy, "failed");
+                        policy.clone_into(&mut record.entry.policy);
+                        record.entry.response_code_details = format!("authorizer: {why}");
+                        return Err(Stopped::Silent);
+                    }
                 }
             }
-        }
-        Ok(response)
+            Ok(response)
+        })
+        .await
     }
 }
 

@@ -2,12 +2,14 @@
 //! is let in by the limits of the policy.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use hanse_federation::choose::{Ask, Candidate, Choice, Ladder, NoChoice};
 use hanse_federation::health::Target;
+use hanse_federation::host::{Reach, ServiceHost};
 use hanse_federation::load::Load;
-use hanse_identity::ClusterName;
+use hanse_identity::{ClusterName, ServiceName};
 
 use super::connect::key;
 use super::{Outbound, Outgoing};
@@ -25,11 +27,42 @@ pub(super) struct Backend {
     pub breakers: Breakers,
 }
 
+/// Whose a `Backend` is, by either name of a service. One outside may have the name of one inside.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Whose {
+    pub service: ServiceName,
+    pub outside: bool,
+}
+
+/// All that this worker has.
+#[derive(Default)]
+pub(super) struct Backends(RefCell<HashMap<Whose, Rc<Backend>>>);
+
 /// A request on its way to a target, from the choice to the end of the response.
 pub struct UnderWay {
     load: Rc<RefCell<Load>>,
     target: Target,
     _place: Held,
+}
+
+impl Backends {
+    /// `remember`: who asks next gets the same.
+    pub fn of(&self, host: &ServiceHost, remember: bool) -> Rc<Backend> {
+        let whose = Whose { service: host.service.clone(), outside: host.reach == Reach::External };
+        let mut backends = self.0.borrow_mut();
+        match backends.get(&whose) {
+            Some(backend) => Rc::clone(backend),
+            None if remember => Rc::clone(backends.entry(whose).or_default()),
+            None => Rc::default(),
+        }
+    }
+
+    /// Lets go of services and targets that are gone.
+    pub fn tidy(&self, is_known: impl Fn(&Whose) -> bool, is_there: impl Fn(&Target) -> bool) {
+        let mut backends = self.0.borrow_mut();
+        backends.retain(|whose, _| is_known(whose));
+        backends.values().for_each(|backend| backend.load.borrow_mut().retain(&is_there));
+    }
 }
 
 impl Drop for UnderWay {
@@ -139,4 +172,20 @@ impl Outbound {
 
 fn candidates(ladder: &Ladder) -> impl Iterator<Item = &Candidate> {
     ladder.tiers.iter().flat_map(|tier| &tier.candidates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_has_one_by_either_name_and_one_outside_of_its_name_another() {
+        let backends = Backends::default();
+        let of = |reach| backends.of(&ServiceHost { service: "shop/reviews".parse().unwrap(), reach }, true);
+        assert!(Rc::ptr_eq(&of(Reach::ClusterSet), &of(Reach::Cluster)));
+        assert!(!Rc::ptr_eq(&of(Reach::Cluster), &of(Reach::External)));
+        let (inside, outside) = (of(Reach::Cluster), of(Reach::External));
+        backends.tidy(|whose| whose.outside, |_| true);
+        assert!(Rc::ptr_eq(&outside, &of(Reach::External)) && !Rc::ptr_eq(&inside, &of(Reach::Cluster)));
+    }
 }

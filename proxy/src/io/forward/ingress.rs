@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use hanse_federation::View;
 use hanse_federation::host::{Reach, ServiceHost, host_of};
-use hanse_federation::policy::RequestParts;
+use hanse_federation::policy::document::gateway::ListenerProtocol;
 use hanse_federation::policy::ingress::Ingress;
 use hanse_identity::ServiceName;
 use http::Request;
@@ -41,6 +41,14 @@ impl Entrance {
     pub(super) fn is_secure(&self) -> bool {
         self.tls.is_some()
     }
+
+    pub(super) fn client(&self) -> (IpAddr, bool) {
+        (self.from, self.is_secure())
+    }
+
+    fn protocol(&self) -> ListenerProtocol {
+        if self.is_secure() { ListenerProtocol::Https } else { ListenerProtocol::Http }
+    }
 }
 
 impl Outbound {
@@ -50,7 +58,9 @@ impl Outbound {
         entrance: Rc<Entrance>,
         mut request: Request<Incoming>,
     ) -> Result<OutboundResponse, Infallible> {
-        headers::forwarded_for(request.headers_mut(), entrance.from, entrance.is_secure());
+        // For routes to match; written again when all that ends here has gone.
+        let (from, tls) = entrance.client();
+        headers::forwarded_for(request.headers_mut(), from, tls);
         let mut response = self.answer(Door::Gateway(entrance), request).await?;
         // How the mesh is made is nobody's business outside.
         headers::strip_reserved(response.headers_mut());
@@ -68,21 +78,20 @@ impl Outbound {
         let ingress = self.ingress(view, &entrance.gateway).ok_or(Reason::NoRoute)?;
         let (host, _) = authority.and_then(host_of).ok_or(Reason::BadRequest)?;
         let listener = ingress.listener(entrance.port, &host).ok_or(Reason::NoRoute)?;
+        if listener.protocol != entrance.protocol() {
+            // It was another one when the connection came in.
+            return Err(Reason::Misdirected);
+        }
         if let Some(name) = &entrance.tls
             && ingress.shown(entrance.port, name.as_deref()).is_none_or(|shown| shown.name != listener.name)
         {
             // Who was shown one listener's certificate is not let in by another's.
             return Err(Reason::Misdirected);
         }
-        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let parts = RequestParts {
-            method: request.method().as_str(),
-            path: request.uri().path(),
-            query: request.uri().query(),
-            header: &header,
-        };
-        let routed = listener.route(&host, &parts, self.random.next())?;
-        Ok(outbound::planned(routed, header, is_grpc))
+        outbound::with_parts(request, |parts| {
+            let routed = listener.route(&host, parts, self.random.next())?;
+            Ok(outbound::planned(routed, parts.header, is_grpc))
+        })
     }
 
     /// The Gateway at this View; compiled on first use after it changed.

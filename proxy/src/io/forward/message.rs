@@ -1,5 +1,7 @@
 //! Messages on their way: a request as the mesh carries it, and a response as our app gets it.
 
+use std::net::IpAddr;
+
 use hanse_federation::policy::{Filters, Redirect};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
@@ -35,11 +37,12 @@ pub(super) fn nobody_there<B>(response: &Response<B>) -> Option<bool> {
 }
 
 /// The request as the mesh carries it: HTTP/2 form, without what ends here or is the mesh's own. `named`: its authority,
-/// where that has been read already.
+/// where that has been read already. `client`: one outside, and whether it came by TLS.
 pub(super) fn prepare(
     request: Request<Incoming>,
     filters: Option<&Filters>,
     named: Option<&Authority>,
+    client: Option<(IpAddr, bool)>,
     record: &Record,
 ) -> Result<Request<RequestBody>, Reason> {
     let authority = match (filters.and_then(Filters::host), named) {
@@ -67,6 +70,10 @@ pub(super) fn prepare(
     parts.extensions.clear();
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_reserved(&mut parts.headers);
+    if let Some((from, tls)) = client {
+        // Again: what a client's `Connection` names has just gone, whoever wrote it.
+        headers::tell_client(&mut parts.headers, from, tls);
+    }
     parts.headers.remove(header::HOST);
     // Our own server answered it already, by reading the body.
     parts.headers.remove(header::EXPECT);

@@ -17,18 +17,21 @@ use http::{HeaderValue, Request, Response, Uri, Version, header};
 use hyper::body::Body as _;
 use tokio::time::Instant;
 
+use super::connect::Recent;
 use super::failed::Failed;
 use super::hosts::Host;
 use super::names::Names;
-use super::{Outbound, Outgoing, Recent, Tables};
+use super::tables::Tables;
+use super::{Outbound, Outgoing};
 use crate::answer::Reason;
 use crate::headers;
 use crate::io::body::{AnswerBody, RequestBody};
 use crate::io::dial::{CONNECT_TIMEOUT, DialError};
 use crate::io::outside::{Connection, Place, Tls};
 use crate::io::record::Record;
+use crate::outbound;
 use crate::runtime::now;
-use crate::runtime::resolve::Answer;
+use crate::runtime::resolve::{Answer, NamedBy};
 
 /// Somebody outside, as the tables of one moment have it.
 pub(super) struct Outside {
@@ -112,7 +115,7 @@ impl Outbound {
             None => None,
         };
         let answer = match external.asks_dns() {
-            Some(name) => match self.plane.resolved.first(name).await {
+            Some(name) => match self.plane.resolved.first(name, named_by(backend)).await {
                 Some(answer) => Some(answer),
                 None => return Err(refuse(Reason::Unreachable, format!("DNS says nothing of {name} yet"))),
             },
@@ -169,7 +172,7 @@ impl Outbound {
             routes: RouteTable::build(view, host),
             streams: StreamRoutes::build(view, host),
             limits: ladder.settings.limits.share(self.workers),
-            backend: self.backend(&host.service, host.service != passthrough_name()),
+            backend: self.backends.of(host, host.service != passthrough_name()),
             ladder: ladder.into(),
             names,
             recent: Recent::default(),
@@ -262,7 +265,7 @@ impl Outbound {
                 },
             };
             self.outsiders.give_back(&place, connection);
-            if !response.status().is_server_error() {
+            if outbound::says_how_loaded(&response) {
                 let mut load = outgoing.tables.backend.load.borrow_mut();
                 load.answered(now(), &candidate.target, asked.elapsed());
             }
@@ -303,6 +306,11 @@ impl Outside {
             ),
         }
     }
+}
+
+/// Who says which name is asked for.
+fn named_by(backend: &ServiceHost) -> NamedBy {
+    if backend.service == passthrough_name() { NamedBy::App } else { NamedBy::Document }
 }
 
 /// Whether a service of the mesh has that name: by its long form, or because there is one. What a peer exports takes no host

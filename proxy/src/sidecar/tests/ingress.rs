@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use hanse_federation::policy::PolicySpec;
+use hanse_federation::policy::document::gateway::ListenerProtocol;
 use hanse_identity::tls::outside::web_client_config;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -21,7 +23,7 @@ use crate::sidecar::{Listeners, Settings, work};
 
 /// A proxy that serves `shop/public`, at the front of a shop.
 struct Public {
-    _shop: Shop,
+    shop: Shop,
     plane: Arc<Plane>,
     web: Web,
     directory: tempfile::TempDir,
@@ -72,7 +74,7 @@ impl Public {
         let (_inspect, inspections) = mpsc::channel(1);
         tokio::task::spawn_local(work(settings, listeners, inspections, stop));
         let (plain, secure) = (addresses[0], addresses[1]);
-        Self { _shop: shop, plane, web, directory, certificates, plain, secure, _drain: drain }
+        Self { shop, plane, web, directory, certificates, plain, secure, _drain: drain }
     }
 
     /// A TLS connection that asks for `name`; the leaf that was shown, and a way to ask.
@@ -106,6 +108,8 @@ fn a_client_outside_gets_to_a_service_by_the_gateways_routes_and_certificate() {
         let (_, mut sender) = public.connect("www.shop.example").await.unwrap();
         let mut request = get("https://www.shop.example/x?q=1");
         for (name, forged) in [
+            // What it names ends at this hop, but for what this hop writes.
+            ("connection", "x-forwarded-for, x-forwarded-proto"),
             ("x-forwarded-for", "192.0.2.66"),
             ("x-forwarded-proto", "gopher"),
             ("x-real-ip", "192.0.2.66"),
@@ -166,5 +170,28 @@ fn a_certificate_is_replaced_without_a_restart_and_a_key_that_others_read_is_not
         write(public.directory.path(), "www", &chain, &other, 0o600);
         assert_eq!(public.certificates.refresh().len(), 1);
         assert_eq!(public.connect("www.shop.example").await.unwrap().0, second);
+    });
+}
+
+#[test]
+fn a_plain_connection_is_of_no_use_at_a_listener_that_has_become_secure() {
+    on_local_set(async {
+        let public = Public::open().await;
+        let mut sender = http1(TcpStream::connect(public.plain).await.unwrap()).await;
+        let mut ask = async || {
+            Answer::of(sender.send_request(get("http://www.shop.example/")).await.unwrap()).await.status
+        };
+        assert_eq!(ask().await, StatusCode::MOVED_PERMANENTLY);
+        let mut view = public.shop.view.clone();
+        for document in view.policies.values_mut() {
+            let PolicySpec::Gateway(gateway) = &mut document.spec else { continue };
+            let tls = gateway.listeners.iter().find_map(|listener| listener.tls.clone());
+            for listener in &mut gateway.listeners {
+                (listener.protocol, listener.tls) = (ListenerProtocol::Https, tls.clone());
+            }
+        }
+        view.revision.0 += 1;
+        public.plane.publish(Arc::new(view));
+        assert_eq!(ask().await, StatusCode::MISDIRECTED_REQUEST);
     });
 }

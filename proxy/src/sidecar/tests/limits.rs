@@ -14,6 +14,13 @@ fn apply(shop: &mut Shop, text: &str) {
     }
 }
 
+fn limit(one: &str) -> String {
+    format!(
+        "apiVersion: hanse.dev/v1alpha1\nkind: RateLimit\nmetadata: {{ name: l, namespace: shop }}\nspec:\n  \
+         targetRefs: [{{ kind: Service, name: reviews }}]\n  limits: [{one}]\n"
+    )
+}
+
 fn tenant(name: &'static str) -> Request<Full<Bytes>> {
     let mut request = get(REVIEWS);
     request.headers_mut().insert("x-tenant", http::HeaderValue::from_static(name));
@@ -86,11 +93,7 @@ fn the_example_of_a_shared_limit_is_kept_by_all_instances_together() {
 fn a_call_of_grpc_above_the_limit_is_told_that_something_is_exhausted() {
     on_local_set(async {
         let mut shop = Shop::open().await;
-        apply(
-            &mut shop,
-            "apiVersion: hanse.dev/v1alpha1\nkind: RateLimit\nmetadata: { name: l, namespace: shop }\nspec:\n  \
-             targetRefs: [{ kind: Service, name: reviews }]\n  limits: [{ requests: 1, per: 1h }]\n",
-        );
+        apply(&mut shop, &limit("{ requests: 1, per: 1h }"));
         assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
         let request =
             Request::post("/s/m").header("host", "reviews.shop").header("content-type", "application/grpc");
@@ -98,5 +101,17 @@ fn a_call_of_grpc_above_the_limit_is_told_that_something_is_exhausted() {
         let told = (answer.status.as_u16(), answer.header("grpc-status"), answer.header("grpc-message"));
         assert_eq!(told, (200, "8", "rate-limited"));
         assert!(answer.header("retry-after").parse::<u64>().unwrap() > 3500);
+    });
+}
+
+#[test]
+fn a_limit_by_host_sees_the_authority() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        apply(&mut shop, &limit("{ by: Header, header: Host, requests: 1, per: 1h }"));
+        for (host, status) in [("reviews.shop", 200), ("reviews.shop:80", 200), ("reviews.shop", 429)] {
+            let request = Request::get("/").header("host", host).body(Full::default()).unwrap();
+            assert_eq!(shop.product.request(request).await.status.as_u16(), status, "{host}");
+        }
     });
 }
