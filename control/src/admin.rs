@@ -27,6 +27,7 @@ mod revocations;
 mod revoke;
 mod role;
 mod rotation;
+mod tap;
 mod traffic;
 
 pub use agent::*;
@@ -44,6 +45,7 @@ pub use rotation::{
     TrustBundleListRequest, TrustRotateRequest, TrustStatus, TrustStatusRequest, WaitsFor, asks_peers,
     nested, waited_for, waits_for,
 };
+pub use tap::*;
 pub use traffic::*;
 
 /// A question of the Admin service, and the type of its answer.

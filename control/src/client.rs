@@ -16,19 +16,20 @@ use hanse_identity::{
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 use zeroize::Zeroizing;
 
-use crate::admin::{AdminCall, ClusterJoinRequest, CredentialRenewRequest, JoinEvent};
+use crate::admin::{AdminCall, ClusterJoinRequest, CredentialRenewRequest, JoinEvent, TapEvent, TapRequest};
 use crate::command::Refusal;
 use crate::io::dial::{self, ALPN_H2, DialError, FixedIdentity, FixedTrust};
 use crate::io::keys;
 use crate::io::status::{CAUSE_KEY, NO_QUORUM, REFUSAL_KEY, REVOKED};
 use crate::state::issuance::names_node;
 use crate::wire::control::Document;
-use crate::wire::control::admin_client::AdminClient;
 
 pub use crate::io::keys::Credential;
 
@@ -249,13 +250,32 @@ impl Client {
         &self,
         request: &ClusterJoinRequest,
     ) -> Result<impl Stream<Item = Result<JoinEvent, ClientError>> + use<>, ClientError> {
-        let rpc = "ClusterJoin";
+        self.stream("ClusterJoin", request).await
+    }
+
+    /// Looks at live requests, until the stream is dropped or ends by itself.
+    pub async fn tap(
+        &self,
+        request: &TapRequest,
+    ) -> Result<impl Stream<Item = Result<TapEvent, ClientError>> + use<>, ClientError> {
+        self.stream("Tap", request).await
+    }
+
+    async fn stream<Q, E>(
+        &self,
+        rpc: &'static str,
+        question: &Q,
+    ) -> Result<impl Stream<Item = Result<E, ClientError>> + use<Q, E>, ClientError>
+    where
+        Q: Serialize,
+        E: DeserializeOwned,
+    {
+        let document = Document { json: encode(question) };
         let mut failed = None;
         let stream = loop {
             let (place, channel) = self.channel(failed).await?;
-            let document = Document { json: encode(request) };
-            match AdminClient::new(channel).cluster_join(Request::new(document)).await {
-                Ok(stream) => break stream.into_inner(),
+            match streaming(channel, rpc, document.clone()).await {
+                Ok(stream) => break stream,
                 Err(status) if failed.is_none() && was_not_done(&status) => failed = Some(place),
                 Err(status) => return Err(ClientError::from_status(rpc, &status)),
             }
@@ -311,6 +331,20 @@ where
     let path = http::uri::PathAndQuery::try_from(path).map_err(|e| Status::internal(e.to_string()))?;
     let codec = tonic_prost::ProstCodec::<Q, A>::default();
     grpc.unary(Request::new(question), path, codec).await.map(tonic::Response::into_inner)
+}
+
+/// One rpc of the Admin service that answers with a stream.
+async fn streaming(
+    channel: Channel,
+    rpc: &'static str,
+    question: Document,
+) -> Result<Streaming<Document>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.map_err(|e| Status::unavailable(dial::with_sources(&e)))?;
+    let path = format!("/hanse.control.v1.Admin/{rpc}");
+    let path = http::uri::PathAndQuery::try_from(path).map_err(|e| Status::internal(e.to_string()))?;
+    let codec = tonic_prost::ProstCodec::<Document, Document>::default();
+    grpc.server_streaming(Request::new(question), path, codec).await.map(tonic::Response::into_inner)
 }
 
 /// Whether it is certain that nothing was done: it never left, or the node is revoked and said so.

@@ -218,6 +218,12 @@ pub enum Command {
         id: SpiffeId,
         serial: Serial,
     },
+    /// An administrator is about to look at live requests. Changes nothing: it is for the audit trail.
+    Tap {
+        /// Whose, and which.
+        what: String,
+        seconds: u64,
+    },
     /// The node that owns an authority publishes its newest revocation list. The list's signature is the proof.
     CrlPublish {
         crl: Crl,

@@ -33,4 +33,5 @@ pub mod server;
 pub mod status;
 pub mod store;
 pub mod strangers;
+pub mod taps;
 pub mod watch;

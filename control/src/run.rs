@@ -280,6 +280,7 @@ fn context(
         trust,
         own,
         census: Census::new(file.record.name.clone()),
+        taps: Default::default(),
         recorder: Default::default(),
         links,
         peers: peer_link::PeerLinks::default(),

@@ -325,6 +325,7 @@ impl State {
             Command::RotateStep { id, to } => self.rotate_step(*id, *to, now),
             Command::RotateAbort {} => self.rotate_abort(now),
             Command::CredentialRenew { id, .. } => self.credential_renew(id),
+            Command::Tap { .. } => Ok((Answer::Done, Vec::new())),
             Command::CrlPublish { crl } => self.crl_publish(crl),
             Command::RoleBind { id, roles } => self.role_bind(id, roles),
             Command::RoleUnbind { id, roles } => self.role_unbind(id, roles),

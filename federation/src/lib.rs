@@ -19,6 +19,7 @@ pub mod reserved;
 pub mod session;
 pub mod sni;
 pub mod stranger;
+pub mod tap;
 pub mod traffic;
 pub mod view;
 pub mod wire;

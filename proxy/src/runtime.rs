@@ -12,6 +12,7 @@ pub mod drain;
 pub mod knowledge;
 pub mod resolve;
 pub mod spans;
+pub mod taps;
 pub mod telemetry;
 pub mod text;
 pub mod traffic;
@@ -32,6 +33,7 @@ use drain::Stop;
 use knowledge::Knowledge;
 use resolve::Resolved;
 use spans::Spans;
+use taps::Taps;
 use telemetry::Telemetry;
 
 /// What every data-plane role holds; shared by its control tasks and its workers.
@@ -42,6 +44,8 @@ pub struct Plane {
     pub knowledge: Arc<Knowledge>,
     pub connections: Arc<Connections>,
     pub telemetry: Arc<Telemetry>,
+    /// Who looks at requests now.
+    pub taps: Taps,
     /// What DNS says of names outside.
     pub resolved: Arc<Resolved>,
     /// What an old View means for new handshakes.
@@ -67,6 +71,7 @@ impl Plane {
             knowledge: Arc::new(Knowledge::new(Arc::clone(&credentials))),
             connections: Arc::new(Connections::new(Arc::clone(&telemetry))),
             credentials,
+            taps: Taps::new(&telemetry),
             telemetry,
             resolved: Arc::default(),
             staleness: Staleness::default(),

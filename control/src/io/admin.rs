@@ -28,7 +28,7 @@ use crate::admin::{
     ProxyListRequest, RevokeClearRequest, RevokeExportRequest, RevokeLiftRequest, RevokeListRequest,
     RevokePreviewRequest, RevokeRequest, RevokeShowRequest, RevokeStatusRequest, RoleBindRequest,
     RoleListRequest, RoleUnbindRequest, ServiceEndpointsRequest, ServiceExportRequest, ServiceListRequest,
-    ServiceUnexportRequest, TrafficRequest, TrustAbortRequest, TrustBundleDeleteRequest,
+    ServiceUnexportRequest, TapRequest, TrafficRequest, TrustAbortRequest, TrustBundleDeleteRequest,
     TrustBundleListRequest, TrustBundleSetRequest, TrustRotateRequest, TrustStatusRequest, Warning,
     WorkloadApplyRequest, WorkloadDeleteRequest, WorkloadListRequest, WorkloadRegisterRequest, Written,
 };
@@ -50,6 +50,7 @@ pub mod revocations;
 pub mod revoke;
 pub mod role;
 pub mod service;
+pub mod tap;
 pub mod token;
 pub mod traffic;
 pub mod trust;
@@ -122,6 +123,18 @@ macro_rules! admin_service {
                 let (lines, stream) = mpsc::channel(JOIN_QUEUE);
                 tokio::spawn(joiner::run(self.context.clone(), actor, asked, lines));
                 Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+            }
+
+            type TapStream = Pin<Box<dyn Stream<Item = Result<Document, Status>> + Send>>;
+
+            async fn tap(&self, request: Request<Document>) -> Result<Response<Self::TapStream>, Status> {
+                let caller = caller_of(&request)?;
+                let (actor, reader) = (Actor::from(caller), caller.id().clone());
+                self.stands()?;
+                let asked: TapRequest = read("Tap", request.get_ref())?;
+                let call = Call { context: self.context.clone(), actor };
+                let events = tap::begin(call, reader, asked).await?;
+                Ok(Response::new(Box::pin(ReceiverStream::new(events))))
             }
 
             $(async fn $rpc(&self, request: Request<Document>) -> Result<Response<Document>, Status> {

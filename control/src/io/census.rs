@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::context::{Context, VERSION, now};
 use super::driver::Status;
 use super::issuers::IssuerReport;
-use super::node_link::CensusSource;
+use super::node_link::{CensusSource, TapStream};
 use super::peer_link::PeerLinkReport;
 use super::status::{document, read};
 use super::strangers::StrangerReport;
@@ -573,6 +573,10 @@ impl CensusSource for Context {
     async fn census(&self, query: Document) -> Result<Document, tonic::Status> {
         let query: Query = read("census query", &query)?;
         Ok(document(&answer(self, &query).await))
+    }
+
+    fn tap(&self, wanted: &Document) -> Result<TapStream, tonic::Status> {
+        super::admin::tap::of_own_subscribers(self, wanted)
     }
 }
 

@@ -28,6 +28,7 @@ use super::keys;
 use super::node_link::NodeLinks;
 use super::peer_link::PeerLinks;
 use super::strangers::StrangerLinks;
+use super::taps::Taps;
 use crate::state::State;
 
 pub use super::keys::now;
@@ -53,6 +54,7 @@ pub struct Context {
     pub trust: Arc<StateTrust>,
     pub own: Arc<OwnIdentity>,
     pub census: Census,
+    pub taps: Arc<Taps>,
     pub recorder: Recorder,
     pub links: Arc<NodeLinks>,
     pub peers: PeerLinks,

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::dial::{self, ALPN_H2};
 use super::driver::{ForwardError, Forwarding, Inbox, Transport};
@@ -32,7 +32,7 @@ mod believed;
 mod service;
 
 use believed::Believed;
-pub use service::{CensusSource, NodeService};
+pub use service::{CensusSource, NodeService, TapStream};
 
 /// Raft messages that wait for one node; more push out the oldest.
 pub const LINK_QUEUE: usize = 4096;
@@ -121,6 +121,21 @@ impl NodeLinks {
         let mut request = Request::new(query);
         request.set_timeout(within);
         match tokio::time::timeout(within, client.census(request)).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("the node did not answer in time")),
+        }
+    }
+
+    /// Has a node tell what its own subscribers see, for as long as the stream is held.
+    pub async fn tap(
+        &self,
+        to: u64,
+        wanted: Document,
+        within: Duration,
+    ) -> Result<Streaming<Document>, Status> {
+        let mut client =
+            self.client(to).ok_or_else(|| Status::unavailable("there is no link to that node"))?;
+        match tokio::time::timeout(within, client.tap(wanted)).await {
             Ok(answer) => answer.map(tonic::Response::into_inner),
             Err(_) => Err(Status::deadline_exceeded("the node did not answer in time")),
         }

@@ -48,6 +48,7 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Node", "Raft", Who::Node),
     ("hanse.control.v1.Node", "Forward", Who::Node),
     ("hanse.control.v1.Node", "Census", Who::Node),
+    ("hanse.control.v1.Node", "Tap", Who::Node),
     ("hanse.control.v1.Admin", "NodeList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "ClusterTokenCreate", Who::Has(Role::FederationAdmin)),
     ("hanse.control.v1.Admin", "ClusterJoin", Who::Has(Role::FederationAdmin)),
@@ -84,6 +85,8 @@ pub const ROLES: &[(&str, &str, Who)] = &[
     ("hanse.control.v1.Admin", "WorkloadDelete", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "ProxyList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "Traffic", Who::Has(Role::Viewer)),
+    // Paths and callers of single requests are more than figures.
+    ("hanse.control.v1.Admin", "Tap", Who::Has(Role::Operator)),
     ("hanse.control.v1.Admin", "AuditList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "IdentityList", Who::Has(Role::Viewer)),
     ("hanse.control.v1.Admin", "IdentityVerify", Who::Has(Role::Viewer)),

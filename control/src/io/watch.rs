@@ -3,16 +3,15 @@
 //! One task per stream; what goes down is bounded, and who does not keep up is cut (it comes back and resumes).
 //! When a stream ends, its announcement is withdrawn after a lease, unless the same name has announced anew.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hanse_federation::View;
 use hanse_federation::catalog::{Announcement, Serves, Session};
 use hanse_federation::wire::watch::watch_down::Message as Down;
 use hanse_federation::wire::watch::watch_up::Message as Up;
-use hanse_federation::wire::watch::{Changes, Hello, LiveQuery, Snapshot, WatchDown, WatchUp};
+use hanse_federation::wire::watch::{Changes, Hello, LiveQuery, WatchDown, WatchUp};
 use hanse_federation::wire::{decode, encode};
 use hanse_identity::name::MemberRole;
 use hanse_identity::{NodeName, RevocationId, SpiffeId};
@@ -34,6 +33,11 @@ use crate::command::Command;
 use crate::state::State;
 use crate::wire::watch::watch_server::Watch;
 
+mod encoded;
+mod taps;
+
+use encoded::Encoded;
+
 /// Messages that wait for a slow subscriber; one more, and it is cut.
 pub const SUBSCRIBER_QUEUE: usize = 256;
 /// Live queries that wait for a subscriber's stream.
@@ -51,8 +55,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
 /// Trust domains of which a subscriber may say that something rests on their outgoing authorities.
 const MAX_OUTGOING_DOMAINS: usize = 512;
-/// Revisions whose encoded Changes are kept, so that each is encoded once and not once per subscriber.
-const ENCODED_REVISIONS: usize = 64;
 
 /// The service.
 #[derive(Clone)]
@@ -61,18 +63,12 @@ pub struct WatchService {
     encoded: Arc<Encoded>,
 }
 
-/// Changes and the newest snapshot as they go over the wire, shared by all streams.
-#[derive(Default)]
-struct Encoded {
-    changes: Mutex<VecDeque<Changes>>,
-    snapshot: Mutex<Option<Snapshot>>,
-}
-
 /// One subscriber's stream.
 struct Subscription {
     context: Arc<Context>,
     encoded: Arc<Encoded>,
     key: StreamKey,
+    identity: SpiffeId,
     up: Streaming<WatchUp>,
     down: mpsc::Sender<Result<WatchDown, Status>>,
     /// To the task that proposes what this subscriber announces: only the latest counts.
@@ -81,6 +77,8 @@ struct Subscription {
     told: u64,
     /// The live query that was asked last and not answered yet.
     asked: Option<u64>,
+    /// The taps that it was told of last.
+    tapped: Vec<u64>,
 }
 
 /// Why a stream ends.
@@ -177,17 +175,20 @@ impl WatchService {
         questions: mpsc::Receiver<LiveQuestion>,
     ) {
         let (announce, announced) = watch::channel(None);
-        let announcer = Announcer { context: self.context.clone(), key: key.clone(), identity };
+        let announcer =
+            Announcer { context: self.context.clone(), key: key.clone(), identity: identity.clone() };
         let announcing = tokio::spawn(announcer.run(announced));
         let mut subscription = Subscription {
             context: self.context.clone(),
             encoded: self.encoded.clone(),
             key: key.clone(),
+            identity,
             up,
             down: down.clone(),
             announce,
             told: hello.from_revision,
             asked: None,
+            tapped: Vec::new(),
         };
         tracing::info!(name = %key.name, kind = key.kind.as_str(), from = hello.from_revision, "subscriber came");
         let end = subscription.serve(questions).await;
@@ -211,7 +212,8 @@ impl Subscription {
         // Subscribed before the State is read, so that no revision falls between the two.
         let mut feed = self.context.handle.feed();
         let mut stop = self.context.stop.clone();
-        if let Err(end) = self.catch_up() {
+        let mut taps = self.context.taps.changes();
+        if let Err(end) = self.catch_up().and_then(|()| self.tap()) {
             return end;
         }
         let mut alive = tokio::time::interval(SIGN_OF_LIFE);
@@ -233,11 +235,13 @@ impl Subscription {
                     Some(question) => self.ask(&question),
                     None => Err(End::TakenOver),
                 },
+                Ok(()) = taps.changed() => self.tap(),
                 _ = alive.tick() => {
                     let led = self.context.handle.status().leader.is_some();
                     match leash.is_over(led, std::time::Instant::now()) {
                         true => Err(End::Refused(Status::unavailable(NO_QUORUM))),
-                        false => self.send(Down::Changes(Changes { revision: self.told, change: vec![] })),
+                        // What it serves may have changed, and with it who looks at it.
+                        false => self.send(Down::Changes(Changes { revision: self.told, change: vec![] })).and_then(|()| self.tap()),
                     }
                 }
                 () = stopped(&mut stop) => Err(End::Stopping),
@@ -314,6 +318,10 @@ impl Subscription {
                 }
                 Ok(())
             }
+            Up::Tapped(tapped) => {
+                self.pass_on(tapped);
+                Ok(())
+            }
             Up::Announce(announce) => {
                 let announcement: Announcement = decode("announcement", &announce.announcement)
                     .map_err(|e| End::Refused(unreadable(e)))?;
@@ -353,37 +361,6 @@ impl Subscription {
             mpsc::error::TrySendError::Full(_) => End::Slow,
             mpsc::error::TrySendError::Closed(_) => End::Closed,
         })
-    }
-}
-
-impl Encoded {
-    fn changes(&self, applied: &Applied) -> Changes {
-        let mut kept = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = kept.iter().rev().find(|c| c.revision == applied.revision) {
-            return known.clone();
-        }
-        let told = applied.changes.iter().filter(|change| change.is_for_the_data_plane());
-        let changes = Changes { revision: applied.revision, change: told.map(encode).collect() };
-        kept.push_back(changes.clone());
-        if kept.len() > ENCODED_REVISIONS {
-            kept.pop_front();
-        }
-        changes
-    }
-
-    fn snapshot(&self, state: &State) -> Snapshot {
-        let revision = state.view.revision.0;
-        let mut kept = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*kept {
-            Some(known) if known.revision == revision => known.clone(),
-            _ => {
-                let view = match state.view.crls.is_empty() {
-                    true => encode(&state.view),
-                    false => encode(&View { crls: BTreeMap::new(), ..state.view.clone() }),
-                };
-                kept.insert(Snapshot { revision, view }).clone()
-            }
-        }
     }
 }
 

@@ -54,6 +54,7 @@ mod restored;
 mod revocations;
 mod rotation;
 mod strangers;
+mod tap;
 mod traffic;
 mod upstream;
 

@@ -231,6 +231,7 @@ pub fn subject(command: &Command) -> Option<Subject> {
         Command::RotateStep { id, to } => ("trust-rotate-step", format!("rotation {id} to {to}")),
         Command::RotateAbort {} => ("trust-rotate-abort", "the rotation that runs".to_owned()),
         Command::CredentialRenew { id, serial } => ("credential-renew", format!("{id}, serial {serial}")),
+        Command::Tap { what, seconds } => ("tap", format!("{what}, for {seconds} s")),
         Command::JwtAuthorityPublish { node, authority } => {
             ("jwt-authority-publish", format!("{} of node {node}", authority.key_id))
         }

@@ -160,6 +160,30 @@ pub mod node_client {
                 .insert(GrpcMethod::new("hanse.control.v1.Node", "Census"));
             self.inner.unary(req, path, codec).await
         }
+        /// Requests that this node's own subscribers see, for as long as the stream lasts: taps::Wanted → admin::TapPart.
+        pub async fn tap(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Document>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Document>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hanse.control.v1.Node/Tap",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("hanse.control.v1.Node", "Tap"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -189,6 +213,17 @@ pub mod node_server {
             &self,
             request: tonic::Request<super::Document>,
         ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status>;
+        /// Server streaming response type for the Tap method.
+        type TapStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Document, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Requests that this node's own subscribers see, for as long as the stream lasts: taps::Wanted → admin::TapPart.
+        async fn tap(
+            &self,
+            request: tonic::Request<super::Document>,
+        ) -> std::result::Result<tonic::Response<Self::TapStream>, tonic::Status>;
     }
     /// Between the nodes of one cluster; callers must be nodes of the same trust domain.
     #[derive(Debug)]
@@ -392,6 +427,50 @@ pub mod node_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hanse.control.v1.Node/Tap" => {
+                    #[allow(non_camel_case_types)]
+                    struct TapSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::ServerStreamingService<super::Document>
+                    for TapSvc<T> {
+                        type Response = super::Document;
+                        type ResponseStream = T::TapStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Document>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::tap(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TapSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -1276,6 +1355,30 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("hanse.control.v1.Admin", "Traffic"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn tap(
+            &mut self,
+            request: impl tonic::IntoRequest<super::Document>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Document>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hanse.control.v1.Admin/Tap",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hanse.control.v1.Admin", "Tap"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn audit_list(
             &mut self,
             request: impl tonic::IntoRequest<super::Document>,
@@ -1801,6 +1904,16 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::Document>,
         ) -> std::result::Result<tonic::Response<super::Document>, tonic::Status>;
+        /// Server streaming response type for the Tap method.
+        type TapStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Document, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn tap(
+            &self,
+            request: tonic::Request<super::Document>,
+        ) -> std::result::Result<tonic::Response<Self::TapStream>, tonic::Status>;
         async fn audit_list(
             &self,
             request: tonic::Request<super::Document>,
@@ -3492,6 +3605,50 @@ pub mod admin_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hanse.control.v1.Admin/Tap" => {
+                    #[allow(non_camel_case_types)]
+                    struct TapSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::ServerStreamingService<super::Document>
+                    for TapSvc<T> {
+                        type Response = super::Document;
+                        type ResponseStream = T::TapStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::Document>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::tap(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TapSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

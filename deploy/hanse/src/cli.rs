@@ -18,6 +18,7 @@ mod proxy;
 mod revoke;
 mod role;
 mod service;
+mod tap;
 mod traffic;
 mod trust;
 mod workload;
@@ -33,6 +34,7 @@ pub use proxy::{CaptureCommand, CaptureUp, ConfigPart, OutboundScope, ProxyComma
 pub use revoke::{ListEncoding, RevokeCommand, RevokeVerb, RevokeWhat};
 pub use role::RoleCommand;
 pub use service::ServiceCommand;
+pub use tap::{TapCommand, TapDirection};
 pub use traffic::{EdgesCommand, StatCommand, TopCommand, TopSort};
 pub use trust::{
     BundleCommand, BundleFormat, BundleSet, EndpointProfile, FederationCommand, RegistrationsMode,
@@ -116,6 +118,8 @@ pub enum Command {
     Edges(EdgesCommand),
     /// The busiest services, drawn anew
     Top(TopCommand),
+    /// Live requests of a service or a proxy, one line each when it is over
+    Tap(TapCommand),
     /// Routes and backend policies
     #[command(subcommand)]
     Policy(PolicyCommand),

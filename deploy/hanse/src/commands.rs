@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod revoke;
 pub mod role;
 pub mod service;
+pub mod tap;
 pub mod traffic;
 pub mod trust;
 pub mod workload;

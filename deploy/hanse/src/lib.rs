@@ -79,6 +79,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Stat(command) => block_on(commands::traffic::stat(&global, &command)),
         Command::Edges(command) => block_on(commands::traffic::edges(&global, &command)),
         Command::Top(command) => block_on(commands::traffic::top(&global, &command)),
+        Command::Tap(command) => block_on(commands::tap::run(&global, &command)),
         Command::Policy(command) => block_on(commands::policy::run(&global, &command)),
         Command::Revoke(command) => block_on(commands::revoke::run(&global, &command)),
         Command::Identity(command) => block_on(commands::identity::run(&global, &command)),

@@ -11,6 +11,7 @@ pub const API_VERSION: &str = "cli.hanse.dev/v1";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     #[default]
+    #[value(alias = "text")]
     Table,
     /// Table with every column
     Wide,

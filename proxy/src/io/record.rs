@@ -18,6 +18,7 @@ use crate::answer::Reason;
 use crate::io::forward::UnderWay;
 use crate::runtime::access_log::{AccessLog, Entry, Lines};
 use crate::runtime::spans::Finished;
+use crate::runtime::taps::{Head, Outcome};
 use crate::runtime::telemetry::{
     AccessLabels, DurationLabels, Durations, FaultLabels, LimitLabels, MAX_SERIES, MirrorLabels,
     OverflowLabels, RequestLabels, RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
@@ -105,6 +106,8 @@ pub struct Record {
     carried: bool,
     pub entry: Entry,
     pub trace: Trace,
+    /// How the request began, where somebody looks at requests.
+    tapped: Option<Box<Head>>,
     /// Counts among what is under way to a target until the record is over.
     pub under_way: Option<UnderWay>,
 }
@@ -381,6 +384,7 @@ impl Record {
             true => Trace::default(),
             false => Trace::begin(request.headers(), reporter.plane.sampling, || reporter.random.next()),
         };
+        let tapped = reporter.plane.taps.head(request, &trace);
         if reporter.log.is_some() {
             (entry.trace_id, entry.span_id) = trace.ids();
             entry.start_time = now();
@@ -401,6 +405,7 @@ impl Record {
             carried: false,
             entry,
             trace,
+            tapped,
             under_way: None,
         }
     }
@@ -524,6 +529,16 @@ impl Record {
                 end: SystemTime::now(),
                 duration: elapsed,
             });
+        }
+        if let Some(head) = self.tapped.take() {
+            let outcome = Outcome {
+                outbound: self.direction == Direction::Outbound,
+                entry: &self.entry,
+                received: self.received.get(),
+                sent: bytes,
+                duration: elapsed,
+            };
+            self.reporter.plane.taps.offer(*head, &outcome);
         }
         if let Some(log) = &self.reporter.log {
             self.entry.bytes_received = self.received.get();

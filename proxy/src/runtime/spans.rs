@@ -14,6 +14,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Plane;
@@ -127,6 +128,12 @@ impl Spans {
             Err(_) => self.counts.dropped("queue", 1),
         }
     }
+
+    /// Spans that the exporter has not taken yet.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        QUEUE - self.queue.capacity()
+    }
 }
 
 impl Exporter {
@@ -161,30 +168,58 @@ async fn export_all(
 ) {
     let channel = endpoint.connect_lazy();
     let mut reachable = true;
-    loop {
-        let mut batch = Vec::with_capacity(BATCH);
-        let gathered = tokio::select! {
-            _ = closing.wait_for(|closing| *closing) => false,
-            gathered = gather(&mut finished, &mut batch) => gathered,
-        };
-        if !gathered {
-            break;
-        }
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut late = None;
+    while late.is_none() {
         tokio::select! {
-            _ = closing.wait_for(|closing| *closing) => counts.dropped("collector", batch.len() as u64),
-            sent = send(&channel, &batch, &source, &counts) => tell(&mut reachable, sent),
+            _ = closing.wait_for(|closing| *closing) => break,
+            gathered = gather(&mut finished, &mut batch) => if !gathered { break },
         }
+        {
+            let mut sending = std::pin::pin!(send(&channel, &batch, &source, &counts));
+            let sent = tokio::select! {
+                sent = &mut sending => Some(sent),
+                _ = closing.wait_for(|closing| *closing) => None,
+            };
+            let sent = match sent {
+                Some(sent) => Some(sent),
+                None => {
+                    let late = *late.insert(Instant::now() + FLUSH_WITHIN);
+                    tokio::time::timeout_at(late, sending).await.ok()
+                }
+            };
+            sent_or_dropped(sent, &mut reachable, &batch, &counts);
+        }
+        batch.clear();
     }
-    let last = async {
-        while let Ok(span) = finished.try_recv() {
-            let mut batch = vec![*span];
-            while let (true, Ok(span)) = (batch.len() < BATCH, finished.try_recv()) {
-                batch.push(*span);
-            }
-            tell(&mut reachable, send(&channel, &batch, &source, &counts).await);
+    // What was gathered before it was closed, and what waits.
+    let late = late.unwrap_or_else(|| Instant::now() + FLUSH_WITHIN);
+    loop {
+        while batch.len() < BATCH
+            && let Ok(span) = finished.try_recv()
+        {
+            batch.push(*span);
         }
-    };
-    let _ = tokio::time::timeout(FLUSH_WITHIN, last).await;
+        if batch.is_empty() {
+            return;
+        }
+        let sent = tokio::time::timeout_at(late, send(&channel, &batch, &source, &counts)).await.ok();
+        sent_or_dropped(sent, &mut reachable, &batch, &counts);
+        batch.clear();
+    }
+}
+
+/// `None`: there was no time left for it.
+fn sent_or_dropped(
+    sent: Option<Result<(), tonic::Status>>,
+    reachable: &mut bool,
+    batch: &[Finished],
+    counts: &Counts,
+) {
+    match sent {
+        Some(sent) => tell(reachable, sent),
+        None => counts.dropped("collector", batch.len() as u64),
+    }
 }
 
 /// Fills the batch; `false`: there will be no more.

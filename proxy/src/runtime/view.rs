@@ -101,6 +101,8 @@ pub async fn follow(plane: Arc<Plane>, mut subscription: Subscription, mut stop:
         };
         follower.plane.knowledge.set_link(|link| link.connected = false);
         follower.plane.telemetry.control_connected.set(0);
+        // Nobody is left who could be told; who still looks says so on the next stream.
+        follower.plane.taps.end();
         match outcome {
             Ok(()) => tracing::debug!(%node, "connecting anew, with the newest SVID"),
             Err(error) => {
@@ -185,6 +187,10 @@ impl Follower {
                         let traffic = pb::Traffic { report: encode(&report) };
                         send(&up, watch_up::Message::Traffic(traffic)).await?;
                     }
+                    self.plane.taps.tell(Instant::now(), |tapped| {
+                        let message = watch_up::Message::Tapped(tapped);
+                        up.try_send(pb::WatchUp { message: Some(message) }).is_ok()
+                    });
                     let outgoing = self.outgoing();
                     if told != outgoing {
                         let revision = self.plane.knowledge.now().revision();
@@ -261,6 +267,10 @@ impl Follower {
                 let others = reach.others.iter().map(ToString::to_string).collect();
                 let reply = pb::LiveReply { query: query.query, connections: reach.connections, others };
                 send(up, watch_up::Message::Live(reply)).await
+            }
+            Some(watch_down::Message::Taps(taps)) => {
+                self.plane.taps.begin(taps, Instant::now());
+                Ok(())
             }
             None => Ok(()),
         }

@@ -12,6 +12,7 @@ mod health;
 mod hostile;
 mod ingress;
 mod limits;
+mod live;
 mod outside;
 mod readers;
 mod replaced;

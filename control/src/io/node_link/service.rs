@@ -1,9 +1,11 @@
 //! The serving side of the links between nodes. Only nodes of the own trust domain come this far, and each speaks
 //! only for itself: its Raft id is looked up by its verified SPIFFE ID.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use hanse_identity::name::MemberRole;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::MAX_MESSAGE_BYTES;
@@ -18,7 +20,13 @@ use crate::wire::control::{Document, RaftBatch};
 pub trait CensusSource: Send + Sync + 'static {
     /// census::Query → census::Part.
     async fn census(&self, query: Document) -> Result<Document, Status>;
+
+    /// taps::Wanted → admin::TapPart, for as long as the stream is held.
+    fn tap(&self, wanted: &Document) -> Result<TapStream, Status>;
 }
+
+/// What subscribers of this node tell of their requests.
+pub type TapStream = Pin<Box<dyn Stream<Item = Result<Document, Status>> + Send>>;
 
 /// The `Node` service.
 pub struct NodeService {
@@ -85,6 +93,13 @@ impl Node for NodeService {
     async fn census(&self, request: Request<Document>) -> Result<Response<Document>, Status> {
         self.caller(&request)?;
         self.census.census(request.into_inner()).await.map(Response::new)
+    }
+
+    type TapStream = TapStream;
+
+    async fn tap(&self, request: Request<Document>) -> Result<Response<TapStream>, Status> {
+        self.caller(&request)?;
+        self.census.tap(request.get_ref()).map(Response::new)
     }
 }
 

@@ -104,6 +104,10 @@ impl CensusSource for EchoCensus {
     async fn census(&self, query: Document) -> Result<Document, Status> {
         Ok(query)
     }
+
+    fn tap(&self, wanted: &Document) -> Result<TapStream, Status> {
+        Ok(Box::pin(tokio_stream::once(Ok(wanted.clone()))))
+    }
 }
 
 /// A node's identity and place, which outlive its process.

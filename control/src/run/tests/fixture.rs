@@ -336,6 +336,7 @@ impl Subscriber {
                         self.say(Up::Live(LiveReply { query: query.query, connections, others: Vec::new() }))
                             .await;
                     }
+                    Down::Taps(_) => {}
                     Down::Snapshot(_) => panic!("a second snapshot"),
                 }
             }

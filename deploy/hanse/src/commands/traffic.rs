@@ -183,7 +183,7 @@ fn edge_listing(traffic: &TrafficReply, items: &[EdgeItem<'_>]) -> Listing {
 }
 
 /// `west/productpage`.
-fn end(cluster: &str, identity: &str) -> String {
+pub(super) fn end(cluster: &str, identity: &str) -> String {
     let name = identity.rsplit('/').next().unwrap_or_default();
     if name.is_empty() { cluster.to_owned() } else { format!("{cluster}/{name}") }
 }

@@ -16,9 +16,13 @@ use tokio::net::TcpListener;
 use tonic::server::{Grpc, StreamingService};
 
 use super::*;
+use crate::runtime::access_log::Entry;
 use crate::runtime::drain::drain;
+use crate::runtime::taps::Outcome;
 use crate::runtime::worker::LocalExecutor;
-use crate::sidecar::tests::world::{Domain, add_endpoint, add_service, on_local_set, plane_of, revoke, view};
+use crate::sidecar::tests::world::{
+    Domain, add_endpoint, add_service, on_local_set, plane_of, revoke, until, view,
+};
 
 /// One stream, as a control node has it.
 struct Session {
@@ -252,6 +256,38 @@ fn what_an_earlier_life_left_in_our_place_is_answered_with_a_later_announcement(
 fn session_of(said: &Announcement) -> hanse_federation::catalog::Session {
     let (incarnation, sequence) = (said.incarnation, said.sequence);
     hanse_federation::catalog::Session { incarnation, sequence, node: "east-1".parse().unwrap() }
+}
+
+#[test]
+fn who_looks_is_told_of_requests_until_the_stream_ends() {
+    on_local_set(async {
+        let mut followed = Followed::start().await;
+        let plane = Arc::clone(&followed.plane);
+        let request = http::Request::get("http://reviews/r/7").body(()).unwrap();
+        let head = || plane.taps.head(&request, &crate::trace::Trace::default());
+        let mut session = followed.session().await;
+        session.hello().await;
+        session.announcement().await;
+        assert!(head().is_none(), "nobody looks");
+        let everybody = hanse_federation::tap::Tap::new(hanse_federation::tap::Target::Everybody);
+        let tap = pb::Tap { id: 7, tap: encode(&everybody), left_millis: 60_000 };
+        session.say(watch_down::Message::Taps(pb::Taps { tap: vec![tap] })).await;
+        until("it is looked", async || head().is_some()).await;
+        let outcome = Outcome {
+            outbound: false,
+            entry: &Entry::default(),
+            received: 0,
+            sent: 0,
+            duration: Duration::from_millis(1),
+        };
+        plane.taps.offer(*head().unwrap(), &outcome);
+        let watch_up::Message::Tapped(told) = session.next().await else { panic!("nothing is told") };
+        assert_eq!((told.tap, told.left_out), (7, 0));
+        let told: hanse_federation::tap::Request = decode("request", &told.request[0]).unwrap();
+        assert_eq!((told.path.as_str(), told.duration_micros), ("/r/7", 1000));
+        drop(session);
+        until("nobody looks", async || head().is_none()).await;
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::runtime::access_log::Entry;
 use crate::runtime::spans::wire::{
     ExportTraceServiceRequest, ExportTraceServiceResponse, Span, SpanKind, Value,
 };
-use crate::runtime::spans::{Finished, Spans};
+use crate::runtime::spans::{Collector as At, Finished, Spans};
 use crate::trace::{Sampling, Trace};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -125,6 +125,18 @@ impl UnaryService<ExportTraceServiceRequest> for Collector {
     }
 }
 
+/// One that runs, where it is, and what it gets.
+async fn collector() -> (At, mpsc::UnboundedReceiver<Span>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    let (spans, got) = mpsc::unbounded_channel();
+    let collector = tonic::transport::Server::builder()
+        .add_service(Collector(spans))
+        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+    tokio::task::spawn_local(collector);
+    (at, got)
+}
+
 fn attribute<'s>(span: &'s Span, key: &str) -> &'s Value {
     let found = span.attributes.iter().find(|attribute| attribute.key == key);
     let value = found.unwrap_or_else(|| panic!("{key} is not among {:?}", span.attributes));
@@ -141,14 +153,7 @@ fn text(span: &Span, key: &str) -> String {
 #[test]
 fn a_collector_gets_the_spans_of_both_proxies_as_one_trace() {
     on_local_set(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let at = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-        let (spans, mut got) = mpsc::unbounded_channel();
-        let collector = tonic::transport::Server::builder()
-            .add_service(Collector(spans))
-            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-        tokio::task::spawn_local(collector);
-
+        let (at, mut got) = collector().await;
         let mut shop = Shop::open().await;
         // No trace that begins here is sampled: what is exported, somebody else has asked for, or it has failed.
         let plane = |name: &str| {
@@ -219,20 +224,40 @@ fn a_collector_gets_the_spans_of_both_proxies_as_one_trace() {
     });
 }
 
+/// A span that somebody wants.
+fn finished() -> Finished {
+    let trace = Trace::begin(&http::HeaderMap::new(), Some(Sampling::ALL), || 7);
+    Finished {
+        span: *trace.span().unwrap(),
+        outbound: true,
+        entry: Entry::default(),
+        end: std::time::SystemTime::now(),
+        duration: std::time::Duration::ZERO,
+    }
+}
+
+#[test]
+fn what_waits_when_the_proxy_ends_is_sent_first() {
+    on_local_set(async {
+        let (at, mut got) = collector().await;
+        let plane = Plane::new("p".parse().unwrap(), Locality::default());
+        let (spans, exporter) = Spans::start(&at, &plane).unwrap();
+        (0..3).for_each(|_| spans.export(finished));
+        until("they wait for others", async || spans.waiting() == 0).await;
+        tokio::task::spawn_blocking(move || exporter.close()).await.unwrap();
+        for _ in 0..3 {
+            got.try_recv().unwrap();
+        }
+        assert!(plane.telemetry.to_text().contains("hanse_spans_exported_total 3"));
+    });
+}
+
 #[test]
 fn a_collector_that_is_away_costs_spans_and_no_request() {
     on_local_set(async {
         let plane = Plane::new("p".parse().unwrap(), Locality::default());
         let at = closed_port().await;
         let (spans, exporter) = Spans::start(&format!("http://{at}").parse().unwrap(), &plane).unwrap();
-        let trace = Trace::begin(&http::HeaderMap::new(), Some(Sampling::ALL), || 7);
-        let finished = || Finished {
-            span: *trace.span().unwrap(),
-            outbound: true,
-            entry: Entry::default(),
-            end: std::time::SystemTime::now(),
-            duration: std::time::Duration::ZERO,
-        };
         let dropped = |reason: &str| {
             let line = format!("hanse_spans_dropped_total{{reason=\"{reason}\"}}");
             plane.telemetry.to_text().lines().any(|text| text.starts_with(&line))

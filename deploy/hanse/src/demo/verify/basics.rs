@@ -1,9 +1,14 @@
 //! Steps 1, 2 and 5: quorum, join, and that local traffic stays local.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use anyhow::ensure;
-use hanse_control::admin::{ClusterCheckRequest, ClusterListRequest, ClusterState, TrafficRequest};
+use anyhow::{bail, ensure};
+use futures_util::StreamExt as _;
+use hanse_control::admin::{
+    ClusterCheckRequest, ClusterListRequest, ClusterState, TapEvent, TapRequest, TrafficRequest,
+};
+use hanse_federation::tap::{Direction, Filter, Status, Tap, Target, caller};
 use serde_json::{Value, json};
 
 use super::{Story, Verdict, ms};
@@ -13,6 +18,10 @@ use crate::demo::spec::only_in;
 
 /// Requests that are sent to see whether traffic stays local.
 const LOCAL_REQUESTS: usize = 200;
+/// How long the proxies may take to tell of a request that is looked at.
+const TAPPED_WITHIN: Duration = Duration::from_secs(10);
+/// How long one of them is waited for, before there is another.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Story<'_> {
     /// 1
@@ -120,13 +129,14 @@ impl Story<'_> {
                 }
             }
             let calls = self.demo.until("the calls of the last minute", || self.calls(cluster)).await?;
+            let tapped = self.tapped(cluster).await?;
             let parts: usize = served.values().sum();
             let local = served.get(cluster).copied().unwrap_or_default();
             ok &= failed == 0 && local == parts && parts > 0;
             lines.push(format!("{cluster} {local} of {parts} parts local, {failed} failed"));
             evidence.insert(
                 cluster.clone(),
-                json!({ "requests": LOCAL_REQUESTS, "failed": failed, "partsByCluster": served, "edges": calls }),
+                json!({ "requests": LOCAL_REQUESTS, "failed": failed, "partsByCluster": served, "edges": calls, "tapped": tapped }),
             );
         }
         Ok(Verdict::new(ok, lines.join(" · "), Value::Object(evidence)))
@@ -148,6 +158,41 @@ impl Story<'_> {
         });
         ensure!(told, "{cluster} tells nothing of productpage's calls of reviews: {graph:?}");
         Ok(graph.len())
+    }
+}
+
+impl Story<'_> {
+    /// What is shown of a call of reviews to who looks at it with `hanse tap`.
+    async fn tapped(&self, cluster: &str) -> anyhow::Result<Value> {
+        let filter = Filter {
+            direction: Some(Direction::Inbound),
+            from: Some(caller("shop/productpage")?),
+            status: Some(Status::Class(2)),
+            ..Filter::default()
+        };
+        let tap = Tap { filter, ..Tap::new(Target::Service("shop/reviews".parse()?)) };
+        let request = TapRequest { tap, cluster: Some(cluster.parse()?), seconds: TAPPED_WITHIN.as_secs() };
+        let client = self.demo.connection(cluster)?.client().await?;
+        let mut events = std::pin::pin!(client.tap(&request).await?);
+        let target = self.demo.target(cluster, "productpage", "/")?;
+        loop {
+            // The proxies may hear that they are looked at after the first request.
+            let timeout = load::REQUEST_TIMEOUT;
+            self.demo.client.get(target.outbound, &target.host, &target.path, timeout).await?;
+            let event = tokio::time::timeout(LOOK_AGAIN, events.next()).await;
+            match event.ok().flatten().transpose()? {
+                Some(TapEvent::Part(part)) if !part.requests.is_empty() => {
+                    let request = &part.requests[0];
+                    let told = request.source.ends_with("/ns/shop/sa/productpage")
+                        && request.destination == part.identity.to_string()
+                        && request.destination_cluster == cluster;
+                    ensure!(told, "{cluster} tells of a call of reviews that is none: {part:?}");
+                    return Ok(json!({ "proxy": part.proxy, "request": request }));
+                }
+                Some(TapEvent::Ended { why }) => bail!("{cluster} shows no call of reviews: {why}"),
+                _ => {}
+            }
+        }
     }
 }
 
