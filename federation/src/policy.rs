@@ -13,7 +13,9 @@ pub mod external;
 pub mod ingress;
 pub mod limit;
 mod matching;
+pub mod moment;
 pub mod parse;
+pub mod permissive;
 pub mod route;
 mod schema;
 pub mod stream;
@@ -27,13 +29,13 @@ use crate::view::View;
 
 pub use document::{
     AccessPolicy, BackendPolicy, BackendTlsPolicy, Diagnostic, ExternalService, FaultInjection, Gateway,
-    GrpcRoute, HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind, Severity, TargetRef,
-    TcpRoute, TlsRoute,
+    GrpcRoute, HttpRoute, PeerAuthentication, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind,
+    Severity, TargetRef, TcpRoute, TlsRoute,
 };
 pub use parse::{locate, parse};
 pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};
 pub use stream::{StreamRoutes, StreamTo};
-pub use validate::validate;
+pub use validate::{in_time, validate};
 pub use value::{Label, Percent, PolicyDuration};
 
 /// Whether a reference in a document of `namespace` means the service as `host` names it: a Service means both its

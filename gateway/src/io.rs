@@ -2,6 +2,7 @@
 
 pub mod passthrough;
 pub mod relay;
+mod tls_only;
 pub mod tunnel;
 
 use std::sync::Arc;

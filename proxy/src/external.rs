@@ -145,10 +145,11 @@ fn allowed(said: OkHttpResponse) -> Result<Allowed, Unusable> {
     })
 }
 
-/// A no is a no: what it may not write is left out.
+/// A no is a no: what it may not write is left out. A status that says that a server has failed would be taken for a failure of
+/// ours, and tried again elsewhere.
 fn denied(said: DeniedHttpResponse) -> Denied {
     let code = said.status.and_then(|status| u16::try_from(status.code).ok()).unwrap_or_default();
-    let status = StatusCode::from_u16(code).ok().filter(|status| status.as_u16() >= 200);
+    let status = StatusCode::from_u16(code).ok().filter(|status| (200..500).contains(&status.as_u16()));
     let written = said.headers.into_iter().take(MAX_EDITS);
     let written =
         written.filter_map(|option| edit(option, HeaderAppendAction::OverwriteIfExistsOrAdd).ok().flatten());

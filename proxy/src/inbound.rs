@@ -29,17 +29,18 @@ pub enum Refused {
 }
 
 /// Decides for one request. The caller's certificate was verified and its connection is in the table, so a revocation
-/// closes it; what can change under a living connection beside that is asked here: our exports, and our own standing.
+/// closes it; or it has none (`None`), and its connection is open for as long as its port takes plain text. What can change under a living connection beside that is asked here: our exports, and our own standing.
 ///
 /// Default deny between clusters: a caller from abroad needs one of our services to be exported to its cluster. A
 /// route may have sent the request to any of them under another's Host, so the Host does not narrow it, here and in the
-/// policies: what is said of any service of this workload counts.
+/// policies: what is said of any service of this workload counts. Who is nobody is from no cluster: the gateway lets
+/// nothing but TLS in from others.
 pub fn admit<B>(
     view: Option<&View>,
     own_revoked: Option<&RevocationId>,
     services: &BTreeSet<ServiceName>,
     access: &AccessTable,
-    caller: &VerifiedCaller,
+    caller: Option<&VerifiedCaller>,
     user: Option<&UserToken>,
     request: &Request<B>,
 ) -> Result<Admitted, Refused> {
@@ -47,9 +48,11 @@ pub fn admit<B>(
         return Err(Refused::Reason(Reason::Revoked));
     }
     let view = view.ok_or(Refused::Reason(Reason::NotReady))?;
-    let allowed = *caller.id().trust_domain() == view.trust_domain
-        || services.iter().any(|service| view.may_call(caller.id(), service));
-    if !allowed {
+    let allowed = |caller: &VerifiedCaller| {
+        *caller.id().trust_domain() == view.trust_domain
+            || services.iter().any(|service| view.may_call(caller.id(), service))
+    };
+    if !caller.is_none_or(allowed) {
         return Err(Refused::Reason(Reason::NotAllowed));
     }
     let granted =
@@ -65,23 +68,26 @@ pub fn admit_stream(
     service: &ServiceName,
     port: u16,
     access: &AccessTable,
-    caller: &VerifiedCaller,
+    caller: Option<&VerifiedCaller>,
 ) -> Result<Admitted, Refused> {
     if own_revoked.is_some() {
         return Err(Refused::Reason(Reason::Revoked));
     }
     let view = view.ok_or(Refused::Reason(Reason::NotReady))?;
-    if *caller.id().trust_domain() != view.trust_domain && !view.may_call(caller.id(), service) {
+    let allowed = |caller: &VerifiedCaller| {
+        *caller.id().trust_domain() == view.trust_domain || view.may_call(caller.id(), service)
+    };
+    if !caller.is_none_or(allowed) {
         return Err(Refused::Reason(Reason::NotAllowed));
     }
-    let asking = Caller { id: caller.id(), cluster: cluster_of(view, caller), user: None };
+    let asking = Caller { id: caller.map(VerifiedCaller::id), cluster: cluster_of(view, caller), user: None };
     let granted = access.decide_stream(&asking, &view.cluster, port).map_err(Refused::Policy)?;
     Ok(Admitted { granted })
 }
 
 /// Where the caller is at home, as far as we know.
-fn cluster_of<'v>(view: &'v View, caller: &VerifiedCaller) -> Option<&'v ClusterName> {
-    let from = caller.id().trust_domain();
+fn cluster_of<'v>(view: &'v View, caller: Option<&VerifiedCaller>) -> Option<&'v ClusterName> {
+    let from = caller?.id().trust_domain();
     match view.peer_of(from) {
         _ if *from == view.trust_domain => Some(&view.cluster),
         peer => peer.map(|peer| &peer.record.cluster),
@@ -91,14 +97,15 @@ fn cluster_of<'v>(view: &'v View, caller: &VerifiedCaller) -> Option<&'v Cluster
 fn decide<B>(
     view: &View,
     access: &AccessTable,
-    caller: &VerifiedCaller,
+    caller: Option<&VerifiedCaller>,
     user: Option<&UserToken>,
     request: &Request<B>,
 ) -> Result<Granted, Refused> {
     let cluster = cluster_of(view, caller);
     let header = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each_value(request, name, tell);
     let asked = Asked { method: request.method().as_str(), path: request.uri().path(), header: &header };
-    access.decide(&Caller { id: caller.id(), cluster, user }, &view.cluster, &asked).map_err(Refused::Policy)
+    let caller = Caller { id: caller.map(VerifiedCaller::id), cluster, user };
+    access.decide(&caller, &view.cluster, &asked).map_err(Refused::Policy)
 }
 
 impl Admitted {

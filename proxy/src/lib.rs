@@ -18,6 +18,7 @@ pub mod headers;
 pub mod inbound;
 pub mod io;
 pub mod outbound;
+pub mod plain;
 pub mod runtime;
 pub mod server_name;
 pub mod session;
@@ -50,7 +51,7 @@ use runtime::certificates::{self, Certificates};
 use runtime::drain::{self, Stop};
 use runtime::spans::Spans;
 use runtime::view::{self, Announce, Subscription};
-use runtime::{Plane, credentials, keep_asking, resolve, worker};
+use runtime::{Plane, credentials, keep_asking, permissive, resolve, worker};
 use sidecar::{DRAIN_WITHIN, INSPECT_QUEUE, Inspect, Listeners, Settings};
 
 /// Between saying that we are no longer ready and taking no more connections: time for the word to get around.
@@ -196,6 +197,7 @@ async fn supervise(
     let subscription = Subscription { kind: "proxy", control: config.control.clone(), announce: announced };
     tokio::spawn(view::follow(Arc::clone(&plane), subscription, stop.clone()));
     tokio::spawn(keep_asking(Arc::clone(&plane), stop.clone()));
+    tokio::spawn(permissive::follow(Arc::clone(&plane), Arc::clone(&services), stop.clone()));
     tokio::spawn(resolve::follow(Arc::clone(&plane.resolved), config.dns_servers.clone(), stop.clone()));
     if let Some(certificates) = bound.certificates {
         tokio::spawn(certificates::follow(certificates, stop.clone()));

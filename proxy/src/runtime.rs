@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod credentials;
 pub mod drain;
 pub mod knowledge;
+pub mod permissive;
 pub mod resolve;
 pub mod spans;
 pub mod taps;

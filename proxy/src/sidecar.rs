@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::connections::Side;
 use crate::io::app::Inbound;
+use crate::io::app::plain::Told;
 use crate::io::authorize::Authorizers;
 use crate::io::forward::Outbound;
 use crate::io::forward::captured::Capture;
@@ -158,6 +159,13 @@ async fn serve_inbound(
         let (inbound, plane) = (Rc::clone(&inbound), Arc::clone(&plane));
         let (config, stop) = (Arc::clone(&config), stop.clone());
         async move {
+            if let Some(opening) = inbound.opening(&stream) {
+                match opening.told(&stream).await {
+                    Told::Tls => {}
+                    Told::Plain => return inbound.serve_plain(stream, opening, stop).await,
+                    Told::Nothing => return plane.telemetry.refused("handshake_timeout"),
+                }
+            }
             let about = About { side: Side::Inbound, service: None, cluster: None };
             match tls::accept(stream, &config, &plane, about).await {
                 Ok(accepted) => inbound_connection(accepted, inbound, stop, &plane.telemetry).await,

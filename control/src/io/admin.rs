@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hanse_federation::policy::{PeerAuthentication, PolicyDuration, PolicySpec};
 use hanse_identity::NodeName;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
@@ -253,6 +254,28 @@ impl Reading {
     pub fn silent<'n>(&mut self, nodes: impl IntoIterator<Item = &'n NodeName>) {
         for node in nodes {
             self.partial("E3102", format!("control node {node} did not answer"));
+        }
+    }
+
+    /// Ports that take plain text, and for how long: whoever looks at the cluster, its services or its policies is told.
+    pub fn permissive(&mut self) {
+        let now = now();
+        for document in self.state.view.policies.values() {
+            let PolicySpec::PeerAuthentication(spec) = &document.spec else { continue };
+            let services = spec.target_refs.iter().map(|target| target.service(document.name.namespace()));
+            let services = services.map(|service| service.to_string()).collect::<Vec<_>>().join(", ");
+            for port in &spec.ports {
+                let until = PeerAuthentication::closes(port, document.created);
+                if until <= now {
+                    continue;
+                }
+                let (port, left) = (port.port, PolicyDuration::new(until.left(now)));
+                let message = format!(
+                    "port {port} of {services} takes callers without an identity, in plain text, until {until} (for {left}): {}",
+                    document.key()
+                );
+                self.warnings.push(Warning { code: "E4142".to_owned(), message });
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use hanse_federation::Change;
 use hanse_federation::policy::authentication::KeySource;
-use hanse_federation::policy::{PolicyDocument, PolicyKey};
+use hanse_federation::policy::{PolicyDocument, PolicyKey, PolicySpec};
 use hanse_identity::jwt::user::JwkSet;
 use hanse_identity::name::MemberRole;
 use hanse_identity::{AuthorityCertificate, AuthorityState, Bundle, Crl, NodeName, SpiffeId, Timestamp};
@@ -32,6 +32,11 @@ impl State {
             let key = document.key();
             if !keys.insert(key.clone()) {
                 return Err(Refusal::Invalid(format!("{} {} is there twice", key.kind, key.name)));
+            }
+            if let PolicySpec::PeerAuthentication(spec) = &document.spec
+                && let Some((_, why)) = spec.trouble(now)
+            {
+                return Err(Refusal::Invalid(format!("{} {}: {why}", key.kind, key.name)));
             }
             let before = self.view.policies.get(&key);
             let goes_on =

@@ -23,7 +23,8 @@ pub use external::{Authorizer, DEFAULT_TIMEOUT, External};
 
 /// Who asks.
 pub struct Caller<'c> {
-    pub id: &'c SpiffeId,
+    /// `None`: it came in plain text, to a port that takes that for now, and nobody knows who it is.
+    pub id: Option<&'c SpiffeId>,
     /// Where its trust domain is at home; `None`: in no cluster that we know.
     pub cluster: Option<&'c ClusterName>,
     /// The end user, whose token was believed.
@@ -292,7 +293,9 @@ impl FromTest {
     }
 
     fn holds(&self, caller: &Caller<'_>, own: &ClusterName) -> bool {
-        let identity = self.identities.is_empty() || self.identities.iter().any(|id| id.matches(caller.id));
+        // Who has no identity matches no rule that asks for one.
+        let named = |id| self.identities.iter().any(|pattern| pattern.matches(id));
+        let identity = self.identities.is_empty() || caller.id.is_some_and(named);
         let cluster = match (self.clusters.is_empty(), self.identities.is_empty(), self.namespaces.is_empty())
         {
             (false, ..) => caller.cluster.is_some_and(|cluster| self.clusters.contains(cluster)),
@@ -301,7 +304,10 @@ impl FromTest {
             (true, ..) => true,
         };
         let namespace = self.namespaces.is_empty()
-            || namespace_of(caller.id).is_some_and(|name| self.namespaces.iter().any(|n| n.as_str() == name));
+            || caller
+                .id
+                .and_then(namespace_of)
+                .is_some_and(|name| self.namespaces.iter().any(|n| n.as_str() == name));
         identity && cluster && namespace
     }
 }

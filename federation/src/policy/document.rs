@@ -18,6 +18,7 @@ pub mod gateway;
 pub mod grpc;
 pub mod kind;
 pub mod limit;
+pub mod peer;
 pub mod retry;
 pub mod route;
 pub mod stream;
@@ -35,6 +36,7 @@ pub use gateway::Gateway;
 pub use grpc::GrpcRoute;
 pub use kind::PolicyKind;
 pub use limit::RateLimit;
+pub use peer::PeerAuthentication;
 pub use route::{
     BackendRef, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, MAX_WEIGHT, PathMatch, PathMatchKind,
     RouteMatch, RouteRule, RouteTimeouts,
@@ -95,6 +97,7 @@ pub enum PolicySpec {
     BackendTlsPolicy(BackendTlsPolicy),
     MeshConfig(MeshConfig),
     Gateway(Gateway),
+    PeerAuthentication(PeerAuthentication),
 }
 
 /// What a reference may point at.
@@ -173,6 +176,7 @@ impl PolicyDocument {
             PolicySpec::BackendTlsPolicy(_) => PolicyKind::BackendTlsPolicy,
             PolicySpec::MeshConfig(_) => PolicyKind::MeshConfig,
             PolicySpec::Gateway(_) => PolicyKind::Gateway,
+            PolicySpec::PeerAuthentication(_) => PolicyKind::PeerAuthentication,
         }
     }
 
@@ -184,6 +188,7 @@ impl PolicyDocument {
     pub fn ends(&self) -> Option<Timestamp> {
         match &self.spec {
             PolicySpec::FaultInjection(fault) => Some(self.created + fault.lasts.get()),
+            PolicySpec::PeerAuthentication(spec) => Some(spec.ends(self.created)),
             _ => None,
         }
     }
@@ -204,6 +209,7 @@ impl PolicyDocument {
             PolicySpec::BackendTlsPolicy(policy) => serde_json::to_value(policy),
             PolicySpec::MeshConfig(config) => serde_json::to_value(config),
             PolicySpec::Gateway(gateway) => serde_json::to_value(gateway),
+            PolicySpec::PeerAuthentication(spec) => serde_json::to_value(spec),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),

@@ -71,7 +71,8 @@ struct Slot {
 
 /// Who asks, and how: what the buckets are chosen by.
 pub struct Asker<'a> {
-    pub id: &'a SpiffeId,
+    /// `None`: nobody knows; all of these are one.
+    pub id: Option<&'a SpiffeId>,
     pub header: &'a EachValue<'a>,
 }
 
@@ -176,7 +177,7 @@ impl Limit {
     /// The hash is keyed anew in each process: who is in whose bucket cannot be chosen from outside.
     fn key(&self, keys: &RandomState, asker: &Asker<'_>) -> u64 {
         let hash = match &self.header {
-            None => keys.hash_one(asker.id.to_string()),
+            None => keys.hash_one(asker.id.map(ToString::to_string)),
             Some(name) => {
                 // Several values are one key together: a second one is no way to a fresh bucket of the first.
                 let mut all = Vec::new();

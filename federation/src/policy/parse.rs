@@ -78,6 +78,7 @@ fn document(node: &Node) -> Result<PolicyDocument, Vec<Problem>> {
             PolicyKind::BackendTlsPolicy => &schema::edge::BACKEND_TLS_POLICY,
             PolicyKind::MeshConfig => &schema::edge::MESH_CONFIG,
             PolicyKind::Gateway => &schema::gateway::GATEWAY,
+            PolicyKind::PeerAuthentication => &schema::peer::PEER_AUTHENTICATION,
         };
         schema::check(shape, spec, "spec", &mut problems);
     }
@@ -152,6 +153,7 @@ fn typed(kind: PolicyKind, spec: &Node) -> Result<PolicySpec, Problem> {
         PolicyKind::BackendTlsPolicy => serde_json::from_value(json).map(PolicySpec::BackendTlsPolicy),
         PolicyKind::MeshConfig => serde_json::from_value(json).map(PolicySpec::MeshConfig),
         PolicyKind::Gateway => serde_json::from_value(json).map(PolicySpec::Gateway),
+        PolicyKind::PeerAuthentication => serde_json::from_value(json).map(PolicySpec::PeerAuthentication),
     };
     read.map_err(|e| Problem {
         code: "E4005",

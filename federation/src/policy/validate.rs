@@ -22,6 +22,7 @@ mod fault;
 mod filters;
 mod gateway;
 mod limit;
+mod peer;
 mod stream;
 
 /// Most names that a message lists.
@@ -72,6 +73,7 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             }
             PolicySpec::BackendTlsPolicy(policy) => edge::check_tls(policy, namespace, &mut findings),
             PolicySpec::Gateway(gateway) => gateway::check(gateway, &mut findings),
+            PolicySpec::PeerAuthentication(policy) => peer::check(view, policy, namespace, &mut findings),
             PolicySpec::MeshConfig(_) => edge::check_config(view, documents, document, &mut findings),
             PolicySpec::RateLimit(policy) => limit::check(view, policy, namespace, &mut findings),
             PolicySpec::BackendPolicy(policy) => {
@@ -79,6 +81,19 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 check_policy(view, policy, namespace, &mut findings);
                 check_conflicts(view, documents, document, policy, &mut findings);
             }
+        }
+    }
+    diagnostics
+}
+
+/// What is wrong, or worth a warning, because of the time that it is: beside what `validate` says.
+pub fn in_time(file: &str, documents: &[(PolicyDocument, usize)], now: Timestamp) -> Vec<Diagnostic> {
+    let mut diagnostics = Vec::new();
+    let others = BTreeSet::new();
+    for (document, line) in documents {
+        let mut findings = Findings { file, line: *line, diagnostics: &mut diagnostics, others: &others };
+        if let PolicySpec::PeerAuthentication(policy) = &document.spec {
+            peer::check_time(policy, now, &mut findings);
         }
     }
     diagnostics

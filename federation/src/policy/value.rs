@@ -17,6 +17,8 @@ pub enum ValueError {
     Duration(String),
     #[error("{0:?} is not a percentage; write it like 70%")]
     Percent(String),
+    #[error("{0:?} is not a time like 2027-01-31T12:00:00Z")]
+    Moment(String),
     #[error("{0:?} is not a name: {1}")]
     Label(String, &'static str),
 }

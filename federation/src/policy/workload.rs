@@ -11,6 +11,7 @@ use hanse_identity::{
 use serde_json::{Value, json};
 
 use super::document::{Diagnostic, HANSE_API_VERSION, PolicyKind};
+use super::moment::Moment;
 use super::parse::{diagnostic, unreadable};
 use super::schema::{self, Field, Need, Problem, Shape};
 use super::tree::{self, Content, Node, Place};
@@ -126,43 +127,11 @@ fn address(text: &str) -> Result<(), String> {
 }
 
 fn time(text: &str) -> Result<(), String> {
-    instant(text).map(drop).ok_or_else(|| format!("{text:?} is not a time like 2027-01-31T12:00:00Z"))
+    text.parse::<Moment>().map(drop).map_err(|e| e.to_string())
 }
 
-/// RFC 3339, in UTC, with milliseconds or without.
 fn instant(text: &str) -> Option<Timestamp> {
-    let (date, rest) = text.strip_suffix('Z')?.split_once('T')?;
-    let (clock, fraction) = rest.split_once('.').unwrap_or((rest, "000"));
-    let number = |digits: &str, length: usize| -> Option<u64> {
-        let fits = digits.len() == length && digits.bytes().all(|b| b.is_ascii_digit());
-        fits.then(|| digits.parse().ok()).flatten()
-    };
-    let (year, month, day) = three(date, '-')?;
-    let (year, month, day) = (number(year, 4)?, number(month, 2)?, number(day, 2)?);
-    let (hour, minute, second) = three(clock, ':')?;
-    let (hour, minute, second) = (number(hour, 2)?, number(minute, 2)?, number(second, 2)?);
-    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let longest = match month {
-        2 => 28 + u64::from(leap),
-        4 | 6 | 9 | 11 => 30,
-        1..=12 => 31,
-        _ => return None,
-    };
-    if year < 1970 || day == 0 || day > longest || hour > 23 || minute > 59 || second > 59 {
-        return None;
-    }
-    // Days before the first of March of that year, counted from the year 0; March first puts the leap day last.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
-    // 719 468 of them lie before 1970.
-    let seconds = (days - 719_468) * 86_400 + hour * 3600 + minute * 60 + second;
-    Some(Timestamp::from_seconds(seconds) + Duration::from_millis(number(fraction, 3)?))
-}
-
-fn three(text: &str, between: char) -> Option<(&str, &str, &str)> {
-    let (one, rest) = text.split_once(between)?;
-    let (two, three) = rest.split_once(between)?;
-    Some((one, two, three))
+    text.parse::<Moment>().ok().map(Moment::get)
 }
 
 /// Reads every document of a file, one registration per agent that it names. All diagnostics, not only the first.

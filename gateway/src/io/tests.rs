@@ -321,9 +321,10 @@ impl Tunnel {
 
 async fn echoes(stream: &mut TokioIo<Upgraded>) {
     let mut heard = [0; 5];
-    stream.write_all(b"hello").await.unwrap();
+    // As TLS begins.
+    stream.write_all(b"\x16ello").await.unwrap();
     tokio::time::timeout(SOON, stream.read_exact(&mut heard)).await.expect("an echo").unwrap();
-    assert_eq!(&heard, b"hello");
+    assert_eq!(&heard, b"\x16ello");
 }
 
 async fn is_cut(stream: &mut TokioIo<Upgraded>) {
@@ -386,6 +387,19 @@ fn a_revocation_cuts_the_connection_and_every_stream_on_it() {
         // A hold that is lifted lets it in again.
         world.put_in_force(|view| drop(view.revocations.remove(&revocation.id))).await;
         let mut tunnel = world.tunnel().await.unwrap();
+        echoes(&mut tunnel.connect(REVIEWS).await.unwrap()).await;
+    });
+}
+
+/// A port that takes plain text takes it from its own network: who comes from another cluster has to say who he is.
+#[test]
+fn plain_text_comes_out_of_no_tunnel() {
+    run(async {
+        let world = World::open(16, 0).await;
+        let mut tunnel = world.tunnel().await.unwrap();
+        let mut stream = tunnel.connect(REVIEWS).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: reviews.shop\r\n\r\n").await.unwrap();
+        is_cut(&mut stream).await;
         echoes(&mut tunnel.connect(REVIEWS).await.unwrap()).await;
     });
 }

@@ -33,6 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::relay::relay;
+use super::tls_only::TlsOnly;
 use super::{ACCEPT_PAUSE, CONNECT_TIMEOUT, ENDPOINTS_TRIED, Gateway};
 use crate::limit::Permit;
 use crate::route::{Admitted, Denied, admit};
@@ -221,7 +222,7 @@ async fn answer(
                 gateway.plane.telemetry.refused("not-exported");
                 tracing::info!(caller = %caller.id(), service = %opened.service, "stream cut, no longer exported");
             }
-            copied = relay(TokioIo::new(upgraded), opened.target, counted) => {
+            copied = relay(TlsOnly::new(TokioIo::new(upgraded)), opened.target, counted) => {
                 if let Err(error) = copied {
                     tracing::debug!(%error, "stream ended");
                 }

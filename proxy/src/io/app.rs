@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hanse_federation::policy::access::AccessTable;
 use hanse_federation::policy::body::BodyLimits;
+use hanse_federation::policy::permissive::PermissivePorts;
 use hanse_federation::{Revision, View};
 use hanse_identity::{RevocationId, ServiceName, SpiffeId, VerifiedCaller};
 use http::uri::PathAndQuery;
@@ -40,6 +41,7 @@ use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
 
 mod authorize;
+pub mod plain;
 mod standing;
 mod streams;
 
@@ -62,12 +64,15 @@ pub struct Inbound {
     access: RefCell<(Revision, Rc<AccessTable>)>,
     /// What bodies may be, at that revision.
     bodies: Cell<(Revision, BodyLimits)>,
+    /// Ports that take plain text, at that revision.
+    permissive: RefCell<(Revision, Rc<PermissivePorts>)>,
 }
 
 /// One connection's caller, as its requests are told of it.
 pub struct Caller {
-    verified: VerifiedCaller,
-    client_cert: HeaderValue,
+    /// `None`: it came in plain text, where that is let in.
+    verified: Option<VerifiedCaller>,
+    client_cert: Option<HeaderValue>,
     names: CallerNames,
 }
 
@@ -149,6 +154,7 @@ impl Inbound {
             authorizers,
             access,
             bodies: Cell::default(),
+            permissive: RefCell::default(),
         }
     }
 
@@ -157,7 +163,7 @@ impl Inbound {
         let client_cert = headers::client_cert(&own, hash, verified.id());
         let (source, destination) = (Text::of(verified.id()), Text::of(&own));
         let names = CallerNames { source, destination, clusters: RefCell::default() };
-        Caller { verified: verified.clone(), client_cert, names }
+        Caller { verified: Some(verified.clone()), client_cert: Some(client_cert), names }
     }
 
     /// Called every few seconds: closes connections to the app that nobody needs.
@@ -229,7 +235,7 @@ impl Inbound {
                     .map_err(Refused::Token)?;
             }
             let user = believed.as_ref().map(|user| &user.token);
-            admit(view, revoked, &self.services, access, &caller.verified, user, request)
+            admit(view, revoked, &self.services, access, caller.verified.as_ref(), user, request)
         })?;
         Ok((admitted, believed))
     }
@@ -283,7 +289,8 @@ impl Inbound {
         record: &mut Record,
     ) -> Result<(), Duration> {
         let Some(view) = self.plane.knowledge.view() else { return Ok(()) };
-        let taken = self.limits.take(&view, &self.plane.name, &self.services, caller.verified.id(), request);
+        let caller = caller.verified.as_ref().map(VerifiedCaller::id);
+        let taken = self.limits.take(&view, &self.plane.name, &self.services, caller, request);
         taken.map_err(|limited| {
             record.limited(&limited.name);
             limited.after
@@ -359,10 +366,10 @@ impl Caller {
     fn clusters(&self, view: &View) -> (Text, Text) {
         let mut clusters = self.names.clusters.borrow_mut();
         if clusters.0 != Some(view.revision) {
-            let from = self.verified.id().trust_domain();
-            let source = match view.peer_of(from) {
+            let from = self.verified.as_ref().map(|caller| caller.id().trust_domain());
+            let source = match from.and_then(|from| view.peer_of(from)) {
                 Some(peer) => Text::of(&peer.record.cluster),
-                None if *from == view.trust_domain => Text::of(&view.cluster),
+                None if from == Some(&view.trust_domain) => Text::of(&view.cluster),
                 None => Text::default(),
             };
             *clusters = (Some(view.revision), source, Text::of(&view.cluster));
@@ -527,7 +534,9 @@ fn prepare(
         // Unless told so, hyper sends a GET without its body.
         parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    parts.headers.insert(headers::CLIENT_CERT, caller.client_cert.clone());
+    if let Some(client_cert) = &caller.client_cert {
+        parts.headers.insert(headers::CLIENT_CERT, client_cert.clone());
+    }
     Ok(Request::from_parts(parts, RequestBody::new(body, record.received.clone())))
 }
 

@@ -130,7 +130,16 @@ impl Authorizers {
                 Ok(answer) => return Ok(answer.into_inner()),
                 // A connection that had been closed meanwhile: to ask twice changes nothing.
                 Err(_) if !fresh && sender.is_closed() => {}
-                Err(status) => return Err(Silent::Status(status.code(), status.message().to_owned())),
+                Err(status) => {
+                    let why = status.message().to_owned();
+                    // Made here of what became of the connection, and not said by anybody.
+                    let is_ours = std::error::Error::source(&status).is_some();
+                    return Err(if is_ours {
+                        Silent::Unreachable(why)
+                    } else {
+                        Silent::Status(status.code(), why)
+                    });
+                }
             }
         }
     }
@@ -171,27 +180,18 @@ impl Authorizers {
 }
 
 impl Silent {
-    /// Whether nobody is there to answer. Neither what it says that cannot be used is that, nor a bound, ours or its own, which
-    /// whoever sends enough requests could reach.
+    /// Whether nobody is there to answer. Neither what it says that cannot be used is that, nor that it failed, which a request
+    /// may have brought about, nor a bound, ours or its own, which whoever sends enough requests could reach.
     pub fn is_absence(&self) -> bool {
-        use tonic::Code;
         let is_bound =
             |why: &str| [Reason::Overload, Reason::Overflow].iter().any(|bound| bound.as_str() == why);
         match self {
             Self::Busy | Self::Unusable(_) => false,
             Self::Timeout(_) | Self::Unreachable(_) => true,
             // What our own outbound side says in its place is a reason and nothing else.
-            Self::Status(Code::Unavailable, why) => !is_bound(why),
+            Self::Status(tonic::Code::Unavailable, why) => !is_bound(why),
             // Said by somebody who is there.
-            Self::Status(code, _) => !matches!(
-                code,
-                Code::PermissionDenied
-                    | Code::Unauthenticated
-                    | Code::ResourceExhausted
-                    | Code::InvalidArgument
-                    | Code::FailedPrecondition
-                    | Code::OutOfRange
-            ),
+            Self::Status(..) => false,
         }
     }
 }

@@ -31,7 +31,7 @@ impl Limits {
         view: &View,
         own: &EndpointId,
         services: &BTreeSet<ServiceName>,
-        caller: &SpiffeId,
+        caller: Option<&SpiffeId>,
         request: &Request<B>,
     ) -> Result<(), Limited> {
         let table = self.at(view, own, services);

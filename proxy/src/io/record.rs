@@ -137,8 +137,10 @@ impl Direction {
         }
     }
 
-    fn security_policy(self) -> &'static str {
+    fn security_policy(self, entry: &Entry) -> &'static str {
         match self {
+            // Only where a port takes plain text is there a caller without a name.
+            Self::Inbound if entry.source_spiffe.is_empty() => "none",
             Self::Inbound => "mutual_tls",
             Self::Outbound => "unknown",
         }
@@ -227,7 +229,7 @@ impl Reporter {
             reporter: direction.reporter(),
             request_protocol: "tcp",
             response_flags: entry.response_flags,
-            connection_security_policy: direction.security_policy(),
+            connection_security_policy: direction.security_policy(entry),
             source_cluster: entry.source_cluster.to_string(),
             source_principal: entry.source_spiffe.to_string(),
             destination_cluster: entry.destination_cluster.to_string(),
@@ -309,7 +311,7 @@ impl Reporter {
             request_protocol: "http",
             response_code: u32::from(entry.response_code),
             response_flags: entry.response_flags,
-            connection_security_policy: direction.security_policy(),
+            connection_security_policy: direction.security_policy(entry),
             source_cluster: entry.source_cluster.to_string(),
             source_principal: entry.source_spiffe.to_string(),
             destination_cluster: entry.destination_cluster.to_string(),

@@ -145,6 +145,16 @@ pub struct AuthorizationLabels {
     pub decision: &'static str,
 }
 
+/// What callers in plain text are counted by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PortLabels {
+    /// As they dialled it; only ports that a PeerAuthentication opens.
+    pub port: u32,
+}
+
+/// One open connection in plain text.
+pub struct OpenPlaintext(Gauge);
+
 /// `hanse_faults_injected_total`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FaultLabels {
@@ -204,6 +214,9 @@ pub struct Telemetry {
     pub revocations_age: Gauge,
     pub revocations_stale: Gauge,
     pub app_exposed: Gauge,
+    pub plaintext_connections: Family<PortLabels, Counter>,
+    pub plaintext_open: Family<PortLabels, Gauge>,
+    pub permissive_until: Family<PortLabels, Gauge>,
 }
 
 /// Series that one worker keeps handles of; above that, new ones go into the family's overflow series.
@@ -274,6 +287,9 @@ impl Default for Telemetry {
             revocations_age: Gauge::default(),
             revocations_stale: Gauge::default(),
             app_exposed: Gauge::default(),
+            plaintext_connections: Family::default(),
+            plaintext_open: Family::default(),
+            permissive_until: Family::default(),
         };
         new.register("hanse_refused", "Connections and requests refused, by reason", new.refused.clone());
         new.register(
@@ -345,6 +361,17 @@ impl Default for Telemetry {
             "1 where the app's port can be reached past the proxy",
             new.app_exposed.clone(),
         );
+        new.register(
+            "hanse_plaintext_connections",
+            "Connections without mutual TLS that a permissive port took",
+            new.plaintext_connections.clone(),
+        );
+        new.register("hanse_plaintext_connections_open", "Those that are open", new.plaintext_open.clone());
+        new.register(
+            "hanse_permissive_until_timestamp_seconds",
+            "When a port that takes plain text stops doing so; none where all are strict",
+            new.permissive_until.clone(),
+        );
         new
     }
 }
@@ -363,6 +390,15 @@ impl Telemetry {
         self.closed.get_or_create(&Closed { cause }).inc();
     }
 
+    /// Counts a connection in plain text for as long as what is given back lives.
+    pub fn plaintext(&self, port: u16) -> OpenPlaintext {
+        let labels = PortLabels { port: port.into() };
+        self.plaintext_connections.get_or_create(&labels).inc();
+        let open = self.plaintext_open.get_or_create(&labels).clone();
+        open.inc();
+        OpenPlaintext(open)
+    }
+
     /// How old what is known of revocations is.
     pub fn freshness(&self, freshness: &Freshness) {
         let age = freshness.age().map(|age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
@@ -378,6 +414,12 @@ impl Telemetry {
             tracing::error!("the metrics could not be written");
         }
         text
+    }
+}
+
+impl Drop for OpenPlaintext {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

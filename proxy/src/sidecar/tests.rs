@@ -14,6 +14,7 @@ mod ingress;
 mod limits;
 mod live;
 mod outside;
+mod plaintext;
 mod readers;
 mod replaced;
 mod routing;

@@ -33,6 +33,7 @@ pub async fn list(call: Call, _: ClusterListRequest) -> Result<Listing<ClusterIt
     let gathered = gather(&call.context, &Query::PeerLinks).await;
     let mut reading = call.read().await;
     reading.silent(&gathered.silent);
+    reading.permissive();
     let mut reports: BTreeMap<ClusterName, Vec<PeerLinkReport>> = BTreeMap::new();
     for (_, part) in gathered.parts {
         if let Part::PeerLinks(links) = part {

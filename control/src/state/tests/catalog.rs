@@ -3,7 +3,9 @@
 use super::*;
 use hanse_federation::policy::document::authentication::{JwtRule, RequestAuthentication};
 use hanse_federation::policy::document::fault::FaultDelay;
-use hanse_federation::policy::{FaultInjection, PolicyDuration};
+use hanse_federation::policy::document::peer::{PeerMode, PortMode};
+use hanse_federation::policy::moment::Moment;
+use hanse_federation::policy::{FaultInjection, PeerAuthentication, PolicyDuration};
 
 #[test]
 fn a_service_has_the_identities_of_its_registrations() {
@@ -249,4 +251,34 @@ fn more_sources_of_keys_than_are_fetched_are_refused_when_they_are_named() {
     });
     log.done(apply(&[from("shop/a", 1..89), from("shop/e", 200..201)]));
     log.limit(apply(&[from("shop/e", 200..220)]));
+}
+
+#[test]
+fn a_permissive_port_closes_by_itself_and_none_is_open_for_long() {
+    let mut log = Log::new();
+    let day = Duration::from_secs(24 * 3600);
+    let document = |until: Timestamp| {
+        let port = PortMode { port: 9080, mode: PeerMode::Permissive, until: Moment::new(until) };
+        policy(
+            "shop/moving",
+            PolicySpec::PeerAuthentication(PeerAuthentication { target_refs: Vec::new(), ports: vec![port] }),
+        )
+    };
+    let key = PolicyKey { kind: PolicyKind::PeerAuthentication, name: service("shop/moving") };
+    let began = log.now;
+    for until in [began, began + 91 * day] {
+        log.invalid(Command::PolicyApply { documents: vec![document(until)] });
+    }
+    let first = began + 30 * day;
+    log.done(Command::PolicyApply { documents: vec![document(first)] });
+    log.now = began + 20 * day;
+    log.already(Command::PolicyApply { documents: vec![document(first)] });
+    log.done(Command::PolicyApply { documents: vec![document(began + 100 * day)] });
+    assert_eq!(log.state.view.policies[&key].ends(), Some(began + 100 * day), "said anew, with a later end");
+    assert_eq!(log.state.lapsed_policies(log.now), []);
+    log.now = began + 100 * day;
+    assert_eq!(log.state.lapsed_policies(log.now), std::slice::from_ref(&key));
+    log.done(Command::PolicyLapse { keys: vec![key.clone()] });
+    assert!(!log.state.view.policies.contains_key(&key));
+    log.invalid(Command::PolicyApply { documents: vec![document(first)] });
 }

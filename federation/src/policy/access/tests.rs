@@ -27,7 +27,7 @@ fn ask(table: &AccessTable, id: &str, method: &str, path: &str, headers: &[(&str
         headers.iter().filter(|(n, _)| *n == name).for_each(|(_, value)| tell(value));
     };
     let asked = Asked { method, path, header: &header };
-    let caller = Caller { id: &id, cluster: cluster.as_ref(), user: None };
+    let caller = Caller { id: Some(&id), cluster: cluster.as_ref(), user: None };
     match table.decide(&caller, &"west".parse().unwrap(), &asked) {
         Ok(granted) => match (granted.audited.is_empty(), granted.by.is_empty()) {
             (true, true) => "free".to_owned(),
@@ -323,7 +323,7 @@ fn paths_that_are_read_in_two_ways_are_refused_where_paths_count_and_only_there(
 fn ports_are_of_connections_and_doubt_keeps_requests_out() {
     let unread = |table: &AccessTable, port: u16| {
         let id: SpiffeId = WEB.parse().unwrap();
-        let caller = Caller { id: &id, cluster: Some(&"west".parse().unwrap()), user: None };
+        let caller = Caller { id: Some(&id), cluster: Some(&"west".parse().unwrap()), user: None };
         table.decide_stream(&caller, &"west".parse().unwrap(), port).is_ok()
     };
     let rules = "[{ to: { ports: [6379, 6380] } }]";
@@ -348,7 +348,7 @@ fn an_authorizer_is_asked_once_beside_the_policies_and_about_no_stream() {
         ("Deny", "[{ from: { identities: ['spiffe://*/ns/*/sa/bot'] } }]"),
     ]);
     let (id, own): (SpiffeId, ClusterName) = (WEB.parse().unwrap(), "west".parse().unwrap());
-    let caller = Caller { id: &id, cluster: Some(&own), user: None };
+    let caller = Caller { id: Some(&id), cluster: Some(&own), user: None };
     let asked = |method: &str| {
         let asked = Asked { method, path: "/", header: &|_, _| {} };
         table.decide(&caller, &own, &asked).unwrap().external

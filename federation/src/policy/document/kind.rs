@@ -27,10 +27,11 @@ pub enum PolicyKind {
     BackendTlsPolicy,
     MeshConfig,
     Gateway,
+    PeerAuthentication,
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 13] = [
+    pub const ALL: [PolicyKind; 14] = [
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
@@ -44,6 +45,7 @@ impl PolicyKind {
         Self::BackendTlsPolicy,
         Self::MeshConfig,
         Self::Gateway,
+        Self::PeerAuthentication,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -61,6 +63,7 @@ impl PolicyKind {
             Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::MeshConfig => "MeshConfig",
             Self::Gateway => "Gateway",
+            Self::PeerAuthentication => "PeerAuthentication",
         }
     }
 

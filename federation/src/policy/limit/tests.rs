@@ -34,7 +34,7 @@ fn ask(table: &LimitTable, account: &str, tenant: &str, now: Duration) -> Result
             tell(tenant.as_bytes());
         }
     };
-    table.take(&Asker { id: &id, header: &header }, now).map_err(|l| (l.name.to_string(), l.after))
+    table.take(&Asker { id: Some(&id), header: &header }, now).map_err(|l| (l.name.to_string(), l.after))
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub static ACCESS_POLICY: Shape = Shape::Object(&[
 ]);
 
 /// The cluster of the service decides who may call it, so an import is none of its targets.
-static ACCESS_TARGET: Shape = Shape::Object(&[
+pub(super) static ACCESS_TARGET: Shape = Shape::Object(&[
     optional("group", &GROUP),
     required("kind", &Shape::OneOf(&["Service"])),
     required("name", &LABEL),

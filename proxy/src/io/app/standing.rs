@@ -45,7 +45,7 @@ impl Standing {
     fn is_good(&self) -> bool {
         let known = self.inbound.plane.knowledge.now();
         let Some(view) = known.view.as_deref() else { return true };
-        let (access, caller) = (self.inbound.access(view), &self.caller.verified);
+        let (access, caller) = (self.inbound.access(view), self.caller.verified.as_ref());
         let admitted = match &self.asked {
             Asked::Request(head, user) => {
                 let user = user.as_ref().map(|user| &user.token);

@@ -44,6 +44,12 @@ impl Inbound {
         caller: Rc<Caller>,
         mut request: Request<Incoming>,
     ) -> InboundResponse {
+        if caller.verified.is_none() {
+            // Nobody's to ask for: what is not HTTP has a port of its own.
+            let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
+            record.entry.destination_spiffe = caller.names.destination.clone();
+            return mesh_answer(Reason::BadRequest, record);
+        }
         if request.extensions().get::<Protocol>().is_none() {
             return self.connect_tcp(caller, request).await;
         }
@@ -60,7 +66,11 @@ impl Inbound {
                     let standing = Standing::new(&self, &caller, Asked::Request(head(&request), user));
                     let edits = match self.authorize(&admitted, &caller, &mut request, &mut record).await {
                         Ok(edits) => edits,
-                        Err(stopped) => return stopped.answer(record),
+                        Err(stopped) => {
+                            let mut response = stopped.answer(record);
+                            stand_in(&mut response);
+                            return response;
+                        }
                     };
                     let upgraded = self.upgrade(wanted, &caller, request, &mut record).await;
                     upgraded.map(|(mut response, ends)| {
@@ -113,11 +123,7 @@ impl Inbound {
             // To something that nobody asked for.
             Some(_) => Err(Reason::AppReset),
             None => {
-                if response.status().is_success() {
-                    let status = HeaderValue::from_str(response.status().as_str());
-                    response.headers_mut().insert(STATUS, status.expect("three digits are a value"));
-                    *response.status_mut() = NOT_UPGRADED;
-                }
+                stand_in(&mut response);
                 Ok((response, None))
             }
         }
@@ -131,6 +137,7 @@ impl Inbound {
     ) -> InboundResponse {
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         record.entry.protocol = TCP;
+        record.entry.source_spiffe = caller.names.source.clone();
         let opened = match self.streams.place() {
             Some(place) => self.open_tcp(&caller, &request, &mut record).await.map(|opened| (place, opened)),
             None => Err(Reason::Overload),
@@ -170,7 +177,7 @@ impl Inbound {
         let text = self.service_texts.get(service).cloned().unwrap_or_default();
         let port = authority.port_u16().ok_or(Reason::BadRequest)?;
         self.admit_by(caller, text, record, |view, revoked, access| {
-            admit_stream(view, revoked, service, port, access, &caller.verified)
+            admit_stream(view, revoked, service, port, access, caller.verified.as_ref())
         })?;
         // Only what was declared: a port that is HTTP has policies that look at requests.
         let app = connect_app(*self.tcp_ports.get(&port).ok_or(Reason::NothingServed)?).await?;
@@ -196,6 +203,15 @@ impl Inbound {
             }
         });
         response.map(|_| ResponseBody::none())
+    }
+}
+
+/// Has an answer that opens no stream not be taken for one that does.
+fn stand_in<B>(response: &mut Response<B>) {
+    if response.status().is_success() {
+        let status = HeaderValue::from_str(response.status().as_str());
+        response.headers_mut().insert(STATUS, status.expect("three digits are a value"));
+        *response.status_mut() = NOT_UPGRADED;
     }
 }
 

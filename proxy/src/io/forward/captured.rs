@@ -206,8 +206,9 @@ async fn told(client: &TcpStream) -> Option<Spoken> {
     tokio::time::timeout(SPEAKS_WITHIN, looked).await.unwrap_or(Some(Spoken::Tcp))
 }
 
+/// Where the client was going before the kernel turned it to us; its own local address if it did not.
 #[cfg(target_os = "linux")]
-fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
+pub fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
     let socket = SockRef::from(client);
     let original = match client.local_addr()? {
         SocketAddr::V4(_) => socket.original_dst_v4()?,
@@ -217,6 +218,6 @@ fn original_destination(client: &TcpStream) -> io::Result<SocketAddr> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn original_destination(_: &TcpStream) -> io::Result<SocketAddr> {
+pub fn original_destination(_: &TcpStream) -> io::Result<SocketAddr> {
     Err(io::Error::from(io::ErrorKind::Unsupported))
 }

@@ -64,7 +64,8 @@ impl Authorization for Authorizer {
             "busy" => return Err(tonic::Status::resource_exhausted("busy")),
             "refuse" => return Err(tonic::Status::permission_denied("refuse")),
             _ => {
-                let status = Some(HttpStatus { code: 401 });
+                // A number is the status to deny with.
+                let status = Some(HttpStatus { code: verdict.parse().unwrap_or(401) });
                 let headers = vec![option("www-authenticate", "Basic realm=\"shop\"")];
                 let body = "who are you?".to_owned();
                 (16, HttpResponse::DeniedResponse(DeniedHttpResponse { status, headers, body }))
@@ -182,6 +183,11 @@ fn the_example_asks_an_authorizer_of_the_mesh_about_writes() {
         // Nobody's word makes another caller of this one.
         let answer = ask(&shop, "POST", &[("x-verdict", "forge")]).await;
         assert_eq!((answer.status.as_u16(), answer.header("x-hanse-reason")), (403, "authorizer-silent"));
+        // A no that looks like a failure is neither tried again elsewhere nor held against the endpoint.
+        let before = running.asked();
+        let answer = ask(&shop, "POST", &[("x-verdict", "503")]).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-hanse-reason")), (403, "denied-externally"));
+        assert_eq!(running.asked(), before + 1);
         // A path that the authorizer could read otherwise than the app is nobody's to decide about.
         let twice = Request::post("/a/%2e%2e/b").header("host", "reviews.shop").header("x-verdict", "yes");
         let answer = shop.product.request(twice.body(Full::default()).unwrap()).await;
@@ -244,9 +250,8 @@ fn without_an_answer_nothing_goes_on_unless_the_policy_says_so() {
         let again = Running::start().await;
         shop.apply(&at(again.address, ", failOpen: true"));
         assert_eq!(ask(&shop, "GET", &[("x-verdict", "forge")]).await.status, StatusCode::FORBIDDEN);
-        assert_eq!(ask(&shop, "GET", &[("x-verdict", "broken")]).await.status, StatusCode::OK);
-        // Nor is one that says no in words of gRPC, or that it is asked too much: whoever asks enough could bring that about.
-        for verdict in ["busy", "refuse"] {
+        // Nor is one that says no in words of gRPC, that it failed, or that it is asked too much: a request could bring that about.
+        for verdict in ["broken", "busy", "refuse"] {
             let answer = ask(&shop, "GET", &[("x-verdict", verdict)]).await;
             assert_eq!(answer.status, StatusCode::FORBIDDEN, "{verdict}");
         }
@@ -271,5 +276,11 @@ fn an_upgrade_is_asked_about_too() {
         let head = upgrade::read_head(&mut stream).await.unwrap();
         assert!(head.starts_with("HTTP/1.1 401 "), "{head}");
         assert_eq!(running.asked(), before + 1);
+        // A no that is called 200 opens nothing.
+        let mut stream = TcpStream::connect(shop.product.outbound).await.unwrap();
+        let ask = ask.replace("Host", "X-Verdict: 200\r\nHost");
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let head = upgrade::read_head(&mut stream).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     });
 }

@@ -14,14 +14,14 @@ use crate::staleness::Staleness;
 const PORT: u16 = 6379;
 
 /// A server that greets with its name, gives back what it gets, and when that has ended says goodbye.
-struct Server {
-    address: SocketAddr,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
     taken: Rc<Cell<usize>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
-    async fn start(name: &'static str) -> Self {
+    pub(super) async fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let taken = Rc::new(Cell::new(0));
@@ -94,7 +94,7 @@ fn sidecar(
     Sidecar::start_streaming(Some(svid), services, app, Staleness::default(), ports, upstreams)
 }
 
-async fn heard(stream: &mut TcpStream, expected: &str) {
+pub(super) async fn heard(stream: &mut TcpStream, expected: &str) {
     let mut bytes = vec![0; expected.len()];
     let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut bytes)).await;
     read.expect("in time").unwrap();
@@ -102,7 +102,7 @@ async fn heard(stream: &mut TcpStream, expected: &str) {
 }
 
 /// Whether the connection was reset, and not ended.
-async fn is_reset(stream: &mut TcpStream) -> bool {
+pub(super) async fn is_reset(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
     assert!(rest.is_empty(), "{rest:?}");

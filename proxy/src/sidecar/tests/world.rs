@@ -283,7 +283,13 @@ impl Sidecar {
             plane: Arc::clone(&plane),
             services: Arc::new(services),
             app,
-            tcp_ports: Arc::new(ports.iter().copied().collect()),
+            tcp_ports: Arc::new(
+                // 0 is the inbound port, which is not known before.
+                ports
+                    .iter()
+                    .map(|(port, app)| (if *port == 0 { inbound_address.port() } else { *port }, *app))
+                    .collect(),
+            ),
             access_log: Some(access_log),
             limits: Arc::default(),
             workers: 1,

@@ -1,0 +1,200 @@
+//! Callers in plain text through real sidecars: the example of PeerAuthentication, who they are to policies, and their end.
+
+use hanse_federation::Change;
+use hanse_federation::policy::{PolicyDocument, PolicyKey, PolicyKind, in_time, parse, validate};
+use hanse_identity::Timestamp;
+
+use super::*;
+use crate::runtime::now;
+use crate::staleness::Staleness;
+
+/// The example's document for that port and end, as if it had been applied now.
+fn example(view: &View, service: &str, port: u16, until: Timestamp) -> Change {
+    let path = format!("{}/../deploy/examples/peer-authentication.yaml", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let text = text.replace("name: reviews }", &format!("name: {service} }}"));
+    let text = text.replace("9080", &port.to_string()).replace("2027-01-31T00:00:00Z", &until.to_string());
+    let documents = parse("test", &text).unwrap();
+    assert!(validate(view, "test", &documents).is_empty());
+    let told: Vec<_> = in_time("test", &documents, now()).into_iter().map(|d| d.code).collect();
+    assert_eq!(told, ["E4142"], "it is told of");
+    let (document, _) = documents.into_iter().next().unwrap();
+    Change::PolicyPut(Box::new(PolicyDocument { created: now(), ..document }))
+}
+
+fn open(shop: &mut Shop, lasts: Duration) {
+    let change = example(&shop.view, "reviews", shop.reviews.inbound.port(), now() + lasts);
+    shop.change(|view| view.apply(&change));
+}
+
+/// Asks the inbound port as a program does that knows of no mesh; `None`: it got no answer.
+async fn plainly(shop: &Shop, request: Request<Full<Bytes>>) -> Option<Answer> {
+    let mut sender = http1(TcpStream::connect(shop.reviews.inbound).await.unwrap()).await;
+    Some(Answer::of(sender.send_request(request).await.ok()?).await)
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn the_example_lets_callers_without_identity_in_and_tells_of_them() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let asked = || {
+            let mut request = get(REVIEWS);
+            for name in ["x-forwarded-client-cert", "X_Forwarded_Client_Cert", "x-hanse-cluster"] {
+                let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+                request
+                    .headers_mut()
+                    .append(name, "URI=spiffe://east.example/ns/shop/sa/admin".parse().unwrap());
+            }
+            request
+        };
+        assert!(plainly(&shop, asked()).await.is_none(), "strict is what it is without a word");
+        open(&mut shop, HOUR);
+        let answer = plainly(&shop, asked()).await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        let seen = answer.seen();
+        let named: Vec<_> = seen["headers"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|name| crate::headers::is_reserved(name))
+            .collect();
+        assert!(named.is_empty(), "nobody's word tells the app who calls: {named:?}");
+        let logged = shop.reviews.logged().await;
+        assert_eq!((logged.response_code, logged.source_spiffe.as_str()), (200, ""));
+        assert_eq!((logged.source_cluster.as_str(), logged.destination_cluster.as_str()), ("", "east"));
+
+        // HTTP/2 too, and who has an identity still has one.
+        let mut sender = http2(TcpStream::connect(shop.reviews.inbound).await.unwrap()).await;
+        let request = Request::get("http://reviews.shop/h2").body(Full::default()).unwrap();
+        assert_eq!(Answer::of(sender.send_request(request).await.unwrap()).await.seen()["uri"], "/h2");
+        let answer = shop.product.get(REVIEWS).await;
+        assert!(
+            answer.seen()["headers"]["x-forwarded-client-cert"].as_str().unwrap().contains("productpage")
+        );
+        let metrics = shop.reviews.plane.telemetry.to_text();
+        let port = shop.reviews.inbound.port();
+        assert!(
+            metrics.contains(&format!("hanse_plaintext_connections_total{{port=\"{port}\"}} 2")),
+            "{metrics}"
+        );
+        for policy in ["none", "mutual_tls"] {
+            assert!(
+                metrics.contains(&format!("connection_security_policy=\"{policy}\"")),
+                "{policy}: {metrics}"
+            );
+        }
+        // What is no request is not carried.
+        let mut client = TcpStream::connect(shop.reviews.inbound).await.unwrap();
+        client
+            .write_all(b"CONNECT reviews.shop:6379 HTTP/1.1\r\nhost: reviews.shop:6379\r\n\r\n")
+            .await
+            .unwrap();
+        let mut head = [0; 12];
+        client.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 400");
+    });
+}
+
+#[test]
+fn nobody_is_meant_by_a_rule_that_asks_for_an_identity() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        open(&mut shop, HOUR);
+        for (action, rule, expected) in [
+            ("Allow", "{ from: { identities: [\"spiffe://**\"] } }", 403),
+            ("Allow", "{ from: { namespaces: [shop] } }", 403),
+            ("Allow", "{ from: { clusters: [east] } }", 403),
+            ("Allow", "{ to: { methods: [GET] } }", 200),
+            ("Allow", "{ to: { methods: [POST] } }", 403),
+            ("Deny", "{ from: { identities: [\"spiffe://east.example/ns/shop/sa/bot\"] } }", 200),
+            ("Deny", "{ to: { methods: [GET] } }", 403),
+        ] {
+            let rule = rule.replace("spiffe://**", "spiffe://east.example/**");
+            access::apply(&mut shop, &access::policy("who", action, &format!("[{rule}]")));
+            let answer = plainly(&shop, get(REVIEWS)).await.unwrap();
+            assert_eq!(answer.status.as_u16(), expected, "{action} {rule}");
+        }
+    });
+}
+
+#[test]
+fn a_port_closes_by_the_clock_and_by_the_view_and_cuts_who_is_there() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let held = async |shop: &Shop| {
+            let mut client = TcpStream::connect(shop.reviews.inbound).await.unwrap();
+            client.write_all(b"GET /forever HTTP/1.1\r\nhost: reviews.shop\r\n\r\n").await.unwrap();
+            let mut head = [0; 12];
+            client.read_exact(&mut head).await.unwrap();
+            assert_eq!(&head, b"HTTP/1.1 200");
+            client
+        };
+        let ended = async |mut client: TcpStream| {
+            let mut rest = Vec::new();
+            let read = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut rest)).await;
+            let _ = read.expect("it is cut");
+            assert!(!rest.ends_with(b"0\r\n\r\n"), "and not taken for complete");
+        };
+        // Nobody takes it away: the proxy's clock does.
+        open(&mut shop, Duration::from_millis(900));
+        ended(held(&shop).await).await;
+        assert!(plainly(&shop, get(REVIEWS)).await.is_none());
+
+        open(&mut shop, HOUR);
+        let client = held(&shop).await;
+        let key =
+            PolicyKey { kind: PolicyKind::PeerAuthentication, name: "shop/reviews-moving".parse().unwrap() };
+        shop.change(|view| view.apply(&Change::PolicyGone(key)));
+        ended(client).await;
+        assert!(plainly(&shop, get(REVIEWS)).await.is_none());
+        let metrics = shop.reviews.plane.telemetry.to_text();
+        let port = shop.reviews.inbound.port();
+        assert!(
+            metrics.contains(&format!("hanse_plaintext_connections_open{{port=\"{port}\"}} 0")),
+            "{metrics}"
+        );
+        assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard_by_a_plain_caller() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let server = tcp::Server::start("hello").await;
+        let redis = Sidecar::start_streaming(
+            Some(&east.workload("redis")),
+            &["shop/redis"],
+            None,
+            Staleness::default(),
+            &[(0, server.address)],
+            &[],
+        );
+        let mut view = view(&[&east]);
+        add_service(&mut view, "shop/redis", &[east.id("redis")], None);
+        let port = redis.inbound.port();
+        view.apply(&example(&view, "redis", port, now() + HOUR));
+        redis.publish(&view);
+        let mut client = TcpStream::connect(redis.inbound).await.unwrap();
+        tcp::heard(&mut client, "hello").await;
+        client.write_all(b"PING").await.unwrap();
+        tcp::heard(&mut client, "PING").await;
+        // Who speaks at once is not kept waiting either, and a Deny cuts both.
+        let started = std::time::Instant::now();
+        let mut other = TcpStream::connect(redis.inbound).await.unwrap();
+        other.write_all(b"PING").await.unwrap();
+        tcp::heard(&mut other, "helloPING").await;
+        assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+        let deny = access::policy("closed", "Deny", &format!("[{{ to: {{ ports: [{port}] }} }}]"));
+        let (document, _) =
+            parse("test", &deny.replace("name: reviews }", "name: redis }")).unwrap().remove(0);
+        view.apply(&Change::PolicyPut(Box::new(document)));
+        view.revision.0 += 1;
+        redis.publish(&view);
+        for client in [&mut client, &mut other] {
+            assert!(tcp::is_reset(client).await);
+        }
+    });
+}
