@@ -11,6 +11,7 @@ use hanse_identity::jwt::user::UserToken;
 use hanse_identity::{ClusterName, ServiceName, SpiffeId};
 
 use super::authentication::texts;
+use super::condition::{About, Condition};
 use super::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessRule, AccessTo, ClaimMatch};
 use super::document::{HeaderMatch, HttpMethod, PolicySpec};
 use super::matching::{PathTest, ValueTest};
@@ -101,6 +102,7 @@ struct Rule {
     from: FromTest,
     to: ToTest,
     user: UserTest,
+    condition: Option<Condition>,
 }
 
 #[derive(Debug, Default)]
@@ -174,6 +176,8 @@ impl AccessTable {
         for (index, rule) in policy.rules.iter().enumerate() {
             let compiled = Rule::compile(rule, index, name);
             self.paths |= rule.to.as_ref().is_some_and(|to| !to.paths.is_empty());
+            let condition = compiled.as_ref().and_then(|rule| rule.condition.as_ref());
+            self.paths |= condition.is_some_and(Condition::reads_path);
             match (policy.action, compiled) {
                 (AccessAction::Allow, Some(rule)) => self.allow.push(rule),
                 (AccessAction::Deny, Some(rule)) => self.deny.push(rule),
@@ -208,7 +212,10 @@ impl AccessTable {
             plain_path(asked.path).map_err(Denied::Path)?;
         }
         self.decide_by(|rule, doubt| {
-            rule.from.holds(caller, own) && rule.to.holds(asked, doubt) && rule.user.holds(caller.user, doubt)
+            rule.from.holds(caller, own)
+                && rule.to.holds(asked, doubt)
+                && rule.user.holds(caller.user, doubt)
+                && rule.met(&About { caller, asked: Some(asked) }, doubt)
         })
     }
 
@@ -224,6 +231,7 @@ impl AccessTable {
             rule.from.holds(caller, own)
                 && rule.to.holds_unread(port, doubt)
                 && (rule.user.is_everything() || doubt == Doubt::Matches)
+                && rule.met(&About { caller, asked: None }, doubt)
         })?;
         match granted.external.first() {
             Some(external) => Err(Denied::By(Arc::clone(&external.policy))),
@@ -263,7 +271,15 @@ impl Rule {
             principals: rule.from.as_ref().map(|from| from.request_principals.clone()).unwrap_or_default(),
             claims: rule.when.as_ref().map(|when| when.claims.clone()).unwrap_or_default(),
         };
-        Some(Self { name: named(rule, index, policy), from, to, user })
+        let condition = rule.when.as_ref().and_then(|when| when.expression.as_ref());
+        let condition = condition.map(|text| Condition::compile(text)).transpose().ok()?;
+        Some(Self { name: named(rule, index, policy), from, to, user, condition })
+    }
+
+    /// Whether the condition holds; what it asks for and is not there is taken as doubt is.
+    fn met(&self, about: &About<'_>, doubt: Doubt) -> bool {
+        let Some(condition) = &self.condition else { return true };
+        condition.holds(about).unwrap_or(doubt == Doubt::Matches)
     }
 
     fn everything(rule: &AccessRule, index: usize, policy: &ServiceName) -> Self {
@@ -272,6 +288,7 @@ impl Rule {
             from: FromTest::default(),
             to: ToTest::default(),
             user: UserTest::default(),
+            condition: None,
         }
     }
 }
@@ -352,7 +369,7 @@ fn is_text(claim: &serde_json::Value) -> bool {
 }
 
 /// The namespace of a workload's ID, `/ns/<namespace>/sa/<account>`.
-fn namespace_of(id: &SpiffeId) -> Option<&str> {
+pub(super) fn namespace_of(id: &SpiffeId) -> Option<&str> {
     let (namespace, rest) = id.path().strip_prefix("/ns/")?.split_once('/')?;
     rest.strip_prefix("sa/").filter(|account| !account.is_empty() && !account.contains('/'))?;
     Some(namespace)

@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(code(&endless), ["E4004"]);
         let global =
             endless.replace("ports: [{ port: 9080, mode: Permissive }]", "mtls: { mode: PERMISSIVE }");
-        assert_eq!(code(&global), ["E4125", "E4004"]);
+        assert_eq!(code(&global), ["E4004", "E4125"]);
         assert_eq!(code(&endless.replace("Permissive", "Disable")), ["E4004", "E4005"]);
     }
 }

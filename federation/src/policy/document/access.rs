@@ -72,12 +72,16 @@ pub struct AccessRule {
     pub when: Option<AccessWhen>,
 }
 
-/// What the end user's token has to say, as a RequestAuthentication has it believed; without one nothing holds.
+/// What has to hold beside, all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessWhen {
-    /// All of them.
+    /// What the end user's token has to say, as a RequestAuthentication has it believed; without one nothing holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<ClaimMatch>,
+    /// A condition in CEL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expression: Option<String>,
 }
 
 /// One of the claim's values is one of these; `*`: it has one.

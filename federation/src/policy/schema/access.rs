@@ -73,8 +73,10 @@ static ACCESS_RULE: Shape = Shape::Object(&[
     optional("when", &ACCESS_WHEN),
 ]);
 
-static ACCESS_WHEN: Shape =
-    Shape::Object(&[required("claims", &Shape::List { of: &ACCESS_CLAIM, at_least: 1, at_most: 16 })]);
+static ACCESS_WHEN: Shape = Shape::Object(&[
+    optional("claims", &Shape::List { of: &ACCESS_CLAIM, at_least: 1, at_most: 16 }),
+    optional("expression", &ANY_TEXT),
+]);
 
 static ACCESS_CLAIM: Shape = Shape::Object(&[
     required("name", &ANY_TEXT),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::alone::{check_group, check_path, check_pattern, check_targets};
 use super::{Findings, exporters, is_here, known_names};
 use crate::policy::access::{DEFAULT_TIMEOUT, IdPattern};
-use crate::policy::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessTo};
+use crate::policy::condition::Condition;
+use crate::policy::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessTo, AccessWhen};
 use crate::policy::document::{HeaderMatchKind, PathMatch, PolicyDocument, PolicySpec};
 use crate::policy::value::{PolicyDuration, near};
 use crate::view::View;
@@ -47,6 +48,9 @@ pub(super) fn check(view: &View, policy: &AccessPolicy, namespace: &str, finding
         }
         if let Some(to) = &rule.to {
             check_to(policy.action, to, &format!("{path}.to"), findings);
+        }
+        if let Some(when) = &rule.when {
+            check_when(policy.action, when, &format!("{path}.when"), findings);
         }
     }
 }
@@ -102,7 +106,11 @@ pub(super) fn check_tokens(
     findings: &mut Findings<'_>,
 ) {
     let wants = |rule: &crate::policy::document::access::AccessRule| {
-        rule.when.is_some() || rule.from.as_ref().is_some_and(|from| !from.request_principals.is_empty())
+        let of_claims = |when: &AccessWhen| {
+            !when.claims.is_empty() || when.expression.as_ref().is_some_and(|text| text.contains("claims"))
+        };
+        rule.when.as_ref().is_some_and(of_claims)
+            || rule.from.as_ref().is_some_and(|from| !from.request_principals.is_empty())
     };
     let Some(index) = policy.rules.iter().position(wants) else { return };
     let read = |service| {
@@ -144,6 +152,32 @@ fn check_from(view: &View, from: &AccessFrom, path: &str, findings: &mut Finding
             };
             findings.warning("E4111", format!("{path}.clusters[{index}]"), message, fix);
         }
+    }
+}
+
+fn check_when(action: AccessAction, when: &AccessWhen, path: &str, findings: &mut Findings<'_>) {
+    let Some(text) = &when.expression else {
+        if when.claims.is_empty() {
+            let fix = "add expression, claims, or both".to_owned();
+            findings.error("E4004", path.to_owned(), "when says nothing".to_owned(), fix);
+        }
+        return;
+    };
+    let path = format!("{path}.expression");
+    let condition = match Condition::compile(text) {
+        Ok(condition) => condition,
+        Err(wrong) => {
+            return findings.error("E4143", path, format!("the condition {wrong}"), wrong.fix);
+        }
+    };
+    let shuts = matches!(action, AccessAction::Deny | AccessAction::External);
+    if condition.reads_path() && shuts || condition.shuts_by_path() && action == AccessAction::Allow {
+        let message = "a path may open and not shut: whoever writes it in another way would pass".to_owned();
+        let fix = match action {
+            AccessAction::External => "leave it out: the authorizer is told the path, and decides",
+            _ => "write an Allow with the paths that may be called: ==, in, startsWith, matches",
+        };
+        findings.error("E4130", path, message, fix.to_owned());
     }
 }
 

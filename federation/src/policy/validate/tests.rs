@@ -510,3 +510,33 @@ fn an_external_authorizer_is_one_and_nobody_on_the_way_reads_what_it_is_asked() 
     let path = "  action: External\n  external: { address: '127.0.0.1:9191' }\n  rules: [{ to: { paths: [{ value: /a }] } }]\n";
     assert_eq!(codes(&document(path)), ["E4130"]);
 }
+
+#[test]
+fn a_condition_that_cannot_be_asked_or_shuts_by_a_path_is_refused() {
+    let found = |action: &str, expression: &str| {
+        let text = format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{ name: a, namespace: shop }}\nspec:\n  \
+             targetRefs: [{{ kind: Service, name: reviews }}]\n  action: {action}\n  rules:\n  - when: {{ {expression} }}\n"
+        );
+        let view = View::new("east".parse().unwrap(), "east.example".parse().unwrap());
+        let documents = parse("test", &text).unwrap();
+        let all = validate(&view, "test", &documents);
+        all.into_iter()
+            .filter(|d| d.severity == Severity::Error)
+            .map(|d| (d.code, d.message))
+            .collect::<Vec<_>>()
+    };
+    let good = "expression: \"request.path.startsWith('/x') && request.method == 'GET'\"";
+    assert_eq!(found("Allow", good), []);
+    for (action, expression, code) in [
+        ("Deny", good, "E4130"),
+        ("Allow", "expression: \"request.path != '/x'\"", "E4130"),
+        ("Allow", "expression: \"request.pth == '/x'\"", "E4143"),
+        ("Deny", "", "E4004"),
+    ] {
+        let found = found(action, expression);
+        assert!(matches!(&found[..], [(found, _)] if found == code), "{action} {expression}: {found:?}");
+    }
+    let wrong = found("Deny", "expression: \"request.pth == '/x'\"");
+    assert_eq!(wrong[0].1, "the condition at character 1: there is no attribute request.pth");
+}

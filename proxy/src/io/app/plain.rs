@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hanse_identity::tls::IdentitySource as _;
 use http::{Request, StatusCode};
 use hyper::service::service_fn;
 use tokio::net::TcpStream;

@@ -218,3 +218,44 @@ fn a_claim_that_is_no_text_escapes_no_deny() {
         }
     });
 }
+
+#[test]
+fn the_example_of_conditions_decides_by_method_header_and_nested_claims() {
+    on_local_set(async {
+        let shop = protected_by("access-policy-condition").await;
+        let token = |roles: Value, tenant: &str| {
+            let mut claims = claims(json!([]));
+            claims["realm_access"] = json!({ "roles": roles });
+            claims["tenant"] = json!(tenant);
+            format!("Bearer {}", signed(&claims))
+        };
+        let (editor, reader) = (token(json!(["editor"]), "acme"), token(json!(["reader"]), "acme"));
+        let asked = async |method: &str, path: &str, headers: &[(&str, &str)]| {
+            let mut request = Request::builder().method(method).uri(path).header("host", "reviews.shop");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            shop.product.request(request.body(Full::default()).unwrap()).await.status.as_u16()
+        };
+        let agent = ("user-agent", "curl/8");
+        let (edits, acme) = (("authorization", editor.as_str()), ("x-tenant", "acme"));
+        assert_eq!(asked("GET", "/x", &[]).await, 200);
+        assert_eq!(asked("POST", "/reviews/7", &[edits, acme]).await, 200);
+        assert_eq!(asked("DELETE", "/reviews/7", &[edits, acme, agent]).await, 200);
+        for (method, path, headers) in [
+            ("POST", "/other/7", &[edits, acme][..]),
+            ("POST", "/reviews/7", &[edits]),
+            ("POST", "/reviews/7", &[edits, ("x-tenant", "other")]),
+            ("POST", "/reviews/7", &[edits, acme, acme]),
+            ("POST", "/reviews/7", &[("authorization", reader.as_str()), acme]),
+            ("POST", "/reviews/7", &[acme]),
+            ("get", "/reviews/7", &[]),
+            ("DELETE", "/reviews/7", &[edits, acme, ("user-agent", "GoogleBot")]),
+            // Nothing is known of it: no way around a Deny.
+            ("DELETE", "/reviews/7", &[edits, acme]),
+        ] {
+            assert_eq!(asked(method, path, headers).await, 403, "{method} {path} {headers:?}");
+        }
+        assert_eq!(asked("POST", "/reviews/../admin", &[edits, acme]).await, 400);
+    });
+}
