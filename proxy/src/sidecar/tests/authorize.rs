@@ -266,7 +266,7 @@ fn an_upgrade_is_asked_about_too() {
         shop.apply(
             "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: { name: reviews-writes, namespace: shop }\n\
              spec:\n  targetRefs: [{ kind: Service, name: reviews }]\n  action: External\n  \
-             external: { backendRef: { name: authz } }\n  rules: [{}]\n",
+             external: { backendRef: { name: authz }, timeout: 5s }\n  rules: [{}]\n",
         );
         let before = running.asked();
         let mut stream = TcpStream::connect(shop.product.outbound).await.unwrap();
