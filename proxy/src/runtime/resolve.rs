@@ -24,8 +24,8 @@ use super::now;
 /// What is known of names, for workers to read and for one task to write.
 pub struct Resolved {
     known: ArcSwap<HashMap<Arc<str>, Arc<Known>>>,
-    asks: mpsc::Sender<(Arc<str>, NamedBy)>,
-    asked: Mutex<Option<mpsc::Receiver<(Arc<str>, NamedBy)>>>,
+    asks: mpsc::Sender<Ask>,
+    asked: Mutex<Option<mpsc::Receiver<Ask>>>,
     changed: watch::Sender<u64>,
 }
 
@@ -35,6 +35,9 @@ pub enum NamedBy {
     Document,
     App,
 }
+
+/// Somebody waits for the first answer about a name.
+type Ask = (Arc<str>, NamedBy);
 
 /// One name.
 pub struct Known {
