@@ -222,7 +222,7 @@ fn a_claim_that_is_no_text_escapes_no_deny() {
 #[test]
 fn the_example_of_conditions_decides_by_method_header_and_nested_claims() {
     on_local_set(async {
-        let shop = protected_by("access-policy-condition").await;
+        let shop = protected_by_example("access-policy-condition").await;
         let token = |roles: Value, tenant: &str| {
             let mut claims = claims(json!([]));
             claims["realm_access"] = json!({ "roles": roles });
