@@ -11,6 +11,7 @@ pub mod body;
 pub mod condition;
 pub mod document;
 pub mod external;
+mod hosts;
 pub mod ingress;
 pub mod limit;
 mod matching;

@@ -25,6 +25,8 @@ const GRPC_STATUS: &str = "grpc-status";
 pub struct Plan {
     /// The service whose ladder is asked.
     pub backend: Arc<ServiceHost>,
+    /// The port of it that the route names, where it is outside.
+    pub port: Option<u16>,
     /// The route that said so; empty where none did.
     pub route: Arc<str>,
     pub request_timeout: Duration,
@@ -89,6 +91,7 @@ pub fn planned<'r>(routed: Routed, header: impl Fn(&str) -> Option<&'r str>, is_
     };
     Plan {
         backend: routed.backend,
+        port: routed.port,
         route: routed.route,
         request_timeout,
         attempt_timeout: routed.attempt_timeout,
@@ -188,6 +191,7 @@ mod tests {
         let plan = plan(&host, &routes, &request, false, 7).unwrap();
         let expected = Plan {
             backend: Arc::new(host),
+            port: None,
             route: "".into(),
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             attempt_timeout: None,

@@ -118,12 +118,17 @@ impl External {
         addresses.iter().filter(allowed).copied().collect()
     }
 
-    /// The port there for what an authority asks for. Where it names no port that is 80, if there is that, else the first
-    /// of the protocol.
-    pub fn port(&self, authority: Option<&str>, protocol: ExternalProtocol) -> Option<u16> {
-        let named = authority.and_then(host_of).filter(|(host, _)| self.answers_to(host));
+    /// The port there for what a route has `chosen`, or else an authority asks for. Where neither names one that is 80, if
+    /// there is that, else the first of the protocol.
+    pub fn port(
+        &self,
+        chosen: Option<u16>,
+        authority: Option<&str>,
+        protocol: ExternalProtocol,
+    ) -> Option<u16> {
+        let named = || authority.and_then(host_of).filter(|(host, _)| self.answers_to(host));
         let mut ports = self.spec.ports.iter().filter(|port| port.protocol == protocol);
-        let port = match named.and_then(|(_, port)| port) {
+        let port = match chosen.or_else(|| named().and_then(|(_, port)| port)) {
             Some(wanted) => ports.find(|port| port.port == wanted),
             None => ports.clone().find(|port| port.port == 80).or_else(|| ports.next()),
         };

@@ -1,17 +1,18 @@
 //! A Gateway as its proxies ask it: which listener a client's host means, with which certificate, and by which route its
-//! requests go on. Pure; compiled once per View and worker.
+//! requests, or its connections, go on. Pure; compiled once per View and worker.
 //!
 //! The more precise host goes first, among listeners and among routes, as Gateway API says; within one host the routes have
 //! the precedence that they have for services.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
 
 use hanse_identity::ServiceName;
 
 use super::document::gateway::{Gateway, Listener, ListenerProtocol};
 use super::document::{HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind, TargetRef};
+use super::hosts::Hosts;
 use super::route::{NoRoute, RequestParts, RouteTable, Routed};
+use super::stream::{StreamRoutes, StreamTo};
 use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
@@ -32,15 +33,8 @@ pub struct Served {
     hosts: Hosts,
     /// The more precise first.
     routes: Vec<(Hosts, RouteTable)>,
-}
-
-/// Which hosts something is for. The more precise is the smaller.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Hosts {
-    One(String),
-    /// All that end in it; it begins with a dot. The longer is the more precise.
-    Below(Reverse<usize>, String),
-    Any,
+    /// Of connections, where those are not read.
+    streams: StreamRoutes,
 }
 
 impl Ingress {
@@ -65,6 +59,13 @@ impl Ingress {
             None => self.listeners.iter().find(|served| served.port == port && served.hosts == Hosts::Any),
         }
     }
+
+    /// Where a connection goes that is not read. `name`: the server name that its client asks for, in lower case, where the
+    /// listener is for TLS. `random` is uniform over u64 and decides weights.
+    pub fn stream(&self, port: u16, name: Option<&str>, random: u64) -> Result<StreamTo, NoRoute> {
+        let listener = self.shown(port, name).ok_or(NoRoute::NoMatch)?;
+        listener.streams.route(port, name, random)?.ok_or(NoRoute::NoMatch)
+    }
 }
 
 /// The name of the certificate for who asks for `server_name` on a port, by the listener that it means; who asks for none
@@ -75,18 +76,39 @@ pub fn certificate<'v>(
     port: u16,
     server_name: Option<&str>,
 ) -> Option<&'v str> {
+    let listener = meant(view, gateway, port, server_name)?;
+    listener.tls.as_ref()?.certificate_refs.first().map(|reference| reference.name.as_str())
+}
+
+/// What is spoken on a port of the Gateway; `None` if it has no listener there. Where it goes by the server name, as some
+/// listeners pass TLS on and others end it, that is `Tls`.
+pub fn protocol(view: &View, gateway: &ServiceName, port: u16) -> Option<ListenerProtocol> {
+    let listeners = find(view, gateway)?.listeners.iter().filter(|listener| listener.port == port);
+    listeners.map(|listener| listener.protocol).max()
+}
+
+/// What is spoken by who asks for `server_name` on a port, in lower case, or for none.
+pub fn protocol_by_name(
+    view: &View,
+    gateway: &ServiceName,
+    port: u16,
+    server_name: Option<&str>,
+) -> Option<ListenerProtocol> {
+    meant(view, gateway, port, server_name).map(|listener| listener.protocol)
+}
+
+fn meant<'v>(
+    view: &'v View,
+    gateway: &ServiceName,
+    port: u16,
+    server_name: Option<&str>,
+) -> Option<&'v Listener> {
     let fits = |listener: &&Listener| {
         let hosts = Hosts::of(listener.hostname.as_deref());
         listener.port == port && server_name.map_or(hosts == Hosts::Any, |name| hosts.has(name))
     };
     let listeners = find(view, gateway)?.listeners.iter().filter(fits);
-    let listener = listeners.min_by_key(|listener| Hosts::of(listener.hostname.as_deref()))?;
-    listener.tls.as_ref()?.certificate_refs.first().map(|reference| reference.name.as_str())
-}
-
-/// What is spoken on a port of the Gateway; `None` if it has no listener there.
-pub fn protocol(view: &View, gateway: &ServiceName, port: u16) -> Option<ListenerProtocol> {
-    find(view, gateway)?.listeners.iter().find(|l| l.port == port).map(|listener| listener.protocol)
+    listeners.min_by_key(|listener| Hosts::of(listener.hostname.as_deref()))
 }
 
 fn find<'v>(view: &'v View, gateway: &ServiceName) -> Option<&'v Gateway> {
@@ -100,6 +122,17 @@ fn find<'v>(view: &'v View, gateway: &ServiceName) -> Option<&'v Gateway> {
 impl Served {
     fn build(view: &View, gateway: &ServiceHost, listener: &Listener) -> Self {
         let hosts = Hosts::of(listener.hostname.as_deref());
+        let (name, port) = (listener.name.clone(), listener.port);
+        let is_ours = |parent: &TargetRef, namespace: &str| is_parent(parent, namespace, gateway, listener);
+        let connections = match listener.protocol {
+            ListenerProtocol::Http | ListenerProtocol::Https => None,
+            ListenerProtocol::Tls => Some(PolicyKind::TlsRoute),
+            ListenerProtocol::Tcp => Some(PolicyKind::TcpRoute),
+        };
+        if let Some(kind) = connections {
+            let streams = StreamRoutes::attached(view, kind, &hosts, is_ours);
+            return Self { name, protocol: listener.protocol, port, hosts, routes: Vec::new(), streams };
+        }
         let mut attached: Vec<(Hosts, &PolicyDocument, Cow<'_, HttpRoute>)> = Vec::new();
         for document in view.policies.values() {
             let route = match &document.spec {
@@ -108,7 +141,7 @@ impl Served {
                 _ => continue,
             };
             let namespace = document.name.namespace();
-            if !route.parent_refs.iter().any(|parent| is_parent(parent, namespace, gateway, listener)) {
+            if !route.parent_refs.iter().any(|parent| is_ours(parent, namespace)) {
                 continue;
             }
             let named: Vec<Option<&str>> = match route.hostnames.as_slice() {
@@ -125,7 +158,8 @@ impl Served {
             let documents = same.iter().map(|(_, document, route)| (*document, route.clone())).collect();
             routes.push((same[0].0.clone(), RouteTable::of(view, gateway, documents)));
         }
-        Self { name: listener.name.clone(), protocol: listener.protocol, port: listener.port, hosts, routes }
+        let protocol = listener.protocol;
+        Self { name, protocol, port, hosts, routes, streams: StreamRoutes::default() }
     }
 
     /// Where a request for `host` goes. What no rule of a more precise host matches is left to the less precise.
@@ -146,37 +180,6 @@ fn is_parent(parent: &TargetRef, namespace: &str, gateway: &ServiceHost, listene
         && parent.service(namespace) == gateway.service
         && parent.section_name.as_ref().is_none_or(|section| *section == listener.name)
         && parent.port.is_none_or(|port| port == listener.port)
-}
-
-impl Hosts {
-    fn of(hostname: Option<&str>) -> Self {
-        let Some(hostname) = hostname else { return Self::Any };
-        let hostname = hostname.to_ascii_lowercase();
-        match hostname.strip_prefix('*') {
-            Some(suffix) => Self::Below(Reverse(suffix.len()), suffix.to_owned()),
-            None => Self::One(hostname),
-        }
-    }
-
-    /// `host` is in lower case.
-    fn has(&self, host: &str) -> bool {
-        match self {
-            Self::One(own) => own == host,
-            Self::Below(_, suffix) => host.len() > suffix.len() && host.ends_with(suffix.as_str()),
-            Self::Any => true,
-        }
-    }
-
-    /// The hosts that both are for.
-    fn and(&self, other: &Self) -> Option<Self> {
-        match (self, other) {
-            (Self::Any, both) | (both, Self::Any) => Some(both.clone()),
-            (Self::One(host), all) | (all, Self::One(host)) => all.has(host).then(|| Self::One(host.clone())),
-            (Self::Below(_, a), Self::Below(_, b)) if a.ends_with(b.as_str()) => Some(self.clone()),
-            (Self::Below(_, a), Self::Below(_, b)) if b.ends_with(a.as_str()) => Some(other.clone()),
-            _ => None,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -248,5 +251,77 @@ spec:
         assert_eq!(to(443, "api.shop.example", "/v2"), Err(NoRoute::NoMatch));
         // The listener is for other hosts than the route is.
         assert_eq!(to(443, "www.shop.example", "/v1"), Err(NoRoute::NoMatch));
+    }
+    #[test]
+    fn the_more_precise_server_name_goes_first_and_no_listener_stands_in_for_another() {
+        let parents = |section: &str| {
+            format!(
+                "parentRefs: [{{ group: gateway.networking.k8s.io, kind: Gateway, name: public, sectionName: {section} }}]"
+            )
+        };
+        let route = |kind: &str, name: &str, section: &str, hosts: &str| {
+            format!(
+                "---\napiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{ name: {name}, namespace: shop }}\n\
+                 spec:\n  {}\n{hosts}  rules: [{{ backendRefs: [{{ name: {name}, port: 7 }}] }}]\n",
+                parents(section)
+            )
+        };
+        let tls = |name: &str, section: &str, hosts: &str| {
+            route("TLSRoute", name, section, &format!("  hostnames: [{hosts}]\n"))
+        };
+        let text = [
+            "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: { name: public, namespace: shop }
+spec:
+  gatewayClassName: hanse
+  listeners:
+    - { name: all, port: 443, protocol: TLS, tls: { mode: Passthrough } }
+    - { name: below, port: 443, protocol: TLS, hostname: '*.shop.example', tls: { mode: Passthrough } }
+    - { name: web, port: 443, protocol: HTTPS, hostname: www.shop.example, tls: { certificateRefs: [{ name: www }] } }
+    - { name: raw, port: 5432, protocol: TCP }
+"
+            .to_owned(),
+            tls("any", "all", "'*.example'"),
+            tls("wide", "below", "'*.shop.example', '*.other.example'"),
+            tls("one", "below", "db.shop.example"),
+            tls("late", "below", "db.shop.example"),
+            route("TCPRoute", "bytes", "raw", ""),
+            // Of kinds that the listener does not take: as if they were not there.
+            tls("none", "raw", "raw.example"),
+            route("HTTPRoute", "web", "below", ""),
+        ]
+        .concat();
+        let mut view = View::new("east".parse().unwrap(), "east.example".parse().unwrap());
+        for (age, (mut document, _)) in parse("test", &text).unwrap().into_iter().enumerate() {
+            document.created = hanse_identity::Timestamp(age as u64);
+            view.policies.insert(document.key(), document);
+        }
+        let gateway: ServiceName = "shop/public".parse().unwrap();
+        let ingress = Ingress::build(&view, &gateway).unwrap();
+        let to = |port, name| ingress.stream(port, name, 0).map(|to| to.backend.service.name().to_owned());
+        for (name, expected) in [
+            (Some("db.shop.example"), Some("one")),
+            (Some("x.shop.example"), Some("wide")),
+            (Some("a.b.shop.example"), Some("wide")),
+            // The route is for these hosts and its listener is not; the listener for all has another route.
+            (Some("a.other.example"), Some("any")),
+            (Some("shop.example"), Some("any")),
+            (Some("example"), None),
+            (None, None),
+        ] {
+            assert_eq!(to(443, name).ok().as_deref(), expected, "{name:?}");
+        }
+        assert_eq!(to(443, Some("www.shop.example")), Err(NoRoute::NoMatch), "that name's TLS ends here");
+        let spoken = |name| protocol_by_name(&view, &gateway, 443, name);
+        assert_eq!(spoken(Some("www.shop.example")), Some(ListenerProtocol::Https));
+        assert_eq!(spoken(Some("db.shop.example")), Some(ListenerProtocol::Tls));
+        assert_eq!(protocol(&view, &gateway, 443), Some(ListenerProtocol::Tls));
+        assert_eq!(
+            (to(5432, None).as_deref(), ingress.stream(5432, None, 0).unwrap().port),
+            (Ok("bytes"), 7)
+        );
+        assert_eq!(to(80, None), Err(NoRoute::NoMatch));
     }
 }

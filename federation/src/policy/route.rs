@@ -56,6 +56,8 @@ pub struct RouteTable {
 pub struct Routed {
     /// The chosen backend (the service itself where no route applies).
     pub backend: Arc<ServiceHost>,
+    /// The port of it, where the rule names one and it is outside; HTTP has one port within the mesh.
+    pub port: Option<u16>,
     /// `namespace/name` of the HTTPRoute, empty where none applied.
     pub route: Arc<str>,
     /// The rule's name, or `#<index>`; empty where none applied.
@@ -261,7 +263,8 @@ impl Rule {
         let timeouts = rule.timeouts.unwrap_or_default();
         let limit = |duration: PolicyDuration| if duration.is_zero() { NO_TIMEOUT } else { duration.get() };
         let filters = Filters::compile(rule, namespace, view);
-        let routed = |backend: ServiceHost| Routed {
+        let routed = |backend: ServiceHost, port: Option<u16>| Routed {
+            port: port.filter(|_| backend.reach == Reach::External),
             backend: Arc::new(backend),
             route: Arc::clone(route),
             rule: Arc::clone(&name),
@@ -271,8 +274,11 @@ impl Rule {
         };
         let backends: Vec<_> = match &filters {
             // Nobody is asked: the answer is ready.
-            Some(filters) if filters.redirect().is_some() => vec![(routed(parent.clone()), 1)],
-            _ => rule.backend_refs.iter().map(|b| (routed(backend_host(b, namespace)), b.weight)).collect(),
+            Some(filters) if filters.redirect().is_some() => vec![(routed(parent.clone(), None), 1)],
+            _ => {
+                let each = rule.backend_refs.iter();
+                each.map(|b| (routed(backend_host(b, namespace), b.port), b.weight)).collect()
+            }
         };
         Self { backends }
     }
@@ -387,6 +393,7 @@ fn plain(host: &ServiceHost) -> Routed {
     let nothing: Arc<str> = Arc::from("");
     Routed {
         backend: Arc::new(host.clone()),
+        port: None,
         route: Arc::clone(&nothing),
         rule: nothing,
         request_timeout: None,

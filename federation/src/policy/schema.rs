@@ -116,15 +116,6 @@ pub static METADATA: Shape = Shape::Object(&[
     optional("uid", &Shape::Any),
 ]);
 
-static PARENT: Shape = Shape::Object(&[
-    optional("group", &GROUP),
-    required("kind", &REF_KIND),
-    required("name", &LABEL),
-    optional("namespace", &LABEL),
-    optional("port", &PORT),
-    not_yet("sectionName", "name the port; HTTP has one, leave it out there"),
-]);
-
 static MIRROR_BACKEND: Shape = Shape::Object(&[
     optional("group", &GROUP),
     optional("kind", &MIRROR_KIND),

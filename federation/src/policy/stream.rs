@@ -1,13 +1,14 @@
-//! Routes of connections that are not read: TCPRoute and TLSRoute, compiled once per (service, View), asked per connection.
+//! Routes of connections that are not read: TCPRoute and TLSRoute, compiled once per (service or listener of a Gateway, View),
+//! asked per connection.
 //!
 //! A TLSRoute goes before a TCPRoute, the more precise server name before the less precise one, then the older document,
 //! then the first by name (Gateway API).
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::document::stream::StreamRule;
-use super::document::{PolicyDocument, PolicySpec, TargetRef};
+use super::document::{PolicyDocument, PolicyKind, PolicySpec, TargetRef};
+use super::hosts::Hosts;
 use super::route::{NoRoute, backend_host, weighted};
 use super::{Label, refers_to};
 use crate::host::ServiceHost;
@@ -30,31 +31,51 @@ pub struct StreamTo {
 struct Route {
     /// Of the service; empty: all.
     ports: Vec<u16>,
-    /// `None`: whatever it is, TLS or not.
-    name: Option<NameTest>,
+    /// The server names that it is for; `None`: whatever it is, TLS or not.
+    names: Option<Hosts>,
     document: Arc<str>,
     backends: Vec<(Arc<ServiceHost>, Option<u16>, u32)>,
-}
-
-/// One server name, or all below one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct NameTest {
-    /// Lower case; without the `*`, where there was one.
-    name: String,
-    below: bool,
 }
 
 impl StreamRoutes {
     /// Collects the routes whose parent is this service (Service or ServiceImport).
     pub fn build(view: &View, host: &ServiceHost) -> Self {
-        let mut documents: Vec<&PolicyDocument> = view.policies.values().collect();
+        Self::collect(view, |_| true, |parent, namespace| refers_to(parent, namespace, host))
+    }
+
+    /// Those of one kind that are attached to a listener of a Gateway, for the names that both are for.
+    pub(super) fn attached(
+        view: &View,
+        kind: PolicyKind,
+        listener: &Hosts,
+        is_parent: impl Fn(&TargetRef, &str) -> bool,
+    ) -> Self {
+        let Self(mut routes) = Self::collect(view, |document| document.kind() == kind, is_parent);
+        routes.retain_mut(|route| {
+            // The port of such a parent is the listener's.
+            route.ports.clear();
+            let Some(names) = &route.names else { return true };
+            let both = listener.and(names);
+            let attached = both.is_some();
+            route.names = both;
+            attached
+        });
+        Self::ordered(routes)
+    }
+
+    fn collect(
+        view: &View,
+        is_meant: impl Fn(&PolicyDocument) -> bool,
+        is_parent: impl Fn(&TargetRef, &str) -> bool,
+    ) -> Self {
+        let mut documents: Vec<&PolicyDocument> = view.policies.values().filter(|d| is_meant(d)).collect();
         documents.sort_by_key(|document| (document.created, &document.name));
         let mut routes = Vec::new();
         for document in documents {
-            let names: Vec<Option<NameTest>> = match &document.spec {
+            let names: Vec<Option<Hosts>> = match &document.spec {
                 PolicySpec::TcpRoute(_) => vec![None],
                 PolicySpec::TlsRoute(route) => {
-                    route.hostnames.iter().map(|name| Some(NameTest::compile(name))).collect()
+                    route.hostnames.iter().map(|name| Some(Hosts::of(Some(name)))).collect()
                 }
                 _ => continue,
             };
@@ -65,7 +86,7 @@ impl StreamRoutes {
             };
             let namespace = document.name.namespace();
             let parents: Vec<&TargetRef> =
-                parent_refs.iter().filter(|parent| refers_to(parent, namespace, host)).collect();
+                parent_refs.iter().filter(|parent| is_parent(parent, namespace)).collect();
             let Some(rule) = rules.first().filter(|_| !parents.is_empty()) else { continue };
             // One without a port means all.
             let ports: Option<Vec<u16>> = parents.iter().map(|parent| parent.port).collect();
@@ -75,8 +96,12 @@ impl StreamRoutes {
                 routes.push(Route::compile(name, &ports, rule, &label, namespace));
             }
         }
+        Self::ordered(routes)
+    }
+
+    fn ordered(mut routes: Vec<Route>) -> Self {
         // Stable: what is equal stays in the order of documents.
-        routes.sort_by_key(|route| Reverse(route.name.as_ref().map(|name| (!name.below, name.name.len()))));
+        routes.sort_by(|a, b| (a.names.is_none(), &a.names).cmp(&(b.names.is_none(), &b.names)));
         Self(routes)
     }
 
@@ -92,7 +117,7 @@ impl StreamRoutes {
 
     /// Whether what becomes of a connection to that port goes by the server name that its client asks for.
     pub fn reads_names(&self, port: u16) -> bool {
-        self.0.iter().any(|route| route.is_for(port) && route.name.is_some())
+        self.0.iter().any(|route| route.is_for(port) && route.names.is_some())
     }
 
     /// `Ok(None)`: no route is for that port. `name`: the server name, where the client has begun TLS with one. `random`
@@ -103,8 +128,8 @@ impl StreamRoutes {
             return Ok(None);
         }
         let name = name.map(str::to_ascii_lowercase);
-        let matches = |route: &&Route| match (&route.name, &name) {
-            (Some(test), Some(name)) => test.holds(name),
+        let matches = |route: &&Route| match (&route.names, &name) {
+            (Some(names), Some(name)) => names.has(name),
             (Some(_), None) => false,
             (None, _) => true,
         };
@@ -118,7 +143,7 @@ impl StreamRoutes {
 
 impl Route {
     fn compile(
-        name: Option<NameTest>,
+        names: Option<Hosts>,
         ports: &[u16],
         rule: &StreamRule,
         document: &Arc<str>,
@@ -126,28 +151,11 @@ impl Route {
     ) -> Self {
         let backends = rule.backend_refs.iter();
         let backends = backends.map(|b| (Arc::new(backend_host(b, namespace)), b.port, b.weight)).collect();
-        Self { ports: ports.to_vec(), name, document: Arc::clone(document), backends }
+        Self { ports: ports.to_vec(), names, document: Arc::clone(document), backends }
     }
 
     fn is_for(&self, port: u16) -> bool {
         self.ports.is_empty() || self.ports.contains(&port)
-    }
-}
-
-impl NameTest {
-    fn compile(text: &str) -> Self {
-        let lower = text.to_ascii_lowercase();
-        match lower.strip_prefix('*') {
-            Some(below) => Self { name: below.to_owned(), below: true },
-            None => Self { name: lower, below: false },
-        }
-    }
-
-    fn holds(&self, name: &str) -> bool {
-        match self.below {
-            true => name.strip_suffix(self.name.as_str()).is_some_and(|label| !label.is_empty()),
-            false => name == self.name,
-        }
     }
 }
 

@@ -41,6 +41,9 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 alone::check_route(route, namespace, &mut findings);
                 check_route(view, route, namespace, &mut findings);
                 fault::check_references(view, documents, route, namespace, &mut findings);
+                edge::check_backend_ports(view, documents, route, namespace, &mut findings);
+                let attached = (route.parent_refs.as_slice(), route.hostnames.as_slice());
+                gateway::check_parents(view, documents, document, attached, &mut findings);
             }
             PolicySpec::GrpcRoute(route) => {
                 alone::check_methods(route, &mut findings);
@@ -48,11 +51,14 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 alone::check_route(&route, namespace, &mut findings);
                 check_route(view, &route, namespace, &mut findings);
                 fault::check_references(view, documents, &route, namespace, &mut findings);
+                edge::check_backend_ports(view, documents, &route, namespace, &mut findings);
                 // What is a path there is a method here.
                 for diagnostic in &mut findings.diagnostics[before..] {
                     diagnostic.path = diagnostic.path.replace(".path.value", ".method");
                 }
                 check_other_kind(view, documents, document, &route, &mut findings);
+                let attached = (route.parent_refs.as_slice(), route.hostnames.as_slice());
+                gateway::check_parents(view, documents, document, attached, &mut findings);
             }
             PolicySpec::AccessPolicy(policy) => {
                 access::check(view, policy, namespace, &mut findings);
@@ -62,10 +68,13 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
                 authentication::check(view, policy, namespace, &mut findings)
             }
             PolicySpec::TcpRoute(route) => {
-                stream::check(view, documents, document, &route.to_http(), &mut findings)
+                stream::check(view, documents, document, &route.to_http(), &mut findings);
+                gateway::check_parents(view, documents, document, (&route.parent_refs, &[]), &mut findings);
             }
             PolicySpec::TlsRoute(route) => {
-                stream::check(view, documents, document, &route.to_http(), &mut findings)
+                stream::check(view, documents, document, &route.to_http(), &mut findings);
+                let attached = (route.parent_refs.as_slice(), route.hostnames.as_slice());
+                gateway::check_parents(view, documents, document, attached, &mut findings);
             }
             PolicySpec::FaultInjection(fault) => fault::check(fault, &mut findings),
             PolicySpec::ExternalService(external) => {

@@ -66,6 +66,7 @@ mod message;
 mod mirror;
 mod names;
 mod outside;
+mod passthrough;
 mod tables;
 pub mod tcp;
 pub mod upgrade;
@@ -236,7 +237,7 @@ impl Outbound {
             return redirected(redirect, asked, request.uri(), &plan, record);
         }
         if plan.backend.reach == Reach::External {
-            let found = self.tables_for(view, &plan.backend, authority, ExternalProtocol::Http, record);
+            let found = self.tables_for(view, &plan, authority, ExternalProtocol::Http, record);
             tables = Box::pin(found).await?;
         }
         let deadline = Instant::now() + plan.request_timeout;

@@ -1,4 +1,5 @@
-//! Clients from outside at a Gateway: plain HTTP, or TLS with the certificate that the listener for their server name has.
+//! Clients from outside at a Gateway: plain HTTP, TLS with the certificate that the listener for their server name has, TLS that
+//! is passed on to the service of that name, or plain TCP.
 //!
 //! Which listeners there are is the View's word, asked for every connection; the sockets are the command line's.
 
@@ -19,10 +20,12 @@ use super::forward::Outbound;
 use super::forward::ingress::Entrance;
 use super::http::{Protocol, detect, serve};
 use super::listen::{InFlight, accept_each};
+use super::stream::{self, Alert};
 use super::tls::{ACCEPT_TIMEOUT, ALPN_H2, ALPN_HTTP1};
 use crate::runtime::Plane;
 use crate::runtime::certificates::Certificates;
 use crate::runtime::drain::Stop;
+use crate::server_name::{Hello, NoHello};
 
 /// A port of a Gateway that this proxy serves.
 pub struct Gate {
@@ -82,11 +85,53 @@ pub async fn serve_gate(
                 Some(ListenerProtocol::Https) => {
                     secured(stream, from, &gate, outbound, config, stop, &plane).await
                 }
+                Some(ListenerProtocol::Tls) => {
+                    named(stream, from, gate, outbound, config, stop, &plane).await
+                }
+                Some(ListenerProtocol::Tcp) => outbound.pass(gate, None, stream).await,
                 None => tracing::debug!(%from, gateway = %gate.gateway, port = gate.port, "no such listener"),
             }
         }
     })
     .await;
+}
+
+/// By the server name, on a port where that decides whose TLS it is.
+async fn named(
+    stream: TcpStream,
+    from: SocketAddr,
+    gate: Arc<Gate>,
+    outbound: Rc<Outbound>,
+    config: Arc<rustls::ServerConfig>,
+    stop: Stop,
+    plane: &Arc<Plane>,
+) {
+    let name = match stream::hello(&stream).await {
+        Some(Hello::Name(name)) => Some(name.to_ascii_lowercase()),
+        Some(Hello::Refused(NoHello::NoName)) => None,
+        Some(Hello::Refused(why)) => {
+            plane.telemetry.refused("outside_handshake");
+            tracing::debug!(%from, %why, "a client outside was refused");
+            return stream::reset(&stream);
+        }
+        Some(Hello::More) => return plane.telemetry.refused("handshake_timeout"),
+        None => return,
+    };
+    let spoken = plane
+        .knowledge
+        .view()
+        .and_then(|view| ingress::protocol_by_name(&view, &gate.gateway, gate.port, name.as_deref()));
+    match (spoken, &name) {
+        (Some(ListenerProtocol::Https), _) => {
+            secured(stream, from, &gate, outbound, config, stop, plane).await
+        }
+        (_, Some(_)) => outbound.pass(gate, name, stream).await,
+        // No TLSRoute is for who names no server.
+        (_, None) => {
+            plane.telemetry.refused("no_server_name");
+            stream::alert(stream, Alert::MissingExtension).await;
+        }
+    }
 }
 
 async fn secured(

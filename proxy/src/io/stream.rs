@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::body::ByteCount;
 use super::listen::{Flying, InFlight};
 use super::record::Record;
-use crate::server_name::{self, Hello, MAX_CLIENT_HELLO_BYTES};
+use crate::server_name::{self, Hello, MAX_CLIENT_HELLO_BYTES, NoHello};
 
 /// Streams that one worker has open at a time, each way.
 pub const MAX_OPEN: usize = 16_384;
@@ -24,8 +24,11 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(3600);
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait for a ClientHello where a route goes by the name in it.
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
-/// How often it is looked again when it is there in part.
+/// How soon it is looked again when it is there in part, at first and at most: who stays there has to cost little.
 const PEEK_AGAIN: Duration = Duration::from_millis(2);
+const PEEK_AGAIN_AT_MOST: Duration = Duration::from_millis(64);
+/// How long a client may take to hear why it is sent away.
+const ALERT_WITHIN: Duration = Duration::from_secs(1);
 /// A DATA frame of that many bytes and its header fill one TLS record.
 const BUFFER_BYTES: usize = 16 * 1024 - 9;
 /// What a direction begins with: most streams say little at a time.
@@ -42,6 +45,16 @@ pub struct Streams {
 pub struct Place {
     _open: Flying,
     _worker: Flying,
+}
+
+/// Why a client that has begun TLS is sent away (RFC 8446 §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Alert {
+    /// It names no server.
+    MissingExtension = 109,
+    /// It names one that is not here.
+    UnrecognizedName = 112,
 }
 
 /// How a stream ended.
@@ -113,23 +126,54 @@ pub async fn taken(on: OnUpgrade) -> Option<TokioIo<Upgraded>> {
 /// The server name that a client asks for when it begins TLS, left where it is. `None`: it begins none, names none, or says
 /// nothing in time, as one does whose server speaks first.
 pub async fn server_name(client: &TcpStream) -> Option<String> {
-    let mut buffer = vec![0; MAX_CLIENT_HELLO_BYTES + 1];
+    match hello(client).await {
+        Some(Hello::Name(name)) => Some(name),
+        Some(Hello::Refused(_) | Hello::More) | None => None,
+    }
+}
+
+/// What a client says when it begins TLS, left where it is. `More`: it was not complete in time; `None`: the client has gone.
+pub async fn hello(client: &TcpStream) -> Option<Hello> {
+    let mut buffer = vec![0; MAX_CLIENT_HELLO_BYTES];
     let looked = async {
-        let mut seen = 0;
+        let (mut seen, mut pause) = (0, PEEK_AGAIN);
         loop {
             let there = client.peek(&mut buffer).await.ok().filter(|there| *there > 0)?;
             if there > seen {
                 seen = there;
                 match server_name::read(&buffer[..there]) {
-                    Hello::Name(name) => return Some(name),
-                    Hello::Refused(_) => return None,
+                    Hello::More if there == buffer.len() => return Some(Hello::Refused(NoHello::TooLarge)),
                     Hello::More => {}
+                    told => return Some(told),
                 }
             }
-            tokio::time::sleep(PEEK_AGAIN).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PEEK_AGAIN_AT_MOST);
         }
     };
-    tokio::time::timeout(HELLO_WITHIN, looked).await.ok().flatten()
+    tokio::time::timeout(HELLO_WITHIN, looked).await.unwrap_or(Some(Hello::More))
+}
+
+/// Ends a connection on which nothing was read but looked at, with a fatal alert of TLS, so that its client knows why.
+pub async fn alert(mut client: TcpStream, alert: Alert) {
+    const FATAL: u8 = 2;
+    let record = [21, 3, 3, 0, 2, FATAL, alert as u8];
+    let told = async {
+        client.write_all(&record).await?;
+        client.shutdown().await?;
+        // What is left unread would have the kernel reset the connection, and the alert with it.
+        let (mut unread, mut buffer) = (2 * MAX_CLIENT_HELLO_BYTES, [0; 1024]);
+        while unread > 0 {
+            match client.read(&mut buffer).await? {
+                0 => break,
+                read => unread = unread.saturating_sub(read),
+            }
+        }
+        Ok::<(), io::Error>(())
+    };
+    if !matches!(tokio::time::timeout(ALERT_WITHIN, told).await, Ok(Ok(()))) {
+        tracing::debug!(?alert, "a client did not wait for its alert");
+    }
 }
 
 /// Has the socket reset when it is dropped, so that nobody takes what broke off for complete.

@@ -14,6 +14,7 @@ mod ingress;
 mod limits;
 mod live;
 mod outside;
+mod passthrough;
 mod plaintext;
 mod readers;
 mod replaced;

@@ -23,7 +23,7 @@ pub struct Listener {
     pub name: String,
     pub port: u16,
     pub protocol: ListenerProtocol,
-    /// A host, or `*.` and what all hosts of it end in; absent = any.
+    /// A host, or `*.` and what all hosts of it end in; absent = any. Not for TCP, where nothing names a host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,26 +32,37 @@ pub struct Listener {
     pub allowed_routes: Option<AllowedRoutes>,
 }
 
+/// What is spoken on a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ListenerProtocol {
     Http,
     Https,
+    /// TLS that is passed on as it is, by its server name (TLSRoute).
+    Tls,
+    /// Bytes (TCPRoute).
+    Tcp,
 }
 
-/// The TLS of an HTTPS listener.
+/// The TLS of an HTTPS or TLS listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListenerTls {
     #[serde(default)]
     pub mode: TlsMode,
+    /// What is shown; nothing where TLS is passed on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificate_refs: Vec<CertificateRef>,
 }
 
+/// Who has the other end of the client's TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TlsMode {
+    /// The Gateway.
     #[default]
     Terminate,
+    /// The service behind it.
+    Passthrough,
 }
 
 /// A certificate by the name of its files.

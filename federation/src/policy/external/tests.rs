@@ -38,13 +38,15 @@ fn a_host_names_its_service_and_a_port_of_it() {
     assert_eq!(payments.name.to_string(), "shop/payments");
     assert_eq!(payments.tls.as_ref().unwrap().validation.hostname, "api.payments.example");
     assert_eq!(payments.asks_dns(), Some("api.payments.example"));
-    let http = |authority| payments.port(authority, ExternalProtocol::Http);
+    let http = |authority| payments.port(None, authority, ExternalProtocol::Http);
     assert_eq!(http(Some("api.payments.example:8080")), Some(8080));
     assert_eq!(http(Some("api.payments.example:80")), Some(443));
     assert_eq!(http(Some("api.payments.example")), Some(443), "80 is what a URL without a port means");
     assert_eq!(http(Some("api.payments.example:5432")), None, "that is not HTTP");
     assert_eq!(http(Some("reviews.shop:7")), Some(443), "a route led here from another name");
-    assert_eq!(payments.port(Some("api.payments.example:5432"), ExternalProtocol::Tcp), Some(5432));
+    let chosen = |port| payments.port(Some(port), Some("api.payments.example"), ExternalProtocol::Http);
+    assert_eq!((chosen(8080), chosen(80), chosen(5432)), (Some(8080), Some(443), None), "and by which port");
+    assert_eq!(payments.port(None, Some("api.payments.example:5432"), ExternalProtocol::Tcp), Some(5432));
     for other in ["payments.example", "x.api.payments.example", "api.payments.example:x", ""] {
         assert!(all.find(other).is_none(), "{other:?}");
     }
@@ -121,7 +123,7 @@ fn anywhere_is_where_the_authority_says() {
     assert!(External::passthrough("a.example", ExternalProtocol::Http, MeshConfig::default()).is_none());
     let named = to("www.example.org:8080").unwrap();
     assert_eq!(
-        (named.asks_dns(), named.port(None, ExternalProtocol::Http)),
+        (named.asks_dns(), named.port(None, None, ExternalProtocol::Http)),
         (Some("www.example.org"), Some(8080))
     );
     let literal = to("192.0.2.7").unwrap();

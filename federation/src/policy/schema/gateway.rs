@@ -16,15 +16,15 @@ pub static GATEWAY: Shape = Shape::Object(&[
 static LISTENER: Shape = Shape::Object(&[
     required("name", &RULE_NAME),
     required("port", &PORT),
-    required("protocol", &Shape::OneOf(&["HTTP", "HTTPS"])),
+    required("protocol", &Shape::OneOf(&["HTTP", "HTTPS", "TLS", "TCP"])),
     optional("hostname", &HOST_NAME),
     optional("tls", &TLS),
     optional("allowedRoutes", &ALLOWED_ROUTES),
 ]);
 
 static TLS: Shape = Shape::Object(&[
-    optional("mode", &Shape::OneOf(&["Terminate"])),
-    required("certificateRefs", &Shape::List { of: &CERTIFICATE, at_least: 1, at_most: 1 }),
+    optional("mode", &Shape::OneOf(&["Terminate", "Passthrough"])),
+    optional("certificateRefs", &Shape::List { of: &CERTIFICATE, at_least: 1, at_most: 1 }),
     not_yet("frontendValidation", "clients are asked for no certificate"),
     not_yet("options", "TLS 1.3 is spoken, and nothing can be chosen about it"),
 ]);
@@ -38,7 +38,7 @@ static CERTIFICATE: Shape = Shape::Object(&[
 
 static ALLOWED_ROUTES: Shape = Shape::Object(&[
     optional("namespaces", &NAMESPACES),
-    not_yet("kinds", "HTTPRoutes and GRPCRoutes are attached"),
+    not_yet("kinds", "the protocol says it: HTTPRoutes and GRPCRoutes, TLSRoutes, or TCPRoutes"),
 ]);
 
 static NAMESPACES: Shape = Shape::Object(&[
@@ -46,7 +46,7 @@ static NAMESPACES: Shape = Shape::Object(&[
     not_yet("selector", "put the routes into the Gateway's namespace"),
 ]);
 
-pub static HTTP_PARENT: Shape = Shape::Object(&[
+pub static ROUTE_PARENT: Shape = Shape::Object(&[
     optional(
         "group",
         &Shape::OneOf(&["", "core", "multicluster.x-k8s.io", "hanse.dev", "gateway.networking.k8s.io"]),

@@ -8,14 +8,14 @@ use super::{BACKEND, HEADER, MIRROR_BACKEND, PATH, Shape, gateway, not_yet, opti
 
 /// Counts are those of Gateway API v1.
 pub static HTTP_ROUTE: Shape = Shape::Object(&[
-    required("parentRefs", &Shape::List { of: &gateway::HTTP_PARENT, at_least: 1, at_most: 32 }),
+    required("parentRefs", &Shape::List { of: &gateway::ROUTE_PARENT, at_least: 1, at_most: 32 }),
     optional("hostnames", &Shape::List { of: &HOST_NAME, at_least: 0, at_most: 16 }),
     required("rules", &Shape::List { of: &RULE, at_least: 1, at_most: 16 }),
     not_yet("useDefaultGateways", "name the services in parentRefs"),
 ]);
 
 pub static GRPC_ROUTE: Shape = Shape::Object(&[
-    required("parentRefs", &Shape::List { of: &gateway::HTTP_PARENT, at_least: 1, at_most: 32 }),
+    required("parentRefs", &Shape::List { of: &gateway::ROUTE_PARENT, at_least: 1, at_most: 32 }),
     optional("hostnames", &Shape::List { of: &HOST_NAME, at_least: 0, at_most: 16 }),
     required("rules", &Shape::List { of: &GRPC_RULE, at_least: 1, at_most: 16 }),
     not_yet("useDefaultGateways", "name the services in parentRefs"),

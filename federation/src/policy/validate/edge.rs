@@ -9,7 +9,7 @@ use hanse_identity::tls::outside::may_be_roots;
 use super::{Findings, is_here};
 use crate::host::ServiceHost;
 use crate::policy::document::edge::{BackendTlsPolicy, ExternalProtocol, ExternalService};
-use crate::policy::document::{PolicyDocument, PolicyKind, PolicySpec};
+use crate::policy::document::{HttpRoute, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind};
 use crate::policy::external::is_local;
 use crate::view::View;
 
@@ -82,6 +82,37 @@ fn check_host(
         let message = format!("{} has {host} too: the older document has it", rival.key());
         let fix = "give each host to one ExternalService".to_owned();
         findings.warning("E4120", path.to_owned(), message, fix);
+    }
+}
+
+/// A backend outside is asked on the port that the route names, if it names one: it has to be there, for HTTP.
+pub(super) fn check_backend_ports(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    route: &HttpRoute,
+    namespace: &str,
+    findings: &mut Findings<'_>,
+) {
+    for (r, rule) in route.rules.iter().enumerate() {
+        for (b, backend) in rule.backend_refs.iter().enumerate() {
+            let Some(port) = backend.port.filter(|_| backend.kind == RefKind::ExternalService) else {
+                continue;
+            };
+            let key = PolicyKey { kind: PolicyKind::ExternalService, name: backend.service(namespace) };
+            let applied = documents.iter().map(|(document, _)| document).find(|d| d.key() == key);
+            let Some(PolicySpec::ExternalService(external)) =
+                applied.or_else(|| view.policies.get(&key)).map(|document| &document.spec)
+            else {
+                continue;
+            };
+            let http = || external.ports.iter().filter(|port| port.protocol == ExternalProtocol::Http);
+            if !http().any(|known| known.port == port) {
+                let message = format!("{key} has no port {port} for HTTP");
+                let known = http().map(|port| port.port.to_string()).collect::<Vec<_>>().join(", ");
+                let path = format!("spec.rules[{r}].backendRefs[{b}].port");
+                findings.error("E4106", path, message, format!("its ports for HTTP: {known}"));
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! TCPRoutes and TLSRoutes: what they refer to, and which of several is asked.
 
 use super::{Findings, age, alone, check_route};
-use crate::policy::document::{HttpRoute, PolicyDocument, PolicySpec};
+use crate::policy::document::{HttpRoute, PolicyDocument, PolicySpec, RefKind};
 use crate::view::View;
 
 /// `route`: the HTTPRoute with the same references.
@@ -21,8 +21,35 @@ pub(super) fn check(
         diagnostic.message =
             message.replace("every request of the rule would get 500", "every connection would be reset");
     }
+    check_backends(route, findings);
     if matches!(document.spec, PolicySpec::TcpRoute(_)) {
         check_others(view, documents, document, route, findings);
+    }
+}
+
+/// A connection goes to a service of the mesh, and to a port that somebody has said.
+fn check_backends(route: &HttpRoute, findings: &mut Findings<'_>) {
+    for (index, parent) in route.parent_refs.iter().enumerate() {
+        if parent.kind == RefKind::ExternalService {
+            let message = "connections to what is outside are not routed: only requests are".to_owned();
+            let fix = "write an HTTPRoute, or name a Service, a ServiceImport or a Gateway".to_owned();
+            findings.error("E4109", format!("spec.parentRefs[{index}].kind"), message, fix);
+        }
+    }
+    let enters = route.parent_refs.iter().any(|parent| parent.kind == RefKind::Gateway);
+    for (r, rule) in route.rules.iter().enumerate() {
+        for (b, backend) in rule.backend_refs.iter().enumerate() {
+            let path = |field: &str| format!("spec.rules[{r}].backendRefs[{b}].{field}");
+            if backend.kind == RefKind::ExternalService {
+                let message = format!("plain TCP does not go outside: {} would get nothing", backend.name);
+                let fix = "name a Service or a ServiceImport; HTTP goes outside by an HTTPRoute".to_owned();
+                findings.error("E4109", path("kind"), message, fix);
+            } else if backend.port.is_none() && enters {
+                let message = "a Gateway's port is not the service's".to_owned();
+                let fix = "add port: the one that the service has".to_owned();
+                findings.error("E4106", path("port"), message, fix);
+            }
+        }
     }
 }
 
@@ -43,8 +70,10 @@ fn check_others(
         }
         for (index, parent) in route.parent_refs.iter().enumerate() {
             let same = theirs.parent_refs.iter().any(|their| {
-                their.service(other.name.namespace()) == parent.service(here)
+                (their.kind == RefKind::Gateway) == (parent.kind == RefKind::Gateway)
+                    && their.service(other.name.namespace()) == parent.service(here)
                     && (their.port.is_none() || their.port == parent.port)
+                    && (their.section_name.is_none() || their.section_name == parent.section_name)
             });
             if same {
                 let message = format!(

@@ -95,7 +95,7 @@ impl Outbound {
     }
 
     /// The Gateway at this View; compiled on first use after it changed.
-    fn ingress(&self, view: &View, gateway: &ServiceName) -> Option<Rc<Ingress>> {
+    pub(super) fn ingress(&self, view: &View, gateway: &ServiceName) -> Option<Rc<Ingress>> {
         let mut ingress = self.ingress.borrow_mut();
         if ingress.0 != view.revision {
             *ingress = (view.revision, Ingress::build(view, gateway).map(Rc::new));

@@ -29,7 +29,7 @@ use crate::io::body::{AnswerBody, RequestBody};
 use crate::io::dial::{CONNECT_TIMEOUT, DialError};
 use crate::io::outside::{Connection, Place, Tls};
 use crate::io::record::Record;
-use crate::outbound;
+use crate::outbound::{self, Plan};
 use crate::runtime::now;
 use crate::runtime::resolve::{Answer, NamedBy};
 
@@ -81,11 +81,12 @@ impl Outbound {
     pub(super) async fn tables_for(
         &self,
         view: &View,
-        backend: &ServiceHost,
+        plan: &Plan,
         authority: Option<&str>,
         protocol: ExternalProtocol,
         record: &mut Record,
     ) -> Result<Rc<Tables>, Reason> {
+        let backend: &ServiceHost = &plan.backend;
         if backend.reach != Reach::External {
             return Ok(self.tables(view, backend));
         }
@@ -101,8 +102,11 @@ impl Outbound {
             record.entry.response_code_details = why;
             reason
         };
-        if external.port(authority, protocol).is_none() {
-            let wanted = authority.unwrap_or_default();
+        if external.port(plan.port, authority, protocol).is_none() {
+            let wanted = match plan.port {
+                Some(port) => port.to_string(),
+                None => authority.unwrap_or_default().to_owned(),
+            };
             let why = format!("ExternalService {} has no such {protocol:?} port: {wanted}", external.name);
             return Err(refuse(Reason::UnknownHost, why));
         }
@@ -214,7 +218,7 @@ impl Outbound {
         let is_grpc = headers::is_grpc(request.headers());
         let placed = outgoing.tables.outside.as_ref().and_then(|outside| {
             let authority = authority_of(&request)?;
-            let port = outside.external.port(Some(authority), ExternalProtocol::Http)?;
+            let port = outside.external.port(outgoing.plan.port, Some(authority), ExternalProtocol::Http)?;
             let (address, tls) = (SocketAddr::new(address, port), outside.tls.clone());
             let kept = outside.external.answers_to(&host_of(authority)?.0)
                 || outgoing.plan.filters.as_deref().and_then(Filters::host).is_some();

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hanse_federation::View;
 use hanse_federation::host::ServiceHost;
 use hanse_federation::policy::StreamTo;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -24,7 +25,7 @@ use crate::headers;
 use crate::io::body::{OnEnd as _, RequestBody, ResponseBody};
 use crate::io::dial::For;
 use crate::io::record::{Direction, Record, TCP};
-use crate::io::stream::{self, Ending};
+use crate::io::stream::{self, Ending, Place};
 use crate::outbound::{self, Plan};
 use crate::runtime::now;
 
@@ -36,7 +37,7 @@ pub struct TcpTarget {
 }
 
 /// A stream that the far app has taken.
-struct Opened {
+pub(super) struct Opened {
     mesh: OnUpgrade,
     /// Its place on its connection.
     _carried: Option<Carried>,
@@ -48,28 +49,39 @@ const ATTEMPT_WITHIN: Duration = Duration::from_secs(3);
 
 impl Outbound {
     /// Carries one connection of our app to its end. One that cannot be opened is reset.
-    pub async fn carry(self: Rc<Self>, target: Arc<TcpTarget>, mut client: TcpStream) {
+    pub async fn carry(self: Rc<Self>, target: Arc<TcpTarget>, client: TcpStream) {
         let mut record = self.tcp_record(&target);
         let opened = match self.streams.place() {
             Some(place) => {
                 let name = self.server_name(&target, &client).await;
-                let opened = self.open(&target, name.as_deref(), &mut record).await;
+                let opened = self.open_to(&target, name.as_deref(), &mut record).await;
                 opened.map(|opened| (place, opened))
             }
             None => Err(Reason::Overload),
         };
-        let (_place, opened) = match opened {
-            Ok(opened) => opened,
+        match opened {
+            Ok(opened) => self.run(opened, client, record, std::future::pending()).await,
             Err(reason) => {
                 record.refused(reason);
                 record.on_end(0, true);
-                return stream::reset(&client);
+                stream::reset(&client);
             }
-        };
+        }
+    }
+
+    /// Carries a connection that is open to its end, or until `withdrawn` resolves.
+    pub(super) async fn run(
+        &self,
+        (_place, opened): (Place, Opened),
+        mut client: TcpStream,
+        record: Record,
+        withdrawn: impl Future<Output = ()>,
+    ) {
         let Some(mut mesh) = stream::taken(opened.mesh).await else { return stream::reset(&client) };
-        let ending = stream::carry(&mut client, &mut mesh, record, self.streams.idle()).await;
+        let idle = self.streams.idle();
+        let ending = stream::carry_while(&mut client, &mut mesh, record, idle, withdrawn).await;
         if !matches!(ending, Ending::Complete) {
-            tracing::debug!(?ending, "a TCP connection of the app ended");
+            tracing::debug!(?ending, "a TCP connection into the mesh ended");
             stream::reset(&client);
         }
     }
@@ -92,7 +104,7 @@ impl Outbound {
             return Ok(mesh_answer(Reason::Overload, false, record));
         };
         // What follows is not there before we have answered, so no TLSRoute can be asked.
-        let opened = match self.open(&target, None, &mut record).await {
+        let opened = match self.open_to(&target, None, &mut record).await {
             Ok(opened) => opened,
             Err(reason) => return Ok(mesh_answer(reason, false, record)),
         };
@@ -119,25 +131,38 @@ impl Outbound {
         if names { stream::server_name(client).await } else { None }
     }
 
-    async fn open(
+    async fn open_to(
         &self,
         target: &TcpTarget,
         name: Option<&str>,
         record: &mut Record,
     ) -> Result<Opened, Reason> {
+        let route = |view: &View, record: &mut Record| -> Result<StreamTo, Reason> {
+            let asked = self.tables(view, &target.host);
+            record.entry.upstream_cluster = asked.names.service.clone();
+            let routed = asked.streams.route(target.port, name, self.random.next())?;
+            Ok(routed.unwrap_or_else(|| StreamTo {
+                backend: Arc::new(target.host.clone()),
+                port: target.port,
+                route: Arc::default(),
+            }))
+        };
+        self.open(route, record).await
+    }
+
+    /// Opens a connection to where it is routed.
+    pub(super) async fn open(
+        &self,
+        route: impl FnOnce(&View, &mut Record) -> Result<StreamTo, Reason>,
+        record: &mut Record,
+    ) -> Result<Opened, Reason> {
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;
         let (view, own) = self.standing(&known, record)?;
-        let asked = self.tables(view, &target.host);
-        record.entry.upstream_cluster = asked.names.service.clone();
-        let routed = asked.streams.route(target.port, name, self.random.next());
-        let to = routed.map_err(Reason::from)?.unwrap_or_else(|| StreamTo {
-            backend: Arc::new(target.host.clone()),
-            port: target.port,
-            route: Arc::default(),
-        });
+        let to = route(view, record)?;
         to.route.as_ref().clone_into(&mut record.entry.policy);
         let plan = Plan {
             backend: to.backend,
+            port: None,
             route: to.route,
             request_timeout: OPEN_WITHIN,
             attempt_timeout: Some(ATTEMPT_WITHIN),

@@ -17,6 +17,7 @@ use super::outside::Web;
 use super::*;
 use crate::io::ingress::Gate;
 use crate::runtime::Plane;
+use crate::runtime::access_log::AccessLog;
 use crate::runtime::certificates::Certificates;
 use crate::runtime::drain::{Drain, drain};
 use crate::sidecar::{Listeners, Settings, work};
@@ -33,11 +34,44 @@ struct Public {
     _drain: Drain,
 }
 
-fn write(directory: &Path, name: &str, chain: &str, key: &str, mode: u32) {
+pub(super) fn write(directory: &Path, name: &str, chain: &str, key: &str, mode: u32) {
     let path = directory.join(name).with_extension("key");
     std::fs::write(&path, key).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     std::fs::write(directory.join(name).with_extension("crt"), chain).unwrap();
+}
+
+/// A proxy that serves those ports of a Gateway; where they are.
+pub(super) fn serve(
+    plane: &Arc<Plane>,
+    gateway: &hanse_identity::ServiceName,
+    ports: &[u16],
+    certificates: Option<Arc<Certificates>>,
+    access_log: Option<AccessLog>,
+) -> (Vec<SocketAddr>, Drain) {
+    let mut listeners = Listeners::default();
+    let mut addresses = Vec::new();
+    for port in ports {
+        let listener = crate::io::listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+        addresses.push(listener.local_addr().unwrap());
+        let gate = Gate { gateway: gateway.clone(), port: *port, certificates: certificates.clone() };
+        listeners.gates.push((Arc::new(gate), listener));
+    }
+    let settings = Settings {
+        plane: Arc::clone(plane),
+        services: Arc::default(),
+        app: None,
+        tcp_ports: Arc::default(),
+        access_log,
+        limits: Arc::default(),
+        workers: 1,
+        capture: None,
+    };
+    let (drain, stop) = drain();
+    // Nobody inspects in tests.
+    let (_inspect, inspections) = mpsc::channel(1);
+    tokio::task::spawn_local(work(settings, listeners, inspections, stop));
+    (addresses, drain)
 }
 
 impl Public {
@@ -51,28 +85,9 @@ impl Public {
         let plane = Arc::new(Plane::new("public-1".parse().unwrap(), hanse_federation::Locality::default()));
         plane.credentials.install_svid(&shop.east.workload("public")).unwrap();
         plane.publish(Arc::new(shop.view.clone()));
-        let mut listeners = Listeners::default();
-        let mut addresses = Vec::new();
-        for port in [80, 443] {
-            let listener = crate::io::listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
-            addresses.push(listener.local_addr().unwrap());
-            let gateway = "shop/public".parse().unwrap();
-            let gate = Gate { gateway, port, certificates: Some(Arc::clone(&certificates)) };
-            listeners.gates.push((Arc::new(gate), listener));
-        }
-        let settings = Settings {
-            plane: Arc::clone(&plane),
-            services: Arc::default(),
-            app: None,
-            tcp_ports: Arc::default(),
-            access_log: None,
-            limits: Arc::default(),
-            workers: 1,
-            capture: None,
-        };
-        let (drain, stop) = drain();
-        let (_inspect, inspections) = mpsc::channel(1);
-        tokio::task::spawn_local(work(settings, listeners, inspections, stop));
+        let gateway = "shop/public".parse().unwrap();
+        let certs = Some(Arc::clone(&certificates));
+        let (addresses, drain) = serve(&plane, &gateway, &[80, 443], certs, None);
         let (plain, secure) = (addresses[0], addresses[1]);
         Self { shop, plane, web, directory, certificates, plain, secure, _drain: drain }
     }

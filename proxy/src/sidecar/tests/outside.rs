@@ -204,6 +204,28 @@ fn a_service_outside_is_called_by_its_name_over_tls() {
 }
 
 #[test]
+fn a_route_says_on_which_port_a_service_outside_is_asked() {
+    on_local_set(async {
+        let (first, second) = (App::start("first").await, App::start("second").await);
+        let mut shop = Shop::open().await;
+        let text = format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: ExternalService\nmetadata: {{ name: payments, namespace: shop }}\nspec:\n  \
+             hosts: [api.payments.example]\n  addresses: [127.0.0.1]\n  allowLocalAddresses: true\n  ports:\n  \
+             - {{ port: 80, targetPort: {}, protocol: HTTP }}\n  - {{ port: 8443, targetPort: {}, protocol: HTTP }}\n---\n\
+             apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: reviews, namespace: shop }}\nspec:\n  \
+             parentRefs: [{{ kind: Service, name: reviews }}]\n  rules:\n  - backendRefs: \
+             [{{ group: hanse.dev, kind: ExternalService, name: payments, port: 8443 }}]\n",
+            first.address.port(),
+            second.address.port()
+        );
+        shop.apply(&text);
+        let answer = shop.product.get(REVIEWS).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-app")), (200, "second"), "{answer:?}");
+        assert_eq!(shop.product.get(PAYMENTS).await.header("x-app"), "first", "no route is for that name");
+    });
+}
+
+#[test]
 fn who_shows_no_certificate_of_that_name_is_not_asked() {
     on_local_set(async {
         let (web, app) = (Web::new(), App::start("payments").await);

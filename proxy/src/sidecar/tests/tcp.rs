@@ -353,7 +353,7 @@ fn example(name: &str) -> String {
 }
 
 /// The first that a client of TLS says.
-fn client_hello(name: &str) -> Vec<u8> {
+pub(super) fn client_hello(name: &str) -> Vec<u8> {
     let config = rustls::ClientConfig::builder()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();

@@ -207,6 +207,7 @@ impl std::io::Write for Lines {
                 source_cluster: text("source_cluster").into(),
                 destination_cluster: text("destination_cluster").into(),
                 upstream_cluster: text("upstream_cluster").into(),
+                policy: text("policy"),
                 hanse_reason: text("hanse_reason"),
                 response_code_details: text("response_code_details"),
                 trace_id: TraceId::read(&text("trace_id")),
@@ -224,6 +225,20 @@ impl std::io::Write for Lines {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// An access log, and its lines.
+pub fn access_log(plane: &Plane) -> (AccessLog, mpsc::UnboundedReceiver<Entry>) {
+    let (lines, log) = mpsc::unbounded_channel();
+    let sink = Box::new(Lines { entries: lines, begun: Vec::new() });
+    let (access_log, _writer) = AccessLog::start_with(sink, Arc::clone(&plane.telemetry)).unwrap();
+    (access_log, log)
+}
+
+/// The next line of an access log.
+pub async fn next_line(log: &mut mpsc::UnboundedReceiver<Entry>) -> Entry {
+    let line = tokio::time::timeout(Duration::from_secs(5), log.recv()).await;
+    line.expect("a line is written").unwrap()
 }
 
 impl Sidecar {
@@ -272,12 +287,7 @@ impl Sidecar {
         let outbound = crate::io::listen::bind(any, 1).unwrap().remove(0);
         let (inbound_address, outbound_address) =
             (inbound.local_addr().unwrap(), outbound.local_addr().unwrap());
-        let (lines, log) = mpsc::unbounded_channel();
-        let (access_log, _writer) = AccessLog::start_with(
-            Box::new(Lines { entries: lines, begun: Vec::new() }),
-            Arc::clone(&plane.telemetry),
-        )
-        .unwrap();
+        let (access_log, log) = access_log(&plane);
         let services = services.iter().map(|s| s.parse().unwrap()).collect();
         let settings = Settings {
             plane: Arc::clone(&plane),
@@ -331,10 +341,7 @@ impl Sidecar {
 
     /// The next line of the access log.
     pub async fn logged(&mut self) -> Entry {
-        tokio::time::timeout(Duration::from_secs(5), self.log.recv())
-            .await
-            .expect("a line is written")
-            .unwrap()
+        next_line(&mut self.log).await
     }
 }
 
