@@ -80,7 +80,9 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             PolicySpec::ExternalService(external) => {
                 edge::check_external(view, documents, document, external, &mut findings)
             }
-            PolicySpec::BackendTlsPolicy(policy) => edge::check_tls(policy, namespace, &mut findings),
+            PolicySpec::BackendTlsPolicy(policy) => {
+                edge::check_tls(view, documents, document, policy, &mut findings)
+            }
             PolicySpec::Gateway(gateway) => gateway::check(gateway, &mut findings),
             PolicySpec::PeerAuthentication(policy) => peer::check(view, policy, namespace, &mut findings),
             PolicySpec::MeshConfig(_) => edge::check_config(view, documents, document, &mut findings),
@@ -315,13 +317,21 @@ fn check_other_kind(
     let https: BTreeSet<_> = all
         .filter_map(|d| Some((&d.name, as_http(d)?)))
         .map(|(name, http)| {
-            let services: Vec<_> = http.parent_refs.iter().map(|p| p.service(name.namespace())).collect();
+            let parents = http.parent_refs.iter();
+            let services: Vec<_> = parents.map(|p| (p.kind, p.service(name.namespace()))).collect();
             (name, services)
         })
         .collect();
-    for (index, parent) in route.parent_refs.iter().enumerate() {
+    // A Gateway reads both.
+    let parents = route.parent_refs.iter().enumerate().filter(|(_, p)| p.kind != RefKind::Gateway);
+    for (index, parent) in parents {
         let service = parent.service(here);
-        if let Some((name, _)) = https.iter().find(|(_, services)| services.contains(&service)) {
+        let same = |(kind, other): &(RefKind, ServiceName)| {
+            *other == service
+                && (*kind == RefKind::ExternalService) == (parent.kind == RefKind::ExternalService)
+        };
+        let rival = https.iter().find(|(_, services)| services.iter().any(same));
+        if let Some((name, _)) = rival {
             let message = format!("HTTPRoute {name} of {service} is no longer read: GRPCRoutes decide alone");
             let fix = "put its rules for gRPC into GRPCRoutes, and delete it".to_owned();
             findings.warning("E4121", format!("spec.parentRefs[{index}]"), message, fix);

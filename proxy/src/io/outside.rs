@@ -17,6 +17,7 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 
 use super::body::RequestBody;
@@ -41,6 +42,8 @@ pub struct Place {
     pub tls: Option<Tls>,
     /// Without TLS nobody can ask which it is to be.
     pub prefers_http2: bool,
+    /// Whether it may be at an address of this host's own.
+    pub may_be_here: bool,
 }
 
 /// Whom we take for the service. Equal if it is the same configuration: another policy has connections of its own.
@@ -108,6 +111,10 @@ impl Outsiders {
             return Ok((connection, false));
         }
         let tcp = connect(place.address, within).await?;
+        if !place.may_be_here && is_this_host(&tcp) {
+            let why = format!("{} is this host itself (allowLocalAddresses)", place.address);
+            return Err(DialError::Connect(why));
+        }
         let Some(tls) = &place.tls else {
             return Ok((self.speak(place, tcp, place.prefers_http2).await?, true));
         };
@@ -213,6 +220,13 @@ impl Tls {
     }
 }
 
+/// Whether a connection has this host at both ends. No list knows its addresses: the kernel takes the same one for both where
+/// a connection does not leave.
+fn is_this_host(tcp: &TcpStream) -> bool {
+    let both = tcp.peer_addr().and_then(|peer| Ok((peer.ip(), tcp.local_addr()?.ip())));
+    both.is_ok_and(|(peer, local)| peer.to_canonical() == local.to_canonical())
+}
+
 /// The roots of this system, read once in the life of the process.
 async fn system_roots() -> Result<Arc<Vec<CertificateDer<'static>>>, String> {
     static ROOTS: OnceCell<Arc<Vec<CertificateDer<'static>>>> = OnceCell::const_new();
@@ -225,4 +239,28 @@ async fn system_roots() -> Result<Arc<Vec<CertificateDer<'static>>>, String> {
         }
     };
     ROOTS.get_or_try_init(read).await.cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_of_this_host_is_nowhere_outside() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // What is on no list: as an address of its network card would be.
+        let place = |may_be_here| Place { address, tls: None, prefers_http2: false, may_be_here };
+        let within = Duration::from_secs(5);
+        let refused = Outsiders::default().connection(&place(false), within).await.err().unwrap();
+        assert!(refused.to_string().contains("this host itself"), "{refused}");
+        let from_elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
+        from_elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        assert!(!is_this_host(&from_elsewhere.connect(address).await.unwrap()));
+        let local = tokio::task::LocalSet::new();
+        let allowed = async { Outsiders::default().connection(&place(true), within).await.is_ok() };
+        assert!(local.run_until(allowed).await, "where the document says so");
+    }
 }

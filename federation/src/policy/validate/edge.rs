@@ -116,11 +116,32 @@ pub(super) fn check_backend_ports(
     }
 }
 
-pub(super) fn check_tls(policy: &BackendTlsPolicy, namespace: &str, findings: &mut Findings<'_>) {
+pub(super) fn check_tls(
+    view: &View,
+    documents: &[(PolicyDocument, usize)],
+    document: &PolicyDocument,
+    policy: &BackendTlsPolicy,
+    findings: &mut Findings<'_>,
+) {
+    let namespace = document.name.namespace();
+    let all = view.policies.values().chain(documents.iter().map(|(document, _)| document));
+    let others: Vec<_> = all
+        .filter(|other| other.name != document.name && other.name.namespace() == namespace)
+        .filter_map(|other| match &other.spec {
+            PolicySpec::BackendTlsPolicy(policy) => Some((other, &policy.target_refs)),
+            _ => None,
+        })
+        .collect();
     for (index, target) in policy.target_refs.iter().enumerate() {
         let Ok(service) = hanse_identity::ServiceName::new(namespace, target.name.as_str()) else { continue };
         let path = format!("spec.targetRefs[{index}].name");
-        findings.check_other(PolicyKind::ExternalService, &service, "E4101", path);
+        findings.check_other(PolicyKind::ExternalService, &service, "E4101", path.clone());
+        let rival = others.iter().find(|(_, targets)| targets.iter().any(|other| other.name == target.name));
+        if let Some((rival, _)) = rival {
+            let message = format!("{} is for {service} too: the older document is in force", rival.key());
+            let fix = format!("merge them, or: hanse policy delete BackendTLSPolicy {}", rival.name);
+            findings.warning("E4120", path, message, fix);
+        }
     }
     let validation = &policy.validation;
     match (&validation.ca_certificates, validation.well_known_ca_certificates) {

@@ -288,6 +288,37 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_reads_routes_of_both_kinds_and_a_service_one() {
+        let route = |kind: &str, parent: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{ name: r, namespace: shop }}\nspec:\n  \
+                 parentRefs: [{{ {parent} }}]\n  rules: [{{ backendRefs: [{{ name: db }}] }}]\n---\n"
+            )
+        };
+        let both = |parent: &str| [route("HTTPRoute", parent), route("GRPCRoute", parent)].concat();
+        let gateway = gateway("{ name: web, port: 80, protocol: HTTP }");
+        let at_gateway = both("group: gateway.networking.k8s.io, kind: Gateway, name: edge");
+        assert_eq!(findings(&format!("{gateway}{at_gateway}")), Vec::<String>::new());
+        assert_eq!(findings(&both("kind: Service, name: db")), ["E4121 spec.parentRefs[0]"]);
+    }
+
+    #[test]
+    fn two_policies_for_the_tls_to_one_service_are_told() {
+        let external = "apiVersion: hanse.dev/v1alpha1\nkind: ExternalService\nmetadata: { name: pay, namespace: shop }\n\
+                        spec: { hosts: [pay.example], ports: [{ port: 80, protocol: HTTP }] }\n---\n";
+        let policy = |name: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{ name: {name}, namespace: shop }}\n\
+                 spec:\n  targetRefs: [{{ group: hanse.dev, kind: ExternalService, name: pay }}]\n  \
+                 validation: {{ hostname: pay.example, wellKnownCACertificates: System }}\n---\n"
+            )
+        };
+        assert_eq!(findings(&format!("{external}{}", policy("one"))), Vec::<String>::new());
+        let two = format!("{external}{}{}", policy("one"), policy("two"));
+        assert_eq!(findings(&two), ["E4120 spec.targetRefs[0].name"; 2]);
+    }
+
+    #[test]
     fn a_backend_outside_is_asked_on_a_port_that_it_has() {
         let text = |port: &str| {
             format!(

@@ -223,7 +223,11 @@ impl Outbound {
             let kept = outside.external.answers_to(&host_of(authority)?.0)
                 || outgoing.plan.filters.as_deref().and_then(Filters::host).is_some();
             let named = if kept { authority } else { outside.external.spec.hosts.first()? };
-            Some((Place { address, tls, prefers_http2: is_grpc }, named.parse::<Authority>().ok()?))
+            let may_be_here = outside.external.spec.allow_local_addresses;
+            Some((
+                Place { address, tls, prefers_http2: is_grpc, may_be_here },
+                named.parse::<Authority>().ok()?,
+            ))
         });
         let Some((place, authority)) = placed else {
             return Err(Failed::refused(Reason::NoBackend, request));

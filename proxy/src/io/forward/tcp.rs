@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_federation::View;
-use hanse_federation::host::ServiceHost;
+use hanse_federation::host::{Reach, ServiceHost};
 use hanse_federation::policy::StreamTo;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -160,6 +160,11 @@ impl Outbound {
         let (view, own) = self.standing(&known, record)?;
         let to = route(view, record)?;
         to.route.as_ref().clone_into(&mut record.entry.policy);
+        if to.backend.reach == Reach::External {
+            // Documents of before may say so: what is outside is asked by requests only.
+            "connections do not go outside".clone_into(&mut record.entry.response_code_details);
+            return Err(Reason::NoBackend);
+        }
         let plan = Plan {
             backend: to.backend,
             port: None,
