@@ -34,6 +34,9 @@ pub struct Config {
     /// The app behind this proxy.
     #[arg(long, value_name = "ADDRESS")]
     pub app: Option<SocketAddr>,
+    /// In place of an app: send requests out of the mesh, to the ExternalServices that name a --service of this proxy (via).
+    #[arg(long, conflicts_with_all = ["app", "tcp_ports"], requires = "services")]
+    pub egress: bool,
     /// Where the mesh reaches this proxy: mutual TLS.
     #[arg(long, value_name = "ADDRESS")]
     pub inbound: Option<SocketAddr>,
@@ -202,8 +205,11 @@ impl Config {
 
     /// What the flags' own parsers cannot see.
     pub fn check(&self) -> Result<()> {
-        if !self.services.is_empty() && (self.inbound.is_none() || self.app.is_none()) {
-            bail!("--service needs --inbound (where the mesh reaches it) and --app (who serves it)");
+        let is_served = self.app.is_some() || self.egress;
+        if !self.services.is_empty() && (self.inbound.is_none() || !is_served) {
+            bail!(
+                "--service needs --inbound (where the mesh reaches it) and --app (who serves it) or --egress"
+            );
         }
         if self.inbound.is_some() && self.services.is_empty() {
             bail!("--inbound needs at least one --service");
@@ -257,6 +263,11 @@ mod tests {
                 .otlp_endpoint
                 .is_some()
         );
+        let egress = "--service shop/egress --inbound 127.0.0.1:0";
+        parse(&format!("{egress} --egress")).unwrap().check().unwrap();
+        assert!(parse(egress).unwrap().check().unwrap_err().to_string().contains("or --egress"));
+        assert!(parse(&format!("{egress} --egress --app 127.0.0.1:9080")).is_err(), "an app has its own");
+        assert!(parse("--egress").is_err(), "of which service");
         let strict = parse("--revocation-staleness 2m --on-stale deny-new").unwrap().staleness();
         assert_eq!(strict.bound, std::time::Duration::from_secs(120));
         assert_eq!(strict.on_stale, staleness::OnStale::DenyNew);

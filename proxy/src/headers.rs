@@ -15,6 +15,8 @@ pub const REASON: HeaderName = HeaderName::from_static("x-hanse-reason");
 pub const CLUSTER: HeaderName = HeaderName::from_static("x-hanse-cluster");
 /// The tier of the ladder that it was in.
 pub const TIER: HeaderName = HeaderName::from_static("x-hanse-tier");
+/// Which service outside a request is for; towards the egress gateway that is to send it there.
+pub const LEAVES: HeaderName = HeaderName::from_static("x-hanse-leaves");
 /// Who called; towards the app that serves (Envoy's header and syntax).
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 

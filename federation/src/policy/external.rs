@@ -99,12 +99,20 @@ impl External {
             ports: vec![port],
             addresses: literal.into_iter().collect(),
             allow_local_addresses: config.allow_local_addresses,
+            via: None,
         };
         Some(Self { name: passthrough_name(), spec, tls: None })
     }
 
     pub fn host(&self) -> ServiceHost {
         ServiceHost { service: self.name.clone(), reach: Reach::External }
+    }
+
+    /// The service of the mesh through whose proxies alone requests leave for it.
+    pub fn via(&self) -> Option<ServiceName> {
+        let via = self.spec.via.as_ref()?;
+        let named = ServiceName::new(self.name.namespace(), via.name.as_str());
+        Some(named.expect("labels make a service name"))
     }
 
     /// The name that DNS is asked for; `None` where the addresses are known.

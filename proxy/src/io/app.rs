@@ -41,6 +41,7 @@ use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
 
 mod authorize;
+mod egress;
 pub mod plain;
 mod standing;
 mod streams;
@@ -108,6 +109,8 @@ struct Borrowed {
 pub struct Serving {
     record: Record,
     borrowed: Option<Borrowed>,
+    /// Of what is outside, where it has come from there.
+    left: Option<Box<Record>>,
     _flying: Option<Flying>,
 }
 
@@ -192,6 +195,11 @@ impl Inbound {
             Ok(_) if too_large => Err(Reason::HeadTooLarge),
             Ok((admitted, _)) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => match self.authorize(&admitted, &caller, &mut request, &mut record).await {
+                    Ok(edits) if self.app.is_none() => {
+                        return Ok(self
+                            .leave(&caller, request, record, flying, |headers| edits.apply(headers))
+                            .await);
+                    }
                     Ok(edits) => {
                         let served = self.serve(admitted, &caller, request, &mut record).await;
                         served.map(|(mut response, borrowed)| {
@@ -208,7 +216,7 @@ impl Inbound {
         Ok(match outcome {
             Ok((response, borrowed)) => {
                 record.answered(response.status());
-                let serving = Serving { record, borrowed, _flying: Some(flying) };
+                let serving = Serving { record, borrowed, left: None, _flying: Some(flying) };
                 response.map(|body| ResponseBody::streamed(body, serving))
             }
             Err(reason) => mesh_answer(reason, record),
@@ -491,6 +499,9 @@ impl OnEnd for Serving {
         if let Some(borrowed) = self.borrowed.filter(|_| complete) {
             borrowed.app.give_back(borrowed.connection);
         }
+        if let Some(left) = self.left {
+            left.on_end(bytes, complete);
+        }
         self.record.on_end(bytes, complete);
     }
 }
@@ -562,8 +573,10 @@ fn limited(after: Duration, record: Record) -> InboundResponse {
 fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {
     record.refused(reason);
     let body = Bytes::from(format!("{}\n", reason.as_str()));
-    let mut response =
-        Response::new(ResponseBody::whole(body, Serving { record, borrowed: None, _flying: None }));
+    let mut response = Response::new(ResponseBody::whole(
+        body,
+        Serving { record, borrowed: None, left: None, _flying: None },
+    ));
     *response.status_mut() = reason.status();
     mark(response.headers_mut(), reason);
     if reason == Reason::Unauthenticated {

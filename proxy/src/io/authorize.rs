@@ -89,6 +89,11 @@ impl Authorizers {
         &self.plane
     }
 
+    /// This worker's outbound side.
+    pub fn outbound(&self) -> &Rc<Outbound> {
+        &self.outbound
+    }
+
     /// What the authorizer says, within the policy's time.
     pub async fn ask(&self, external: &External, question: CheckRequest) -> Result<CheckResponse, Silent> {
         let known = self.known(&external.authorizer);

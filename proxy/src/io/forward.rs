@@ -58,6 +58,7 @@ mod backend;
 pub mod captured;
 mod connect;
 mod describe;
+mod egress;
 mod failed;
 mod fault;
 mod hosts;
@@ -112,6 +113,8 @@ struct Outgoing<'r> {
     session: Option<Session>,
     /// Its place among the retries, once it is one.
     retrying: Option<Held>,
+    /// It goes to an egress gateway: what fails is mostly not there, but beyond.
+    leaves: bool,
 }
 
 /// Where a request has come in.
@@ -120,6 +123,8 @@ enum Door {
     App(Option<Arc<ServiceHost>>),
     /// Of a client outside.
     Gateway(Rc<ingress::Entrance>),
+    /// Of the mesh, on its way out of it through us.
+    Egress(egress::Leaving),
 }
 
 pub type OutboundResponse = Response<ResponseBody<Record>>;
@@ -196,7 +201,7 @@ impl Outbound {
                 Ok(response.map(|body| ResponseBody::answer(body, record)))
             }
             Err(reason) => Ok(match door {
-                Door::App(_) => mesh_answer(reason, is_grpc, record),
+                Door::App(_) | Door::Egress(_) => mesh_answer(reason, is_grpc, record),
                 Door::Gateway(_) => terse_answer(reason, is_grpc, record),
             }),
         }
@@ -218,13 +223,15 @@ impl Outbound {
         let host = match door {
             Door::App(bound) => self.host(view, bound.as_deref(), authority)?,
             Door::Gateway(entrance) => Host::unread(entrance.host(), authority.unwrap_or(NO_AUTHORITY)),
+            Door::Egress(leaving) => Host::unread(leaving.host(), authority.unwrap_or(NO_AUTHORITY)),
         };
         if *request.method() == Method::CONNECT || !headers::is_framing_plain(request.headers()) {
             return Err(Reason::BadRequest);
         }
-        let plan = match door {
+        let mut plan = match door {
             Door::App(_) => self.plan(view, &host, &request, is_grpc)?,
             Door::Gateway(entrance) => self.plan_entered(view, entrance, authority, &request, is_grpc)?,
+            Door::Egress(leaving) => leaving.plan(),
         };
         plan.route.as_ref().clone_into(&mut record.entry.policy);
         let mut tables = match *plan.backend == host.service {
@@ -236,7 +243,11 @@ impl Outbound {
             let asked = (authority.unwrap_or(NO_AUTHORITY), door.is_secure());
             return redirected(redirect, asked, request.uri(), &plan, record);
         }
-        if plan.backend.reach == Reach::External {
+        let within = plan.backend.reach != Reach::External;
+        let handed = self.hand_over(view, door, &mut plan, authority);
+        if handed.is_some() {
+            tables = self.tables(view, &plan.backend);
+        } else if !within {
             let found = self.tables_for(view, &plan, authority, ExternalProtocol::Http, record);
             tables = Box::pin(found).await?;
         }
@@ -251,7 +262,6 @@ impl Outbound {
         let hash = on.and_then(|on| outbound::hash_of(&on, request.headers(), request.uri().query(), caller));
         let sessions = tables.ladder.borrow().settings.session.clone();
         let session = sessions.as_ref().and_then(|policy| Session::of(policy, request.headers(), now()));
-        let within = plan.backend.reach != Reach::External;
         let upgrade = if within { Upgrade::asked(&mut request) } else { None };
         let mut request =
             prepare(request, plan.filters.as_deref(), host.authority.as_ref(), door.client(), record)?;
@@ -262,6 +272,9 @@ impl Outbound {
         match &upgrade {
             Some(upgrade) => upgrade.put_on(&mut request)?,
             None => self.send_copies(view, &plan, &mut request),
+        }
+        if let Some(handed) = &handed {
+            handed.put_on(&mut request)?;
         }
         let outgoing = Outgoing {
             view,
@@ -275,6 +288,7 @@ impl Outbound {
             hash,
             session,
             retrying: None,
+            leaves: handed.is_some(),
         };
         let response = self.try_until_answered(outgoing, request, record).await?;
         Ok(match upgrade {
@@ -402,8 +416,14 @@ impl Outbound {
         let outcome = self.send(outgoing, candidate, request, record).await;
         let observation = match &outcome {
             // Of one port, which says nothing of the service's other ports: health knows targets only.
-            Err(failed) if is_tcp && matches!(failed.failure, Failure::NobodyThere { .. }) => None,
-            Ok(response) if response.status().is_server_error() => Some(Observation::ServerError),
+            Err(failed)
+                if (is_tcp || outgoing.leaves) && matches!(failed.failure, Failure::NobodyThere { .. }) =>
+            {
+                None
+            }
+            Ok(response) if response.status().is_server_error() && !outgoing.leaves => {
+                Some(Observation::ServerError)
+            }
             Ok(_) => Some(Observation::Success),
             Err(failed) => failed.observation,
         };
@@ -511,7 +531,7 @@ impl Door {
     /// Who came in from outside, and whether by TLS.
     fn client(&self) -> Option<(IpAddr, bool)> {
         match self {
-            Self::App(_) => None,
+            Self::App(_) | Self::Egress(_) => None,
             Self::Gateway(entrance) => Some(entrance.client()),
         }
     }

@@ -20,6 +20,25 @@ pub struct ExternalService {
     /// Whether it may be at a loopback or link-local address, such as a host's metadata service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_local_addresses: bool,
+    /// The service of the mesh whose proxies alone send requests there, in the document's namespace; absent = the caller's own
+    /// does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<EgressRef>,
+}
+
+/// An egress gateway: a service whose proxies have no app.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EgressRef {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    pub kind: EgressKind,
+    pub name: Label,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EgressKind {
+    Service,
 }
 
 /// One port of it.

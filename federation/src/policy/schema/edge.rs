@@ -8,7 +8,14 @@ pub static EXTERNAL_SERVICE: Shape = Shape::Object(&[
     required("ports", &Shape::List { of: &EXTERNAL_PORT, at_least: 1, at_most: 16 }),
     optional("addresses", &Shape::List { of: &ADDRESS, at_least: 1, at_most: 32 }),
     optional("allowLocalAddresses", &Shape::Truth),
-    not_yet("via", "the caller's own proxy goes out"),
+    optional("via", &EGRESS_REF),
+]);
+
+static EGRESS_REF: Shape = Shape::Object(&[
+    optional("group", &Shape::OneOf(&["", "core"])),
+    required("kind", &Shape::OneOf(&["Service"])),
+    required("name", &LABEL),
+    not_yet("namespace", "put the document into the namespace of the gateway"),
 ]);
 
 static EXTERNAL_PORT: Shape = Shape::Object(&[

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use hanse_identity::ServiceName;
 use hanse_identity::tls::outside::may_be_roots;
 
 use super::{Findings, is_here};
@@ -45,6 +46,7 @@ pub(super) fn check_external(
             findings.error("E4005", format!("spec.ports[{index}].protocol"), message, fix);
         }
     }
+    check_via(view, document, external, findings);
     for (index, address) in external.addresses.iter().enumerate() {
         if is_local(*address) && !external.allow_local_addresses {
             let message =
@@ -53,6 +55,21 @@ pub(super) fn check_external(
             findings.error("E4005", format!("spec.addresses[{index}]"), message, fix);
         }
     }
+}
+
+/// Nobody goes out where the gateway is not: it has to be a service of this cluster.
+fn check_via(
+    view: &View,
+    document: &PolicyDocument,
+    external: &ExternalService,
+    findings: &mut Findings<'_>,
+) {
+    let Some(via) = &external.via else { return };
+    let named = ServiceName::new(document.name.namespace(), via.name.as_str());
+    let Some(service) = named.ok().filter(|service| !is_here(view, service)) else { return };
+    let message = format!("{service} is no service of {}: no request would get out", view.cluster);
+    let fix = format!("start a proxy for it first: hanse proxy --egress --service {service}");
+    findings.error("E4101", "spec.via.name".to_owned(), message, fix);
 }
 
 fn check_host(

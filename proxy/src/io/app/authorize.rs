@@ -84,7 +84,7 @@ impl Stopped {
 fn denied_answer(denied: Denied, mut record: Record) -> InboundResponse {
     record.refused(Reason::DeniedExternally);
     record.answered(denied.status);
-    let serving = Serving { record, borrowed: None, _flying: None };
+    let serving = Serving { record, borrowed: None, left: None, _flying: None };
     let mut response = http::Response::new(ResponseBody::whole(denied.body.into(), serving));
     *response.status_mut() = denied.status;
     mark(response.headers_mut(), Reason::DeniedExternally);

@@ -84,7 +84,8 @@ impl Inbound {
         match outcome {
             Ok((response, Some((ends, standing)))) => self.carry(response, ends, standing, record),
             Ok((response, None)) => {
-                let serving = Serving { record, borrowed: None, _flying: Some(self.in_flight.begin()) };
+                let serving =
+                    Serving { record, borrowed: None, left: None, _flying: Some(self.in_flight.begin()) };
                 response.map(|body| ResponseBody::streamed(body, serving))
             }
             Err(reason) => mesh_answer(reason, record),

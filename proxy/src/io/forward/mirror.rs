@@ -82,6 +82,7 @@ impl Outbound {
             hash: None,
             session: None,
             retrying: None,
+            leaves: false,
         };
         outgoing.attempts.begin();
         let admitted = self.choose(&outgoing).and_then(|choice| {

@@ -192,6 +192,7 @@ impl Outbound {
             hash,
             session: None,
             retrying: None,
+            leaves: false,
         };
         let request = connect_to(&plan.backend, to.port, RequestBody::Empty);
         let mut response = self.try_until_answered(outgoing, request, record).await?;

@@ -18,14 +18,24 @@ use super::*;
 use crate::runtime::resolve;
 
 /// A DNS server that says the same of every name.
-struct Dns {
+pub(super) struct Dns {
     address: SocketAddr,
     says: Rc<Cell<&'static [[u8; 4]]>>,
-    asked: Rc<Cell<u32>>,
+    pub asked: Rc<Cell<u32>>,
+}
+
+/// Has a proxy ask that server.
+pub(super) fn resolve_by(sidecar: &Sidecar, dns: &Dns) {
+    let (drain, stop) = crate::runtime::drain::drain();
+    let followed = resolve::follow(Arc::clone(&sidecar.plane.resolved), vec![dns.address], stop);
+    tokio::task::spawn_local(async move {
+        followed.await;
+        drop(drain);
+    });
 }
 
 impl Dns {
-    async fn start(says: &'static [[u8; 4]]) -> Self {
+    pub async fn start(says: &'static [[u8; 4]]) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
         let (says, asked) = (Rc::new(Cell::new(says)), Rc::new(Cell::new(0)));
@@ -77,7 +87,7 @@ impl Web {
     }
 
     /// A TLS server for `name` at `address`, with the echo app behind it; how many connections it has taken.
-    async fn serve(
+    pub async fn serve(
         &self,
         name: &str,
         address: &str,
@@ -126,15 +136,10 @@ impl Web {
 impl Shop {
     /// Has its caller ask that server.
     fn resolve_by(&self, dns: &Dns) {
-        let (drain, stop) = crate::runtime::drain::drain();
-        let followed = resolve::follow(Arc::clone(&self.product.plane.resolved), vec![dns.address], stop);
-        tokio::task::spawn_local(async move {
-            followed.await;
-            drop(drain);
-        });
+        resolve_by(&self.product, dns);
     }
 
-    fn apply_unchecked(&mut self, text: &str, change: impl Fn(&mut PolicySpec)) {
+    pub(super) fn apply_unchecked(&mut self, text: &str, change: impl Fn(&mut PolicySpec)) {
         for (mut document, _) in parse("test", text).unwrap() {
             change(&mut document.spec);
             self.change(|view| view.apply(&hanse_federation::Change::PolicyPut(Box::new(document))));
@@ -159,7 +164,7 @@ impl Shop {
     }
 }
 
-const PAYMENTS: &str = "http://api.payments.example/pay?n=1";
+pub(super) const PAYMENTS: &str = "http://api.payments.example/pay?n=1";
 
 #[test]
 fn a_service_outside_is_called_by_its_name_over_tls() {
