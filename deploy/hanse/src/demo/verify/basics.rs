@@ -19,7 +19,7 @@ use crate::demo::spec::only_in;
 /// Requests that are sent to see whether traffic stays local.
 const LOCAL_REQUESTS: usize = 200;
 /// How long the proxies may take to tell of a request that is looked at.
-const TAPPED_WITHIN: Duration = Duration::from_secs(10);
+const TAPPED_WITHIN: Duration = Duration::from_secs(30);
 /// How long one of them is waited for, before there is another.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
