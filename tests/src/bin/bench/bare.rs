@@ -23,12 +23,26 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::certificates::{Certificates, NAME};
 use crate::process::Process;
+use crate::relay::Means;
+use crate::{app, relay};
 
-/// The bounds run as processes of this program.
+/// The app and the bounds run as processes of this program.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Role {
+    /// Answers with as many bytes as it is asked for
+    App { listen: SocketAddr },
+    /// A gateway that looks at nothing
+    BareRelay { means: Means, listen: SocketAddr, to: SocketAddr },
     /// Plaintext in, mutual TLS 1.3 out
-    BareClient { mode: Mode, listen: SocketAddr, to: SocketAddr, directory: std::path::PathBuf },
+    BareClient {
+        mode: Mode,
+        listen: SocketAddr,
+        to: SocketAddr,
+        directory: std::path::PathBuf,
+        /// Server name to ask for
+        #[arg(long, default_value = NAME)]
+        name: String,
+    },
     /// Mutual TLS 1.3 in, plaintext out
     BareServer { mode: Mode, listen: SocketAddr, to: SocketAddr, directory: std::path::PathBuf },
 }
@@ -72,9 +86,20 @@ impl Mode {
 
 /// One end as a process.
 pub fn start(end: &str, mode: Mode, listen: SocketAddr, to: SocketAddr, files: &Path) -> Result<Process> {
+    Process::listening(command(end, mode, listen, to, files)?, listen)
+}
+
+/// A client that asks for another server name.
+pub fn start_client(name: &str, listen: SocketAddr, to: SocketAddr, files: &Path) -> Result<Process> {
+    let mut command = command("bare-client", Mode::Copy, listen, to, files)?;
+    command.args(["--name", name]);
+    Process::listening(command, listen)
+}
+
+fn command(end: &str, mode: Mode, listen: SocketAddr, to: SocketAddr, files: &Path) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([end, mode.argument(), &listen.to_string(), &to.to_string()]).arg(files);
-    Process::listening(command, listen)
+    Ok(command)
 }
 
 /// What the process does; returns on an error only.
@@ -82,8 +107,13 @@ pub fn serve(role: Role) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     match role {
-        Role::BareClient { mode, listen, to, directory } => {
-            let tls = TlsConnector::from(Arc::new(client_config(mode, &directory)?));
+        Role::App { listen } => local.block_on(&runtime, app::serve(listen)),
+        Role::BareRelay { means, listen, to } => local.block_on(&runtime, relay::serve(means, listen, to)),
+        Role::BareClient { mode, listen, to, directory, name } => {
+            let tls = Tls {
+                connector: TlsConnector::from(Arc::new(client_config(mode, &directory)?)),
+                name: ServerName::try_from(name).context("a server name")?,
+            };
             local.block_on(&runtime, near(mode, listen, Rc::new(Upstream::new(to, Some(tls)))))
         }
         Role::BareServer { mode, listen, to, directory } => {
@@ -103,6 +133,8 @@ fn client_config(mode: Mode, files: &Path) -> Result<rustls::ClientConfig> {
             key(&files.join(Certificates::CLIENT_KEY))?,
         )?;
     config.alpn_protocols = mode.alpn();
+    // We resume no session, so nobody does.
+    config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }
 
@@ -130,11 +162,11 @@ fn roots(files: &Path) -> Result<rustls::RootCertStore> {
     Ok(roots)
 }
 
-fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
+pub fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
     Ok(CertificateDer::pem_file_iter(file)?.collect::<Result<_, _>>()?)
 }
 
-fn key(file: &Path) -> Result<PrivateKeyDer<'static>> {
+pub fn key(file: &Path) -> Result<PrivateKeyDer<'static>> {
     Ok(PrivateKeyDer::from_pem_file(file)?)
 }
 
@@ -186,16 +218,22 @@ async fn far(mode: Mode, listen: SocketAddr, tls: TlsAcceptor, upstream: Rc<Upst
     }
 }
 
+/// TLS of the one that dials.
+struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
 /// Where requests go, and the connections there.
 struct Upstream {
     to: SocketAddr,
-    tls: Option<TlsConnector>,
+    tls: Option<Tls>,
     idle: RefCell<VecDeque<http1::SendRequest<Incoming>>>,
     shared: tokio::sync::OnceCell<http2::SendRequest<Incoming>>,
 }
 
 impl Upstream {
-    fn new(to: SocketAddr, tls: Option<TlsConnector>) -> Self {
+    fn new(to: SocketAddr, tls: Option<Tls>) -> Self {
         Self { to, tls, idle: RefCell::default(), shared: tokio::sync::OnceCell::new() }
     }
 
@@ -205,8 +243,8 @@ impl Upstream {
         Ok(stream)
     }
 
-    async fn dial_tls(tls: &TlsConnector, stream: TcpStream) -> Result<client::TlsStream<TcpStream>> {
-        Ok(tls.connect(ServerName::try_from(NAME).context("a constant")?, stream).await?)
+    async fn dial_tls(tls: &Tls, stream: TcpStream) -> Result<client::TlsStream<TcpStream>> {
+        Ok(tls.connector.connect(tls.name.clone(), stream).await?)
     }
 
     async fn copy<S>(&self, mut stream: S) -> Result<()>

@@ -8,6 +8,8 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
+use crate::mesh::BARE_NAME;
+
 /// The server's DNS name: peers check one.
 pub const NAME: &str = "server.bench.example";
 pub const CLIENT_ID: &str = "spiffe://bench.example/ns/bench/sa/client";
@@ -41,6 +43,7 @@ impl Certificates {
             let key = KeyPair::generate()?;
             let mut leaf = CertificateParams::new(vec![name.to_owned()])?;
             leaf.subject_alt_names.push(SanType::URI(id.try_into()?));
+            leaf.subject_alt_names.push(SanType::DnsName(BARE_NAME.try_into()?));
             leaf.distinguished_name.push(rcgen::DnType::CommonName, name);
             leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
             leaf.extended_key_usages =

@@ -1,14 +1,21 @@
 //! The load: keep-alive connections in a closed loop, or at a fixed rate with latency counted from when a request was due.
 
 use std::cell::{Cell, RefCell};
+use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use hanse_tests::http::Connection;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, LocalSet};
+use tokio_rustls::TlsConnector;
 
 /// What is asked for, and of whom.
 #[derive(Clone, Debug)]
@@ -17,6 +24,9 @@ pub struct Target {
     pub host: String,
     pub path: String,
 }
+
+/// Longest wait for what has just been started.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(15);
 
 /// Runs `load` on a thread of its own kind: one core makes the load.
 pub fn run<T>(load: impl Future<Output = Result<T>>) -> Result<T> {
@@ -44,6 +54,89 @@ pub async fn closed(target: &Target, connections: usize, time: Duration) -> Resu
     stop.set(true);
     finish(tasks).await?;
     Ok(done.get())
+}
+
+/// Closed loop with a connection for each request: what opening one costs. Answers the number of 200s.
+pub async fn fresh(target: &Target, at_a_time: usize, time: Duration) -> Result<u64> {
+    let done = Rc::new(Cell::new(0u64));
+    let until = Instant::now() + time;
+    let mut tasks = JoinSet::new();
+    for _ in 0..at_a_time {
+        let (target, done) = (target.clone(), Rc::clone(&done));
+        tasks.spawn_local(async move {
+            while Instant::now() < until {
+                ask(&mut Connection::open(&target.address).await?, &target).await?;
+                done.set(done.get() + 1);
+            }
+            Ok(())
+        });
+    }
+    finish(tasks).await?;
+    Ok(done.get())
+}
+
+/// One connection that reads as fast as it can. Answers the number of bytes.
+pub async fn bulk(target: &Target, time: Duration) -> Result<u64> {
+    let mut stream = TcpStream::connect(&target.address).await?;
+    let ask = format!("GET /bytes/{} HTTP/1.1\r\nhost: {}\r\n\r\n", u32::MAX as u64 * 1024, target.host);
+    stream.write_all(ask.as_bytes()).await?;
+    let (until, mut done, mut buffer) = (Instant::now() + time, 0, vec![0; 256 * 1024]);
+    while Instant::now() < until {
+        let read = tokio::time::timeout(ANSWERS_WITHIN, stream.read(&mut buffer)).await??;
+        ensure!(read > 0, "the stream ended after {done} bytes");
+        done += read as u64;
+    }
+    Ok(done)
+}
+
+/// Opens mutual TLS and closes it again, so many at a time. Answers how many were opened.
+pub async fn handshakes(
+    address: SocketAddr,
+    name: &'static str,
+    config: &Arc<ClientConfig>,
+    at_a_time: usize,
+    time: Duration,
+) -> Result<u64> {
+    let done = Rc::new(Cell::new(0u64));
+    let until = Instant::now() + time;
+    let mut tasks = JoinSet::new();
+    for _ in 0..at_a_time {
+        let (done, connector) = (Rc::clone(&done), TlsConnector::from(Arc::clone(config)));
+        tasks.spawn_local(async move {
+            while Instant::now() < until {
+                let tcp = TcpStream::connect(address).await?;
+                tcp.set_nodelay(true)?;
+                let mut tls = connector.connect(ServerName::try_from(name)?, tcp).await?;
+                tls.shutdown().await?;
+                // It has done its half when it closes too; a client that it refuses is told so here.
+                let mut rest = Vec::new();
+                match tokio::time::timeout(ANSWERS_WITHIN, tls.read_to_end(&mut rest)).await? {
+                    // Not everybody says that he ends.
+                    Err(error) if !matches!(error.kind(), UnexpectedEof | ConnectionReset) => {
+                        return Err(error.into());
+                    }
+                    _ => {}
+                }
+                done.set(done.get() + 1);
+            }
+            Ok(())
+        });
+    }
+    finish(tasks).await?;
+    Ok(done.get())
+}
+
+/// Waits until the target answers.
+pub async fn answers(target: &Target) -> Result<()> {
+    let until = Instant::now() + ANSWERS_WITHIN;
+    loop {
+        let asked = async { ask(&mut Connection::open(&target.address).await?, target).await };
+        match asked.await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > until => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
 }
 
 /// Open loop: `rate` requests per second over all connections, each counted from the moment that it was due, so that
@@ -108,8 +201,8 @@ pub async fn idle(target: &Target, count: usize) -> Result<Vec<Connection>> {
 
 async fn ask(connection: &mut Connection, target: &Target) -> Result<()> {
     let answer = connection.get(&target.host, &target.path).await?;
-    if answer.status != 200 {
-        bail!("status {} {:?}", answer.status, answer.headers);
+    if answer.status != 200 || !target.path.ends_with(&format!("/{}", answer.body.len())) {
+        bail!("status {} {:?}, {} bytes", answer.status, answer.headers, answer.body.len());
     }
     Ok(())
 }

@@ -1,32 +1,40 @@
-//! Benchmark of the data plane: what two sidecar hops cost in processor time per request, and what gateways add, beside
-//! Envoy, haproxy, nginx and the bare bounds, in one run, rounds interleaved.
+//! Benchmark of the data plane: what two sidecar hops cost in processor time per request, per connection and per byte, and
+//! what gateways add, beside Envoy, haproxy, nginx and the bare bounds, in one run, rounds interleaved.
 //!
-//! `cargo run --release -p hanse-tests --bin bench -- [--peers] [--connections 1,16,64,256] [--latency] [--memory]`
+//! `cargo run --release -p hanse-tests --bin bench -- [--peers] [--connections 1,16,64,256] [--all]`
 //! `tests/bench/peers` installs the peers and runs it with all of them.
 //! CPU is the kernel's accounting of each process; load generator and app are not counted. Read ratios, not absolutes.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use hanse_tests::house::Demo;
 
 use bare::Mode;
 use certificates::Certificates;
 use load::Target;
+use measure::{Load, Part, Scenario};
+use mesh::Mesh;
 use peers::{Pair, Peer};
-use process::{cpu_seconds, free_address, pin, resident_kib};
+use process::{Process, free_address, pin};
 
+mod app;
 mod bare;
 mod certificates;
+mod gateways;
+mod handshakes;
 mod load;
+mod measure;
+mod mesh;
 mod peers;
 mod process;
+mod relay;
+mod tables;
 
 #[derive(Parser)]
-struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     role: Option<bare::Role>,
     /// Seconds that each scenario runs in each round
@@ -44,12 +52,24 @@ struct Arguments {
     /// Envoy, haproxy and nginx too, and the bounds of hyper
     #[arg(long)]
     peers: bool,
+    /// All of the tables below
+    #[arg(long)]
+    all: bool,
     /// Latency at a fixed rate too: half of what haproxy (without peers: we) did at most
     #[arg(long)]
     latency: bool,
     /// Memory of both hops too: at rest, and with this many idle connections
     #[arg(long, num_args = 0..=1, default_missing_value = "1000")]
     memory: Option<usize>,
+    /// What carries bytes only, too: a connection for each request, and one connection that reads as fast as it can
+    #[arg(long)]
+    bytes: bool,
+    /// Handshakes too: mutual TLS 1.3, opened and closed, straight to the target's sidecar
+    #[arg(long)]
+    handshakes: bool,
+    /// Gateways too: TLS that is passed through, per request, per connection and per byte
+    #[arg(long)]
+    gateways: bool,
     /// Only scenarios whose name contains this
     #[arg(long)]
     only: Option<String>,
@@ -58,36 +78,16 @@ struct Arguments {
     no_pin: bool,
 }
 
-/// One thing that is measured: where the load goes, and whose CPU is counted.
-struct Scenario {
-    name: &'static str,
-    target: Target,
-    processes: Vec<(Part, u32)>,
-}
-
-/// Whose processor time it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    /// The caller's sidecar
-    A,
-    /// The target's
-    B,
-    OwnGateway,
-    FarGateway,
-}
-
-#[derive(Default)]
-struct Figures {
-    requests_per_second: Vec<f64>,
-    /// µs per request.
-    cpu: BTreeMap<Part, Vec<f64>>,
-}
-
 const LOCAL: &str = "hanse";
 const REMOTE: &str = "hanse, through gateways";
+const BYTES: &str = "hanse, L4";
 /// Where load and app run, and where what is measured does.
 const LOAD_CORE: usize = 0;
 const PROXY_CORE: usize = 1;
+/// Connections at a time where each is for one request or one handshake.
+const FRESH_AT_A_TIME: usize = 16;
+/// Idle connections where nobody said how many.
+const IDLE: usize = 1000;
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -97,242 +97,114 @@ fn main() -> Result<()> {
     }
 }
 
+/// Everything that runs; what needs the demo ends before it.
+struct House {
+    mesh: Mesh,
+    demo: Demo,
+    app: Process,
+    app_address: SocketAddr,
+    /// Where a bare server is to take what a gateway passes through.
+    bare_server: SocketAddr,
+    certificates: Certificates,
+}
+
 fn measure(arguments: &Arguments) -> Result<()> {
+    let app_address = free_address()?;
+    let app = app::start(app_address)?;
     let demo = Demo::up(["--rps", "0"])?;
-    let certificates = Certificates::make()?;
-    let app: SocketAddr = demo.address("east", "app", "details-1", "app")?.parse()?;
+    let mesh = Mesh::start(&demo, app_address)?;
+    let (bare_server, certificates) = (free_address()?, Certificates::make()?);
+    Mesh::register_loader(&demo, bare_server)?;
+    let house = House { demo, mesh, app, app_address, bare_server, certificates };
     let mut pairs = Vec::new();
     let modes = if arguments.peers { &[Mode::Copy, Mode::Http1, Mode::Http2][..] } else { &[Mode::Copy] };
     for mode in modes {
-        pairs.push((mode.name(), bound(*mode, app, &certificates)?));
+        pairs.push((mode.name(), *mode == Mode::Copy, bound(*mode, &house)?));
     }
     for peer in Peer::ALL.into_iter().filter(|_| arguments.peers) {
-        match peer.start(app, &certificates)? {
-            Some(pair) => pairs.push((peer.name(), pair)),
+        match peer.start(app_address, &house.certificates)? {
+            Some(pair) => pairs.push((peer.name(), peer.copies(), pair)),
             None => println!("{}: left out, it is not installed", peer.name()),
         }
     }
-    let mut scenarios = ours(&demo, arguments.body)?;
-    scenarios.extend(pairs.iter().map(|(name, pair)| Scenario {
+    let mut scenarios = ours(&house, arguments.body)?;
+    scenarios.extend(pairs.iter().map(|(name, copies, pair)| Scenario {
         name,
-        target: target(pair.address.to_string(), "bench", arguments.body),
+        target: target(pair.address, "bench", arguments.body),
+        copies: *copies,
         processes: vec![(Part::A, pair.client.pid()), (Part::B, pair.server.pid())],
     }));
-    if let Some(only) = &arguments.only {
-        scenarios.retain(|scenario| scenario.name.contains(only.as_str()));
-    }
-    let cores = std::thread::available_parallelism()?.get();
-    if !arguments.no_pin && cores > PROXY_CORE {
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    scenarios.retain(|scenario| wanted(scenario.name));
+    if !arguments.no_pin {
         pin(0, LOAD_CORE)?;
-        pin(demo.pid("east", "app", "details-1")?, LOAD_CORE)?;
-        pin(demo.pid("west", "app", "ratings-1")?, LOAD_CORE)?;
-        for (_, pid) in scenarios.iter().flat_map(|scenario| &scenario.processes) {
-            pin(*pid, PROXY_CORE)?;
-        }
+        pin(house.app.pid(), LOAD_CORE)?;
     }
-    if let Some(count) = arguments.memory {
-        memory(&scenarios, count)?;
+    ready(arguments, &scenarios)?;
+    if let Some(count) = arguments.memory.or(arguments.all.then_some(IDLE)) {
+        tables::memory(&scenarios, count)?;
     }
     for scenario in &scenarios {
         load::run(load::closed(&scenario.target, 8, Duration::from_millis(500)))?;
     }
     let mut rate = None;
     for connections in &arguments.connections {
-        let mut figures = throughput(arguments, &scenarios, *connections)?;
-        rate = report(arguments, *connections, &scenarios, &mut figures).or(rate);
+        rate = tables::throughput(arguments, Load::KeptAlive(*connections), &scenarios)?.or(rate);
     }
-    if let Some(rate) = rate.filter(|_| arguments.latency) {
-        latency(arguments, &scenarios, rate)?;
+    if let Some(rate) = rate.filter(|_| arguments.latency || arguments.all) {
+        tables::latency(arguments, &scenarios, rate)?;
+    }
+    if arguments.bytes || arguments.all {
+        let copying: Vec<Scenario> = scenarios.into_iter().filter(|scenario| scenario.copies).collect();
+        tables::throughput(arguments, Load::Fresh(FRESH_AT_A_TIME), &copying)?;
+        tables::bulk(arguments, &copying)?;
+    }
+    if arguments.handshakes || arguments.all {
+        handshakes::run(arguments, &house, &pairs)?;
+    }
+    if arguments.gateways || arguments.all {
+        gateways::run(arguments, &house)?;
     }
     Ok(())
 }
 
-fn bound(mode: Mode, app: SocketAddr, files: &Certificates) -> Result<Pair> {
+/// Waits until each scenario answers, and has all of them run where they are measured.
+fn ready(arguments: &Arguments, scenarios: &[Scenario]) -> Result<()> {
+    for (_, pid) in scenarios.iter().flat_map(|scenario| &scenario.processes) {
+        if !arguments.no_pin {
+            pin(*pid, PROXY_CORE)?;
+        }
+    }
+    scenarios.iter().try_for_each(|scenario| load::run(load::answers(&scenario.target)))
+}
+
+fn bound(mode: Mode, house: &House) -> Result<Pair> {
     let (near, between) = (free_address()?, free_address()?);
-    let server = bare::start("bare-server", mode, between, app, files.directory())?;
-    let client = bare::start("bare-client", mode, near, between, files.directory())?;
-    Ok(Pair { address: near, client, server })
+    let files = house.certificates.directory();
+    let server = bare::start("bare-server", mode, between, house.app_address, files)?;
+    let client = bare::start("bare-client", mode, near, between, files)?;
+    Ok(Pair { address: near, inbound: between, client, server })
 }
 
-fn target(address: String, host: &str, body: usize) -> Target {
-    Target { address, host: host.to_owned(), path: format!("/bytes/{body}") }
+fn target(address: SocketAddr, host: &str, body: usize) -> Target {
+    Target { address: address.to_string(), host: host.to_owned(), path: format!("/bytes/{body}") }
 }
 
-fn ours(demo: &Demo, body: usize) -> Result<Vec<Scenario>> {
-    let outbound = demo.address("east", "proxy", "load-1", "outbound")?;
-    let sidecar = demo.pid("east", "proxy", "load-1")?;
-    // ratings answers only from west, so that what is asked of it passes the gateways.
-    let policy = "apiVersion: hanse.dev/v1alpha1\nkind: BackendPolicy\nmetadata: { name: ratings, namespace: shop }\n\
-        spec:\n  targetRefs: [{ group: multicluster.x-k8s.io, kind: ServiceImport, name: ratings }]\n  \
-        locality: { mode: Distribute, distribute: [{ from: east, to: { west: 100 } }] }\n";
-    let file = demo.dir().join("bench-policy.yaml");
-    std::fs::write(&file, policy)?;
-    demo.run(
-        ["policy", "apply", "--context", "demo-east", "-f"]
-            .map(std::ffi::OsString::from)
-            .into_iter()
-            .chain([file.into()]),
-    )?;
-    let mut remote = vec![(Part::A, sidecar), (Part::B, demo.pid("west", "proxy", "ratings-1")?)];
+fn ours(house: &House, body: usize) -> Result<Vec<Scenario>> {
+    let House { demo, mesh, .. } = house;
+    let near = vec![(Part::A, mesh.caller.pid()), (Part::B, mesh.target.pid())];
+    let mut far = vec![(Part::A, mesh.caller.pid()), (Part::B, mesh.far_target.pid())];
     for (part, cluster) in [(Part::OwnGateway, "east"), (Part::FarGateway, "west")] {
         for name in ["gateway-1", "gateway-2"] {
-            remote.push((part, demo.pid(cluster, "gateway", name)?));
+            far.push((part, demo.pid(cluster, "gateway", name)?));
         }
     }
+    let local = target(mesh.outbound, mesh::NEAR_HOST, body);
+    let remote = target(mesh.outbound, mesh::FAR_HOST, body);
+    let bytes = target(mesh.bytes, "bench", body);
     Ok(vec![
-        Scenario {
-            name: LOCAL,
-            target: target(outbound.clone(), "details.shop.svc.cluster.local", body),
-            processes: vec![(Part::A, sidecar), (Part::B, demo.pid("east", "proxy", "details-1")?)],
-        },
-        Scenario {
-            name: REMOTE,
-            target: target(outbound, "ratings.shop.svc.clusterset.local", body),
-            processes: remote,
-        },
+        Scenario { name: LOCAL, target: local, copies: false, processes: near.clone() },
+        Scenario { name: REMOTE, target: remote, copies: false, processes: far },
+        Scenario { name: BYTES, target: bytes, copies: true, processes: near },
     ])
-}
-
-fn throughput<'s>(
-    arguments: &Arguments,
-    scenarios: &'s [Scenario],
-    connections: usize,
-) -> Result<BTreeMap<&'s str, Figures>> {
-    let mut figures: BTreeMap<&str, Figures> = BTreeMap::new();
-    for round in 0..arguments.rounds {
-        for scenario in rotated(scenarios, round) {
-            let before = spent(scenario)?;
-            let started = Instant::now();
-            let load = load::closed(&scenario.target, connections, Duration::from_secs(arguments.seconds));
-            let done = load::run(load)?;
-            ensure!(done > 0, "{}: no request succeeded", scenario.name);
-            let into = figures.entry(scenario.name).or_default();
-            into.requests_per_second.push(done as f64 / started.elapsed().as_secs_f64());
-            for (part, after) in spent(scenario)? {
-                let micros = (after - before[&part]) * 1e6 / done as f64;
-                into.cpu.entry(part).or_default().push(micros);
-            }
-        }
-    }
-    Ok(figures)
-}
-
-/// Each round begins with another one: whoever comes first after a pause is not always the same.
-fn rotated(scenarios: &[Scenario], by: usize) -> impl Iterator<Item = &Scenario> {
-    let (front, back) = scenarios.split_at(by % scenarios.len().max(1));
-    back.iter().chain(front)
-}
-
-/// Seconds of processor time so far, per part.
-fn spent(scenario: &Scenario) -> Result<BTreeMap<Part, f64>> {
-    let mut spent = BTreeMap::new();
-    for (part, pid) in &scenario.processes {
-        *spent.entry(*part).or_default() += cpu_seconds(*pid)?;
-    }
-    Ok(spent)
-}
-
-/// Prints a table; answers half of what haproxy did at most, or of what we did where it is not there.
-fn report(
-    arguments: &Arguments,
-    connections: usize,
-    scenarios: &[Scenario],
-    figures: &mut BTreeMap<&str, Figures>,
-) -> Option<f64> {
-    println!(
-        "\n{connections} connections, {} byte answers, HTTP/1.1 in, medians of {} rounds of {} s; CPU per request, µs",
-        arguments.body, arguments.rounds, arguments.seconds
-    );
-    println!("{:<28} {:>10} {:>7} {:>7} {:>9} {:>8}", "", "requests/s", "A", "B", "two hops", "ours/it");
-    let mut rows = BTreeMap::new();
-    for (name, figures) in figures.iter_mut() {
-        let cpu: BTreeMap<Part, f64> =
-            figures.cpu.iter_mut().map(|(part, values)| (*part, median(values))).collect();
-        rows.insert(*name, (median(&mut figures.requests_per_second), cpu));
-    }
-    let hops = |name: &str| rows.get(name).map(|(_, cpu)| cpu[&Part::A] + cpu[&Part::B]);
-    let local = hops(LOCAL);
-    for scenario in scenarios {
-        let Some((rps, cpu)) = rows.get(scenario.name) else { continue };
-        let two = cpu[&Part::A] + cpu[&Part::B];
-        let ratio = match local.filter(|_| ![LOCAL, REMOTE].contains(&scenario.name)) {
-            Some(local) => format!("{:.2}", local / two),
-            None => String::new(),
-        };
-        let gateways = match (cpu.get(&Part::OwnGateway), cpu.get(&Part::FarGateway)) {
-            (Some(own), Some(far)) => format!("  own gateway {own:.1}, peer's gateway {far:.1}"),
-            _ => String::new(),
-        };
-        println!(
-            "{:<28} {rps:>10.0} {:>7.1} {:>7.1} {two:>9.1} {ratio:>8}{gateways}",
-            scenario.name,
-            cpu[&Part::A],
-            cpu[&Part::B]
-        );
-    }
-    let saturation = rows.get(Peer::Haproxy.name()).or_else(|| rows.get(LOCAL));
-    saturation.map(|(rps, _)| rps / 2.0)
-}
-
-fn latency(arguments: &Arguments, scenarios: &[Scenario], rate: f64) -> Result<()> {
-    const CONNECTIONS: usize = 64;
-    let mut measured: BTreeMap<&str, [Vec<f64>; 3]> = BTreeMap::new();
-    for round in 0..arguments.rounds {
-        for scenario in rotated(scenarios, round) {
-            let time = Duration::from_secs(arguments.seconds);
-            let sorted = load::run(load::open(&scenario.target, CONNECTIONS, rate, time))?;
-            ensure!(!sorted.is_empty(), "{}: no request succeeded", scenario.name);
-            let into = measured.entry(scenario.name).or_default();
-            for (values, share) in into.iter_mut().zip([0.5, 0.99, 0.999]) {
-                let at = ((sorted.len() as f64 * share) as usize).min(sorted.len() - 1);
-                values.push(sorted[at].as_secs_f64() * 1e6);
-            }
-        }
-    }
-    println!(
-        "\nlatency at {rate:.0} requests/s from when each was due, {CONNECTIONS} connections, medians of {} rounds of {} s, µs",
-        arguments.rounds, arguments.seconds
-    );
-    println!("{:<28} {:>8} {:>8} {:>8}", "", "p50", "p99", "p99.9");
-    for scenario in scenarios {
-        let Some(values) = measured.get_mut(scenario.name) else { continue };
-        let [p50, p99, p999] = values.each_mut().map(|values| median(values));
-        println!("{:<28} {p50:>8.0} {p99:>8.0} {p999:>8.0}", scenario.name);
-    }
-    Ok(())
-}
-
-/// Before there was any load: what the processes of each have resident, and what idle connections add.
-fn memory(scenarios: &[Scenario], count: usize) -> Result<()> {
-    println!(
-        "\nresident memory, KiB, of A and B: at rest, and with {count} idle keep-alive connections to A, used once"
-    );
-    for scenario in scenarios.iter().filter(|scenario| scenario.name != REMOTE) {
-        let resident =
-            || -> Result<Vec<u64>> { scenario.processes.iter().map(|(_, pid)| resident_kib(*pid)).collect() };
-        let before = resident()?;
-        let held = async {
-            let held = load::idle(&scenario.target, count).await?;
-            let during = resident()?;
-            drop(held);
-            Ok(during)
-        };
-        let during = load::run(held)?;
-        let added = during.iter().sum::<u64>().saturating_sub(before.iter().sum());
-        println!(
-            "{:<28} {:>7} {:>7} -> {:>7} {:>7}, {:.1} KiB a connection",
-            scenario.name,
-            before[0],
-            before[1],
-            during[0],
-            during[1],
-            added as f64 / count as f64
-        );
-    }
-    Ok(())
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -1,5 +1,5 @@
 //! Peers: Envoy, haproxy and nginx on the same two hops with mutual TLS, one worker each, and how each is told so.
-//! What is not installed is named and left out.
+//! What is not installed is named and left out. Nobody resumes a TLS session, since we do not.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ impl Peer {
         }
     }
 
-    fn copies(self) -> bool {
+    pub fn copies(self) -> bool {
         matches!(self, Self::EnvoyCopy | Self::HaproxyCopy | Self::NginxCopy)
     }
 
@@ -74,13 +74,7 @@ impl Peer {
             Self::Haproxy | Self::HaproxyCopy => ("HANSE_BENCH_HAPROXY", "haproxy"),
             Self::Nginx | Self::NginxCopy => ("HANSE_BENCH_NGINX", "nginx"),
         };
-        if let Some(path) = std::env::var_os(variable) {
-            return Some(path.into());
-        }
-        let path = std::env::var_os("PATH")?;
-        // Debian puts servers where only root's path leads.
-        let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-        directories.map(|directory| directory.join(name)).find(|program| program.is_file())
+        find(variable, name)
     }
 
     /// Both ends in front of `app`; where they listen is the address. `None`: not installed.
@@ -89,7 +83,7 @@ impl Peer {
         let (near, between) = (free_address()?, free_address()?);
         let server = self.end(&program, End::Server, between, app, files)?;
         let client = self.end(&program, End::Client, near, between, files)?;
-        Ok(Some(Pair { address: near, client, server }))
+        Ok(Some(Pair { address: near, inbound: between, client, server }))
     }
 
     fn end(
@@ -131,9 +125,78 @@ impl Peer {
     }
 }
 
+fn find(variable: &str, name: &str) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Some(path.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    // Debian puts servers where only root's path leads.
+    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    directories.map(|directory| directory.join(name)).find(|program| program.is_file())
+}
+
+/// A peer that passes TLS through by the server name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    Haproxy,
+    Nginx,
+}
+
+impl Passthrough {
+    pub const ALL: [Self; 2] = [Self::Haproxy, Self::Nginx];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Haproxy => "haproxy, passthrough",
+            Self::Nginx => "nginx, passthrough",
+        }
+    }
+
+    /// Leads `name` to `to`. `None`: not installed.
+    pub fn start(
+        self,
+        listen: SocketAddr,
+        to: SocketAddr,
+        name: &str,
+        files: &Certificates,
+    ) -> Result<Option<Process>> {
+        let program = match self {
+            Self::Haproxy => find("HANSE_BENCH_HAPROXY", "haproxy"),
+            Self::Nginx => find("HANSE_BENCH_NGINX", "nginx"),
+        };
+        let Some(program) = program else { return Ok(None) };
+        let mut command = Command::new(program);
+        let file = files.file(&format!("{self:?}-passthrough.conf"));
+        let text = match self {
+            Self::Haproxy => format!(
+                "global\n    nbthread 1\n    maxconn 9000\n    maxpipes 200\n\
+                 defaults\n    mode tcp\n    option splice-auto\n    timeout connect 5s\n    timeout client 120s\n    \
+                 timeout server 120s\n\
+                 frontend in\n    bind {listen} backlog 4096\n    tcp-request inspect-delay 5s\n    \
+                 tcp-request content accept if {{ req.ssl_hello_type 1 }}\n    \
+                 use_backend out if {{ req.ssl_sni -i {name} }}\nbackend out\n    server to {to}\n"
+            ),
+            Self::Nginx => format!(
+                "{}stream {{ tcp_nodelay on; upstream to {{ server {to}; }} \
+                 map $ssl_preread_server_name $way {{ {name} to; }} \
+                 server {{ listen {listen} backlog=4096; ssl_preread on; proxy_pass $way; }} }}\n",
+                nginx_main(listen, files)
+            ),
+        };
+        match self {
+            Self::Haproxy => command.args(["-db", "-f"]).arg(&file),
+            Self::Nginx => command.arg("-c").arg(&file),
+        };
+        std::fs::write(&file, text)?;
+        Process::listening(command, listen).with_context(|| self.name()).map(Some)
+    }
+}
+
 /// Two hops.
 pub struct Pair {
     pub address: SocketAddr,
+    /// Where the second takes mutual TLS.
+    pub inbound: SocketAddr,
     pub client: Process,
     pub server: Process,
 }
@@ -171,11 +234,15 @@ fn envoy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Certi
     let tls = match end {
         End::Client => transport(typed(
             "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            json!({ "common_tls_context": tls, "sni": NAME }),
+            json!({ "common_tls_context": tls, "sni": NAME, "max_session_keys": 0 }),
         )),
         End::Server => transport(typed(
             "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            json!({ "common_tls_context": tls, "require_client_certificate": true }),
+            json!({
+                "common_tls_context": tls,
+                "require_client_certificate": true,
+                "disable_stateless_session_resumption": true,
+            }),
         )),
     };
     let filter = if peer.copies() {
@@ -264,7 +331,7 @@ fn haproxy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Cer
         false => ("http", "    option http-keep-alive\n    http-reuse always\n", "alpn http/1.1"),
     };
     let common = format!(
-        "global\n    nbthread 1\n    maxconn 9000\n    ssl-default-bind-options ssl-min-ver TLSv1.3\n    \
+        "global\n    nbthread 1\n    maxconn 9000\n    ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets\n    \
          ssl-default-server-options ssl-min-ver TLSv1.3\n\
          defaults\n    mode {mode}\n    timeout connect 5s\n    timeout client 120s\n    timeout server 120s\n{more}"
     );
@@ -272,7 +339,7 @@ fn haproxy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Cer
         End::Client => {
             let all = path(files, Certificates::CLIENT_ALL);
             let tls = format!(
-                "ssl crt {all} verify required ca-file {root} verifyhost {NAME} sni str({NAME}) {alpn}"
+                "ssl crt {all} verify required ca-file {root} verifyhost {NAME} sni str({NAME}) no-ssl-reuse {alpn}"
             );
             (String::new(), tls)
         }
@@ -292,28 +359,22 @@ fn nginx(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Certi
     let tls = match end {
         End::Client => format!(
             "proxy_ssl_certificate {}; proxy_ssl_certificate_key {}; proxy_ssl_trusted_certificate {root}; \
-             proxy_ssl_verify on; proxy_ssl_name {NAME}; proxy_ssl_server_name on; proxy_ssl_protocols TLSv1.3;",
+             proxy_ssl_verify on; proxy_ssl_name {NAME}; proxy_ssl_server_name on; proxy_ssl_session_reuse off; proxy_ssl_protocols TLSv1.3;",
             path(files, Certificates::CLIENT),
             path(files, Certificates::CLIENT_KEY),
         ),
         End::Server => format!(
             "ssl_certificate {}; ssl_certificate_key {}; ssl_client_certificate {root}; ssl_verify_client on; \
-             ssl_protocols TLSv1.3;",
+             ssl_session_cache off; ssl_session_tickets off; ssl_protocols TLSv1.3;",
             path(files, Certificates::SERVER),
             path(files, Certificates::SERVER_KEY),
         ),
     };
-    let module = "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n";
-    let main = format!(
-        "daemon off; master_process off; worker_processes 1; pid {}.{}.pid; error_log /dev/null crit;\n\
-         events {{ worker_connections 9000; }}\n",
-        path(files, "nginx"),
-        listen.port(),
-    );
+    let main = nginx_main(listen, files);
     if peer.copies() {
         let (ssl, proxy) = if end == End::Client { ("", "proxy_ssl on;") } else { ("ssl", "") };
         return format!(
-            "{module}{main}stream {{ tcp_nodelay on; upstream to {{ server {to}; }} \
+            "{main}stream {{ tcp_nodelay on; upstream to {{ server {to}; }} \
              server {{ listen {listen} {ssl} backlog=4096; {tls} proxy_pass to; {proxy} }} }}\n"
         );
     }
@@ -323,5 +384,15 @@ fn nginx(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Certi
          upstream to {{ server {to}; keepalive 1024; keepalive_requests 100000000; }} \
          server {{ listen {listen} {ssl} backlog=4096; {tls} location / {{ proxy_pass {scheme}://to; proxy_http_version 1.1; \
          proxy_set_header Connection \"\"; proxy_set_header Host $host; proxy_buffers 8 32k; }} }} }}\n"
+    )
+}
+
+fn nginx_main(listen: SocketAddr, files: &Certificates) -> String {
+    format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n\
+         daemon off; master_process off; worker_processes 1; pid {}.{}.pid; error_log /dev/null crit;\n\
+         events {{ worker_connections 9000; }}\n",
+        path(files, "nginx"),
+        listen.port(),
     )
 }
