@@ -43,6 +43,9 @@ const BELIEVED_AFTER: u32 = 10;
 const LEAST_LATENCY_MS: f64 = 1.0;
 /// Latencies closer than this factor are taken as equal, so that noise does not send everything to one.
 const ALIKE: f64 = 1.5;
+/// How many times as slow whoever sheds requests counts, and how slow at most.
+const SHED: f64 = 4.0;
+const SHED_AT_MOST_MS: f64 = 1000.0;
 
 impl Load {
     /// A request goes there.
@@ -72,6 +75,14 @@ impl Load {
         let least = if took > held { RISE } else { FALL };
         let next = held + (took - held) * (1.0 - faded(now, since)).max(least);
         entry.latency = Some((next, now));
+    }
+
+    /// It had too much to do and worked for nobody, at once: as if it had been much slower than it is, or refusing would
+    /// look like being fast.
+    pub fn shed(&mut self, now: Timestamp, target: &Target) {
+        let held = self.entries.get(target).and_then(|entry| entry.latency);
+        let took = held.map_or(LEAST_LATENCY_MS, |(held, _)| held * SHED).min(SHED_AT_MOST_MS);
+        self.answered(now, target, Duration::from_secs_f64(took / 1000.0));
     }
 
     pub fn of(&self, now: Timestamp, target: &Target) -> Burden {
@@ -146,6 +157,19 @@ mod tests {
         assert_eq!(latency(&load, later), LEAST_LATENCY_MS);
         load.answered(later, &at("a"), Duration::from_millis(20));
         assert!((latency(&load, later) - 20.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn who_sheds_counts_as_slower_not_as_fast() {
+        let mut load = Load::default();
+        load.begin(&at("a"));
+        (0..20).for_each(|_| load.answered(NOW, &at("a"), Duration::from_millis(20)));
+        load.shed(NOW, &at("a"));
+        let once = load.of(NOW, &at("a")).latency.unwrap();
+        assert!((30.0..50.0).contains(&once), "{once}");
+        (0..100).for_each(|_| load.shed(NOW, &at("a")));
+        let often = load.of(NOW, &at("a")).latency.unwrap();
+        assert!((900.0..=1000.0).contains(&often), "and no slower than that: {often}");
     }
 
     #[test]

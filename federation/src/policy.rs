@@ -8,6 +8,7 @@
 pub mod access;
 pub mod authentication;
 pub mod body;
+pub mod concurrency;
 pub mod condition;
 pub mod document;
 pub mod external;

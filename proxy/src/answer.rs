@@ -46,6 +46,8 @@ pub enum Reason {
     AuthorizerSilent,
     /// A RateLimit of the service is reached.
     RateLimited,
+    /// The app behind this proxy has all that it can do (BackendPolicy.limits.concurrency); nothing was sent to it.
+    Shed,
     /// A client outside asks for a host by a connection that was made for another.
     Misdirected,
     /// This proxy stands in front of a client only.
@@ -101,6 +103,7 @@ impl Reason {
             Self::DeniedExternally => "denied-externally",
             Self::AuthorizerSilent => "authorizer-silent",
             Self::RateLimited => "rate-limited",
+            Self::Shed => "shed",
             Self::Misdirected => "misdirected",
             Self::NothingServed => "nothing-served",
         }
@@ -125,6 +128,7 @@ impl Reason {
             | Self::NotReady
             | Self::Overload
             | Self::Overflow
+            | Self::Shed
             | Self::Unreachable
             | Self::AppUnreachable => StatusCode::SERVICE_UNAVAILABLE,
             Self::ConnectionLost | Self::AppReset => StatusCode::BAD_GATEWAY,
@@ -144,6 +148,8 @@ impl Reason {
             Self::Timeout => "UT",
             Self::DeniedExternally | Self::AuthorizerSilent => "UAEX",
             Self::RateLimited => "RL",
+            // Of Envoy's overload manager.
+            Self::Shed => "OM",
             // Of a stream that brings nothing.
             Self::BodyTooSlow => "SI",
             Self::BadRequest

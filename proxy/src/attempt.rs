@@ -35,6 +35,8 @@ pub enum Failure {
     /// The connection broke before there was a response.
     Broken,
     TimedOut,
+    /// The proxy in front of the app has kept it from an app that has all that it can do.
+    Shed,
     /// The app answered with a status that policy has tried again.
     Status,
 }
@@ -59,6 +61,8 @@ pub struct Attempts {
     /// The method allows repetition and there is no body.
     repeatable: bool,
     bodiless: bool,
+    /// It has been shed before.
+    shed: bool,
 }
 
 /// Retries that are left, per service and worker: a share of the requests of the last seconds, and some per second.
@@ -76,7 +80,7 @@ impl Failure {
             Self::NobodyThere { .. } => Observation::NobodyThere,
             Self::Broken => Observation::Reset,
             Self::TimedOut => Observation::Timeout,
-            Self::Status => Observation::ServerError,
+            Self::Shed | Self::Status => Observation::ServerError,
         }
     }
 
@@ -87,6 +91,7 @@ impl Failure {
             Self::NobodyThere { .. } => "nobody-there",
             Self::Broken => "connection-lost",
             Self::TimedOut => "timeout",
+            Self::Shed => "shed",
             Self::Status => "status",
         }
     }
@@ -99,7 +104,7 @@ impl Attempts {
             *method,
             Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
         );
-        Self { made: 0, retried: 0, repeatable: idempotent && !has_body, bodiless: !has_body }
+        Self { made: 0, retried: 0, repeatable: idempotent && !has_body, bodiless: !has_body, shed: false }
     }
 
     /// Whether the request may be sent twice.
@@ -144,6 +149,10 @@ impl Attempts {
             Failure::Broken => settings.on_reset && self.repeatable,
             Failure::TimedOut => settings.on_timeout && self.repeatable,
             Failure::Status => self.repeatable,
+            // Of two that have too much to do, a third would hear no better.
+            Failure::Shed => {
+                settings.on_unavailable && self.bodiless && !std::mem::replace(&mut self.shed, true)
+            }
         };
         let left = settings.attempts.is_none_or(|most| self.retried < most);
         if !(repeat && left && budget.withdraw(settings.budget_share, now)) {
@@ -218,6 +227,28 @@ mod tests {
         let undelivered = Failure::NobodyThere { undelivered: true };
         assert_eq!(verdict(Method::POST, false, undelivered), Verdict::Retry);
         assert_eq!(verdict(Method::POST, true, undelivered), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn what_was_shed_is_tried_once_more_by_the_budget() {
+        for (method, has_body, expected) in [
+            (Method::GET, false, Verdict::Retry),
+            (Method::POST, false, Verdict::Retry),
+            (Method::POST, true, Verdict::GiveUp),
+        ] {
+            assert_eq!(verdict(method, has_body, Failure::Shed), expected, "nothing was delivered");
+        }
+        let mut attempts = Attempts::new(&Method::GET, false);
+        let (settings, mut budget) = (RetrySettings::default(), Budget::default());
+        attempts.begin();
+        assert_eq!(attempts.after(Failure::Shed, &settings, &mut budget, NOW), Verdict::Retry);
+        attempts.begin();
+        assert_eq!(attempts.after(Failure::Shed, &settings, &mut budget, NOW), Verdict::GiveUp);
+        while budget.withdraw(0.0, NOW) {}
+        let none = RetrySettings { budget_share: 0.0, ..RetrySettings::default() };
+        let mut another = Attempts::new(&Method::GET, false);
+        another.begin();
+        assert_eq!(another.after(Failure::Shed, &none, &mut budget, NOW), Verdict::GiveUp);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use hanse_federation::View;
 use hanse_federation::policy::access::{AccessTable, Asked, Caller, Denied, Granted};
 use hanse_federation::policy::authentication::Unauthenticated;
+use hanse_federation::policy::concurrency::Concurrency;
+use hanse_federation::policy::document::concurrency::Priority;
 use hanse_identity::jwt::user::UserToken;
 use hanse_identity::{ClusterName, RevocationId, ServiceName, VerifiedCaller};
 use http::Request;
@@ -101,11 +103,34 @@ fn decide<B>(
     user: Option<&UserToken>,
     request: &Request<B>,
 ) -> Result<Granted, Refused> {
-    let cluster = cluster_of(view, caller);
+    with_asked(view, caller, user, request, |caller, asked| {
+        access.decide(caller, &view.cluster, asked).map_err(Refused::Policy)
+    })
+}
+
+/// Who goes first where the app has less room than there are requests.
+pub fn priority_of<B>(
+    rules: &Concurrency,
+    view: &View,
+    caller: Option<&VerifiedCaller>,
+    user: Option<&UserToken>,
+    request: &Request<B>,
+) -> Priority {
+    with_asked(view, caller, user, request, |caller, asked| rules.priority(caller, &view.cluster, asked))
+}
+
+/// Caller and request as policies look at them.
+fn with_asked<B, T>(
+    view: &View,
+    caller: Option<&VerifiedCaller>,
+    user: Option<&UserToken>,
+    request: &Request<B>,
+    ask: impl FnOnce(&Caller<'_>, &Asked<'_>) -> T,
+) -> T {
     let header = |name: &str, tell: &mut dyn FnMut(&[u8])| headers::each_value(request, name, tell);
     let asked = Asked { method: request.method().as_str(), path: request.uri().path(), header: &header };
-    let caller = Caller { id: caller.map(VerifiedCaller::id), cluster, user };
-    access.decide(&caller, &view.cluster, &asked).map_err(Refused::Policy)
+    let cluster = cluster_of(view, caller);
+    ask(&Caller { id: caller.map(VerifiedCaller::id), cluster, user }, &asked)
 }
 
 impl Admitted {

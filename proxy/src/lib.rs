@@ -1,6 +1,6 @@
 //! hanse-proxy: the sidecar, and the data-plane runtime that the gateway reuses.
 //!
-//! `outbound`, `inbound`, `attempt`, `headers` and `answer` decide and know no socket; `connections` knows who is live;
+//! `outbound`, `inbound`, `attempt`, `concurrency`, `headers` and `answer` decide and know no socket; `connections` knows who is live;
 //! `runtime` is what every data-plane role needs (credentials, View, admin, telemetry, workers); `io` has the sockets;
 //! `sidecar` is one worker. Nothing on the request path calls the control plane or waits for another core.
 
@@ -9,6 +9,7 @@ pub mod attempt;
 pub mod breaker;
 pub mod capture;
 pub mod check;
+pub mod concurrency;
 pub mod config;
 pub mod connections;
 pub mod dns;

@@ -96,8 +96,9 @@ pub enum PathTrouble {
     Encoding,
 }
 
+/// Who, asking for what; also those who go first (`concurrency`).
 #[derive(Debug)]
-struct Rule {
+pub(super) struct Rule {
     name: Arc<str>,
     from: FromTest,
     to: ToTest,
@@ -211,12 +212,7 @@ impl AccessTable {
         if self.paths {
             plain_path(asked.path).map_err(Denied::Path)?;
         }
-        self.decide_by(|rule, doubt| {
-            rule.from.holds(caller, own)
-                && rule.to.holds(asked, doubt)
-                && rule.user.holds(caller.user, doubt)
-                && rule.met(&About { caller, asked: Some(asked) }, doubt)
-        })
+        self.decide_by(|rule, doubt| rule.holds(caller, own, asked, doubt))
     }
 
     /// For a connection that is not read: a rule that looks at requests allows none, and denies and audits all. Nor is there
@@ -264,7 +260,7 @@ impl AccessTable {
 }
 
 impl Rule {
-    fn compile(rule: &AccessRule, index: usize, policy: &ServiceName) -> Option<Self> {
+    pub(super) fn compile(rule: &AccessRule, index: usize, policy: &ServiceName) -> Option<Self> {
         let from = rule.from.as_ref().map_or(Some(FromTest::default()), FromTest::compile)?;
         let to = rule.to.as_ref().map_or(Some(ToTest::default()), ToTest::compile)?;
         let user = UserTest {
@@ -280,6 +276,18 @@ impl Rule {
     fn met(&self, about: &About<'_>, doubt: Doubt) -> bool {
         let Some(condition) = &self.condition else { return true };
         condition.holds(about).unwrap_or(doubt == Doubt::Matches)
+    }
+
+    /// Whether it means this request, read strictly.
+    pub(super) fn is_met(&self, caller: &Caller<'_>, own: &ClusterName, asked: &Asked<'_>) -> bool {
+        self.holds(caller, own, asked, Doubt::DoesNot)
+    }
+
+    fn holds(&self, caller: &Caller<'_>, own: &ClusterName, asked: &Asked<'_>, doubt: Doubt) -> bool {
+        self.from.holds(caller, own)
+            && self.to.holds(asked, doubt)
+            && self.user.holds(caller.user, doubt)
+            && self.met(&About { caller, asked: Some(asked) }, doubt)
     }
 
     fn everything(rule: &AccessRule, index: usize, policy: &ServiceName) -> Self {

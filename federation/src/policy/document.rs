@@ -11,6 +11,7 @@ pub mod active;
 pub mod authentication;
 pub mod backend;
 pub mod balance;
+pub mod concurrency;
 pub mod edge;
 pub mod fault;
 pub mod filter;

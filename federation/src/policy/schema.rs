@@ -16,6 +16,7 @@ mod access;
 mod authorizer;
 mod backend;
 mod check;
+mod concurrency;
 mod route;
 mod text;
 

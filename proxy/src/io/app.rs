@@ -27,9 +27,10 @@ use tokio::net::TcpStream;
 use super::authentication::{Authentication, Believed};
 use super::authorize::Authorizers;
 use super::body::{OnEnd, RequestBody, ResponseBody};
+use super::concurrency::Held;
 use super::forward::mark;
 use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, MAX_HEADERS, STREAM_WINDOW};
-use super::limits::{Limits, retry_after};
+use super::limits::Limits;
 use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
@@ -39,10 +40,12 @@ use crate::inbound::{Admitted, Refused, admit};
 use crate::runtime::text::Text;
 use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
+use shed::Turned;
 
 mod authorize;
 mod egress;
 pub mod plain;
+mod shed;
 mod standing;
 mod streams;
 
@@ -193,15 +196,15 @@ impl Inbound {
         let outcome = match admitted {
             Ok(_) if full => Err(Reason::Overload),
             Ok(_) if too_large => Err(Reason::HeadTooLarge),
-            Ok((admitted, _)) => match self.within_limits(&caller, &request, &mut record) {
-                Ok(()) => match self.authorize(&admitted, &caller, &mut request, &mut record).await {
+            Ok((admitted, user)) => match self.room(&caller, &user, &request, &mut record) {
+                Ok(place) => match self.authorize(&admitted, &caller, &mut request, &mut record).await {
                     Ok(edits) if self.app.is_none() => {
                         return Ok(self
                             .leave(&caller, request, record, flying, |headers| edits.apply(headers))
                             .await);
                     }
                     Ok(edits) => {
-                        let served = self.serve(admitted, &caller, request, &mut record).await;
+                        let served = self.serve(admitted, &caller, request, place, &mut record).await;
                         served.map(|(mut response, borrowed)| {
                             edits.apply(response.headers_mut());
                             (response, borrowed)
@@ -209,7 +212,7 @@ impl Inbound {
                     }
                     Err(stopped) => return Ok(stopped.answer(record)),
                 },
-                Err(after) => return Ok(limited(after, record)),
+                Err(turned) => return Ok(turned.answer(record)),
             },
             Err(reason) => Err(reason),
         };
@@ -289,19 +292,19 @@ impl Inbound {
         admitted.map_err(|refused| refused.reason())
     }
 
-    /// `Err`: when there is credit again.
+    /// Whether there is credit for it.
     fn within_limits(
         &self,
         caller: &Caller,
         request: &Request<Incoming>,
         record: &mut Record,
-    ) -> Result<(), Duration> {
+    ) -> Result<(), Turned> {
         let Some(view) = self.plane.knowledge.view() else { return Ok(()) };
         let caller = caller.verified.as_ref().map(VerifiedCaller::id);
         let taken = self.limits.take(&view, &self.plane.name, &self.services, caller, request);
         taken.map_err(|limited| {
             record.limited(&limited.name);
-            limited.after
+            Turned { reason: Reason::RateLimited, after: limited.after }
         })
     }
 
@@ -343,6 +346,7 @@ impl Inbound {
         admitted: Admitted,
         caller: &Caller,
         request: Request<Incoming>,
+        place: Option<Held>,
         record: &mut Record,
     ) -> Result<(Response<Incoming>, Option<Borrowed>), Reason> {
         let app = self.app.as_ref().ok_or(Reason::NothingServed)?;
@@ -353,6 +357,9 @@ impl Inbound {
         }
         let is_grpc = request.version() == Version::HTTP_2;
         let fate = request.body_mut().limit(self.body_limits(is_grpc))?;
+        if let Some(held) = &place {
+            request.body_mut().occupies(held.place());
+        }
         let asked = if is_grpc {
             app.ask_shared(request).await.map(|response| (response, None))
         } else {
@@ -362,6 +369,9 @@ impl Inbound {
         // The app has only seen that it broke off.
         let (mut response, borrowed) = asked.map_err(|reason| fate.cut().unwrap_or(reason))?;
         fate.answered();
+        if let Some(held) = place {
+            held.answered(response.status().is_success() || response.status().is_redirection());
+        }
         headers::strip_hop_by_hop(response.headers_mut());
         headers::strip_reserved(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;
@@ -561,13 +571,6 @@ async fn connect_app(address: SocketAddr) -> Result<TcpStream, Reason> {
 fn broke_off(error: &hyper::Error) -> Reason {
     tracing::debug!(%error, "the app broke off");
     Reason::AppReset
-}
-
-/// There is no credit for another, until then.
-fn limited(after: Duration, record: Record) -> InboundResponse {
-    let mut response = mesh_answer(Reason::RateLimited, record);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after(after)));
-    response
 }
 
 fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {

@@ -12,6 +12,7 @@ use hanse_federation::policy::body::BodyLimits;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::concurrency::Place;
 use super::copy::{CopyReader, CopyWriter, Cut};
 use super::guard::{Fate, Guard};
 use crate::answer::Reason;
@@ -28,6 +29,8 @@ pub enum RequestBody {
         /// Whether trailers are passed on.
         trailers: bool,
         guard: Option<Box<Guard>>,
+        /// Told when all of it has passed.
+        place: Option<Rc<Place>>,
     },
     /// A copy of another request's.
     Copied(CopyReader),
@@ -171,7 +174,7 @@ impl RequestBody {
         if body.is_end_stream() {
             Self::Empty
         } else {
-            Self::Streamed { body, count, copies: Vec::new(), trailers: true, guard: None }
+            Self::Streamed { body, count, copies: Vec::new(), trailers: true, guard: None, place: None }
         }
     }
 
@@ -187,6 +190,14 @@ impl RequestBody {
         let fate = Fate::watched();
         *guard = Some(Box::new(Guard::new(limits, fate.clone())));
         Ok(fate)
+    }
+
+    /// Its request has that place at the app, which works for it once all of the body is there.
+    pub fn occupies(&mut self, at: &Rc<Place>) {
+        match self {
+            Self::Streamed { place, .. } => *place = Some(Rc::clone(at)),
+            Self::Empty | Self::Copied(_) => at.asked(),
+        }
     }
 
     /// Its trailers end here.
@@ -207,7 +218,7 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Streamed { body, count, copies, trailers: passed, guard } => {
+            Self::Streamed { body, count, copies, trailers: passed, guard, place } => {
                 let mut polled = Pin::new(&mut *body).poll_frame(cx);
                 if let Some(guard) = guard {
                     let cut = match &polled {
@@ -233,6 +244,9 @@ impl Body for RequestBody {
                 // Who sends it does not ask again after the last frame.
                 if matches!(polled, Poll::Ready(None)) || body.is_end_stream() {
                     copies.drain(..).for_each(CopyWriter::complete);
+                    if let Some(place) = place.take() {
+                        place.asked();
+                    }
                 }
                 polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
             }

@@ -46,7 +46,7 @@ use backend::Backends;
 use connect::Unconnected;
 use failed::Failed;
 use hosts::{Host, Hosts};
-use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected};
+use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected, was_shed};
 use names::{Named, OwnNames};
 use tables::Tables;
 use upgrade::Upgrade;
@@ -369,6 +369,9 @@ impl Outbound {
             if failed.reason == Reason::Overflow {
                 return Err(failed.reason);
             }
+            if failed.failure == Failure::Shed && !outgoing.has_another(&choice) {
+                return give_up(failed, outgoing.plan, tier, &cluster, record);
+            }
             request = failed.request.take().or(spare);
             let (attempts, backend) = (&mut outgoing.attempts, &outgoing.tables.backend);
             let mut budget = backend.budget.borrow_mut();
@@ -488,6 +491,10 @@ impl Outbound {
                 Some(request) => Failed::unsent(request),
                 None => Failed::broken(error.into_error()),
             }),
+            Ok(Ok(response)) if was_shed(&response) => {
+                outgoing.tables.backend.load.borrow_mut().shed(now(), &candidate.target);
+                Err(Failed::shed(response.map(AnswerBody::streamed)))
+            }
             Ok(Ok(response)) => match nobody_there(&response) {
                 None if is_stream => {
                     let mut response = upgrade::restored(response).map(AnswerBody::streamed);
@@ -520,6 +527,18 @@ impl Outbound {
         let (head, body) = response.into_parts();
         let body = AnswerBody::complete_if_small(body).await.map_err(Failed::broken)?;
         Ok(Response::from_parts(head, body))
+    }
+}
+
+impl Outgoing<'_> {
+    /// Whether the tier has somebody else to ask.
+    fn has_another(&self, choice: &Choice) -> bool {
+        let ladder = self.tables.ladder.borrow();
+        let tier = ladder.tiers.get(choice.tier);
+        tier.is_some_and(|tier| {
+            let mut others = tier.candidates.iter().map(|candidate| &candidate.target);
+            others.any(|target| *target != choice.candidate.target && !self.tried.contains(target))
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! The rate limits of one proxy: one table for all its workers, replaced when the View has changed, never locked.
+//! The limits of one proxy: one table for all its workers, replaced when the View has changed, never locked.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,15 +12,18 @@ use http::Request;
 
 use crate::headers;
 
+use super::concurrency::Shared;
+
 /// What the workers share.
 pub struct Limits {
     table: ArcSwap<(Revision, Arc<LimitTable>)>,
     started: Instant,
+    pub concurrency: Shared,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { table: ArcSwap::default(), started: Instant::now() }
+        Self { table: ArcSwap::default(), started: Instant::now(), concurrency: Shared::default() }
     }
 }
 

@@ -170,6 +170,15 @@ pub struct LimitLabels {
     pub limit: String,
 }
 
+/// `hanse_shed_total`: requests that an app had no room for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ShedLabels {
+    /// `namespace/name` of the BackendPolicy.
+    pub policy: String,
+    /// `BestEffort`, `Default` or `Critical`.
+    pub priority: &'static str,
+}
+
 /// A histogram of request durations, in milliseconds. Atomic numbers, so that workers that count in the same series do
 /// not wait for each other; a scrape may see a request in its bucket before it is in the sum.
 #[derive(Clone, Debug, Default)]
@@ -199,6 +208,9 @@ pub struct Telemetry {
     pub authorizations: Family<AuthorizationLabels, Counter>,
     pub faults: Family<FaultLabels, Counter>,
     pub limited: Family<LimitLabels, Counter>,
+    pub shed: Family<ShedLabels, Counter>,
+    pub concurrency_limit: Gauge,
+    pub concurrency_under_way: Gauge,
     pub streams: Family<StreamLabels, Gauge>,
     pub overflows: Family<OverflowLabels, Counter>,
     pub checks: Family<CheckLabels, Counter>,
@@ -272,6 +284,9 @@ impl Default for Telemetry {
             authorizations: Family::default(),
             faults: Family::default(),
             limited: Family::default(),
+            shed: Family::default(),
+            concurrency_limit: Gauge::default(),
+            concurrency_under_way: Gauge::default(),
             streams: Family::default(),
             overflows: Family::default(),
             checks: Family::default(),
@@ -329,6 +344,17 @@ impl Default for Telemetry {
         new.register("hanse_app_ready", "1 while the app behind this proxy is well", new.app_ready.clone());
         new.register("hanse_mirrored", "Copies of requests for other services", new.mirrored.clone());
         new.register("hanse_rate_limited", "Requests that a RateLimit refused", new.limited.clone());
+        new.register("hanse_shed", "Requests that the app had no room for, by priority", new.shed.clone());
+        new.register(
+            "hanse_concurrency_limit",
+            "Requests that the app may work on at a time; 0 without such a policy",
+            new.concurrency_limit.clone(),
+        );
+        new.register(
+            "hanse_concurrency_under_way",
+            "Requests that it works on, of those that count",
+            new.concurrency_under_way.clone(),
+        );
         new.register("hanse_faults_injected", "Delays and aborts by FaultInjections", new.faults.clone());
         new.register(
             "hanse_access_log_dropped",

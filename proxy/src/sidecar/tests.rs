@@ -20,6 +20,7 @@ mod plaintext;
 mod readers;
 mod replaced;
 mod routing;
+mod shedding;
 mod tcp;
 mod traces;
 mod tunnelled;

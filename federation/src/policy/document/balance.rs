@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::PolicyDuration;
+use super::concurrency::ConcurrencyPolicy;
 
 /// Which of a tier's endpoints gets a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,9 @@ pub struct LimitsPolicy {
     /// 30s; 0s = for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_request_timeout: Option<PolicyDuration>,
+    /// Requests that the app works on at a time, whoever calls. Absent = as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<ConcurrencyPolicy>,
 }
 
 /// Requests of one session go to one endpoint, as long as it may be chosen (Gateway API, GEP-1619).

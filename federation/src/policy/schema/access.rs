@@ -83,14 +83,14 @@ static ACCESS_CLAIM: Shape = Shape::Object(&[
     required("values", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 64 }),
 ]);
 
-static ACCESS_FROM: Shape = Shape::Object(&[
+pub(super) static ACCESS_FROM: Shape = Shape::Object(&[
     optional("identities", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 256 }),
     optional("clusters", &Shape::List { of: &CLUSTER, at_least: 1, at_most: 64 }),
     optional("namespaces", &Shape::List { of: &LABEL, at_least: 1, at_most: 64 }),
     optional("requestPrincipals", &Shape::List { of: &ANY_TEXT, at_least: 1, at_most: 256 }),
 ]);
 
-static ACCESS_TO: Shape = Shape::Object(&[
+pub(super) static ACCESS_TO: Shape = Shape::Object(&[
     optional(
         "methods",
         &Shape::List {

@@ -1,5 +1,6 @@
 //! The shape of BackendPolicy.
 
+use super::concurrency::CONCURRENCY;
 use super::text::{
     CLUSTER, COUNT, DURATION, GROUP, GRPC_NAME, HEADER_NAME, LABEL, NEW_PATH, PERCENT, QUERY_NAME, REF_KIND,
     cluster,
@@ -85,6 +86,7 @@ static LIMITS: Shape = Shape::Object(&[
     optional("idleTimeout", &DURATION),
     optional("maxRequestBytes", &Shape::Integer { from: 0, to: MAX_REQUEST_BYTES }),
     optional("slowRequestTimeout", &DURATION),
+    optional("concurrency", &CONCURRENCY),
 ]);
 
 /// 1 PiB: what a body of any sense does not reach, and every tool's numbers do.

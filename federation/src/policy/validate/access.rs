@@ -131,7 +131,7 @@ pub(super) fn check_tokens(
     }
 }
 
-fn check_from(view: &View, from: &AccessFrom, path: &str, findings: &mut Findings<'_>) {
+pub(super) fn check_from(view: &View, from: &AccessFrom, path: &str, findings: &mut Findings<'_>) {
     for (index, identity) in from.identities.iter().enumerate() {
         if let Err(message) = IdPattern::parse(identity) {
             let fix = "write it like spiffe://east.example/ns/shop/sa/web, or with * for a part".to_owned();

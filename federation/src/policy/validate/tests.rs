@@ -401,6 +401,31 @@ fn balancing_health_and_limits_have_to_make_sense() {
         ("  limits: { maxPending: 2, maxRequests: 2, maxRetries: 0 }", &[]),
         ("  limits: { maxPending: 3, maxRequests: 2 }", &["E4135"]),
         ("  limits: { connectTimeout: 0s, idleTimeout: 0s }", &["E4135", "E4135"]),
+        ("  limits: { concurrency: {} }", &[]),
+        ("  limits: { concurrency: { maxLimit: 2 } }", &[]),
+        ("  limits: { concurrency: { minLimit: 3, maxLimit: 2, remeasure: 1s } }", &["E4135", "E4135"]),
+        ("  limits: { concurrency: { priorities: [{ priority: Critical }] } }", &[]),
+        (
+            "  limits: { concurrency: { priorities: [{ priority: Exempt, to: { methods: [GET] } }] } }",
+            &["E4135"],
+        ),
+        (
+            "  limits: { concurrency: { priorities: [{ priority: Default, to: { ports: [1] } }] } }",
+            &["E4135"],
+        ),
+        (
+            "  limits: { concurrency: { priorities: [{ priority: Critical }, { priority: BestEffort }] } }",
+            &["E4103"],
+        ),
+        (
+            "  limits: { concurrency: { priorities: [{ priority: Critical, from: { identities: [all] } }] } }",
+            &["E4005"],
+        ),
+        (
+            "  limits: { concurrency: { priorities: [{ priority: Critical, to: { paths: [{ type: RegularExpression, \
+             value: '(' }] } }] } }",
+            &["E4005"],
+        ),
         ("  health: { active: { http: { path: /health }, interval: 5s, failAfter: 3, passAfter: 2 } }", &[]),
         ("  health: { active: { grpc: {} } }", &[]),
         ("  health: { active: {} }", &["E4137"]),

@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 
 use super::standing::{Asked, Standing};
 use super::{
-    App, Caller, Inbound, InboundResponse, MAX_IN_FLIGHT, Serving, broke_off, connect_app, limited,
-    mesh_answer, prepare,
+    App, Caller, Inbound, InboundResponse, MAX_IN_FLIGHT, Serving, broke_off, connect_app, mesh_answer,
+    prepare,
 };
 use crate::answer::Reason;
 use crate::headers;
@@ -78,7 +78,7 @@ impl Inbound {
                         (response, ends.map(|ends| (ends, standing)))
                     })
                 }
-                Err(after) => return limited(after, record),
+                Err(turned) => return turned.answer(record),
             },
         };
         match outcome {

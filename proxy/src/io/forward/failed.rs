@@ -80,6 +80,17 @@ impl Failed {
         }
     }
 
+    /// Its proxy has kept it from the app, which is well.
+    pub fn shed(response: Response<AnswerBody>) -> Self {
+        Self {
+            failure: Failure::Shed,
+            observation: None,
+            reason: Reason::Shed,
+            request: None,
+            response: Some(response),
+        }
+    }
+
     pub fn nobody_there(undelivered: bool, response: Response<AnswerBody>) -> Self {
         let failure = Failure::NobodyThere { undelivered };
         let observation = Some(failure.observation());

@@ -36,6 +36,13 @@ pub(super) fn nobody_there<B>(response: &Response<B>) -> Option<bool> {
     Some(reason.is_some_and(Reason::says_undelivered))
 }
 
+/// Whether the far proxy kept the request from an app that has all that it can do.
+pub(super) fn was_shed<B>(response: &Response<B>) -> bool {
+    response.status() == Reason::Shed.status()
+        && response.headers().contains_key(headers::ANSWERED_BY)
+        && response.headers().get(headers::REASON).is_some_and(|reason| reason == Reason::Shed.as_str())
+}
+
 /// The request as the mesh carries it: HTTP/2 form, without what ends here or is the mesh's own. `named`: its authority,
 /// where that has been read already. `client`: one outside, and whether it came by TLS.
 pub(super) fn prepare(
