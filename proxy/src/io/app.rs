@@ -587,3 +587,6 @@ fn mesh_answer(reason: Reason, mut record: Record) -> InboundResponse {
     }
     response
 }
+
+#[cfg(test)]
+mod tests;

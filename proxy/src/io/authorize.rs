@@ -18,6 +18,7 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_client::Authorizati
 use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
 use hanse_federation::host::{Reach, ServiceHost};
 use hanse_federation::policy::access::{Authorizer, External};
+use hanse_identity::frames::Frames;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -29,6 +30,7 @@ use tonic::body::Body;
 
 use super::forward::Outbound;
 use super::http::{MAX_HEAD_BYTES, Protocol, serve};
+use super::metered::Metered;
 use crate::answer::Reason;
 use crate::external::Unusable;
 use crate::runtime::Plane;
@@ -160,7 +162,14 @@ impl Authorizers {
             return Ok((sender, false));
         }
         let sender = match authorizer {
-            Authorizer::Address(address) => handshake(dial(*address).await?).await?,
+            Authorizer::Address(address) => {
+                let metered = Metered::new(
+                    dial(*address).await?,
+                    Frames::of_server(),
+                    Arc::clone(&self.plane.telemetry),
+                );
+                handshake(metered).await?
+            }
             Authorizer::Service(service) => {
                 let host = ServiceHost { service: service.clone(), reach: Reach::ClusterSet };
                 handshake(self.pipe(Arc::new(host))).await?

@@ -142,6 +142,7 @@ impl Outbound {
     pub fn new(plane: Arc<Plane>, reporter: Rc<Reporter>, streams: Streams, workers: u32) -> Self {
         let (pool, random) = (Rc::new(Pool::default()), Rc::new(Random::from_entropy()));
         let health = Rc::new(RefCell::new(Health::default()));
+        let outsiders = Outsiders::new(Arc::clone(&plane.telemetry));
         let tunnels =
             Tunnels::new(Arc::clone(&plane), Rc::clone(&pool), Rc::clone(&health), Rc::clone(&random));
         Self {
@@ -158,7 +159,7 @@ impl Outbound {
             backends: Backends::default(),
             workers,
             own: RefCell::default(),
-            outsiders: Outsiders::default(),
+            outsiders,
             externals: RefCell::default(),
             ingress: RefCell::default(),
             in_flight: Cell::new(0),

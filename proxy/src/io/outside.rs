@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hanse_federation::policy::document::edge::TlsValidation;
+use hanse_identity::frames::Frames;
 use hanse_identity::tls::outside::{named_client_config, read_roots, web_client_config};
 use hanse_identity::{ServiceName, Timestamp};
 use hyper::client::conn::{http1, http2};
@@ -23,13 +24,15 @@ use tokio::sync::OnceCell;
 use super::body::RequestBody;
 use super::dial::{DialError, connect};
 use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, MAX_HEADERS, STREAM_WINDOW};
+use super::metered::Metered;
 use super::tls::{ALPN_H2, ALPN_HTTP1, DIAL_TIMEOUT};
 use crate::runtime::now;
+use crate::runtime::telemetry::Telemetry;
 use crate::runtime::worker::LocalExecutor;
 
 /// One worker's connections.
-#[derive(Default)]
 pub struct Outsiders {
+    telemetry: Arc<Telemetry>,
     slots: RefCell<HashMap<Place, Slot>>,
     /// By service: what it was made of, and what came of it.
     tls: RefCell<HashMap<ServiceName, (TlsValidation, Tls)>>,
@@ -89,6 +92,10 @@ impl Hash for Tls {
 }
 
 impl Outsiders {
+    pub fn new(telemetry: Arc<Telemetry>) -> Self {
+        Self { telemetry, slots: RefCell::default(), tls: RefCell::default() }
+    }
+
     /// The TLS for a service, made once for the same words.
     pub async fn tls(&self, service: &ServiceName, wanted: &TlsValidation) -> Result<Tls, String> {
         if let Some((validation, tls)) = self.tls.borrow().get(service)
@@ -132,11 +139,10 @@ impl Outsiders {
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let failed = |e: hyper::Error| DialError::Http(e.to_string());
-        let io = TokioIo::new(stream);
         if !is_http2 {
             let mut http = http1::Builder::new();
             http.max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_HEADERS);
-            let (sender, connection) = http.handshake(io).await.map_err(failed)?;
+            let (sender, connection) = http.handshake(TokioIo::new(stream)).await.map_err(failed)?;
             tokio::task::spawn_local(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "connection to a service outside");
@@ -144,6 +150,8 @@ impl Outsiders {
             });
             return Ok(Connection::Http1(sender));
         }
+        // A stranger least of all may flood us with frames.
+        let io = TokioIo::new(Metered::new(stream, Frames::of_server(), Arc::clone(&self.telemetry)));
         let mut http = http2::Builder::new(LocalExecutor);
         http.timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)

@@ -1,6 +1,6 @@
 //! The record of one request: what is counted and logged when it is over, however it ends.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -69,6 +69,10 @@ struct Series {
     requests: Counter,
     durations: Durations,
     tier: Option<Counter>,
+    /// They are of these names alone, and of no overflow.
+    is_own: bool,
+    /// In which epoch the control nodes' report was told of it.
+    told: Cell<u64>,
     /// Their keys stay taken for as long as they are part of a `SeriesKey`.
     _names: [Text; NAMES],
 }
@@ -262,6 +266,9 @@ impl Reporter {
 
     fn count(&self, direction: Direction, entry: &Entry, duration: Duration) {
         let series = self.series(direction, entry);
+        if series.is_own && series.told.get() != self.plane.telemetry.traffic.epoch() {
+            self.tell(direction, entry, &series);
+        }
         series.requests.inc();
         series.durations.observe(duration);
         if let Some(tier) = &series.tier {
@@ -328,6 +335,7 @@ impl Reporter {
             destination_service_namespace: OVERFLOW.to_owned(),
             ..labels
         };
+        let mut is_own = self.requests.borrow().has_room(&labels);
         let requests = self.requests.borrow_mut().handle(&telemetry.requests, labels, overflow).clone();
         let labels = DurationLabels {
             reporter: direction.reporter(),
@@ -336,7 +344,26 @@ impl Reporter {
             destination_service: entry.upstream_cluster.to_string(),
         };
         let overflow = |labels| DurationLabels { destination_service: OVERFLOW.to_owned(), ..labels };
+        is_own &= self.durations.borrow().has_room(&labels);
         let durations = self.durations.borrow_mut().handle(&telemetry.durations, labels, overflow).clone();
+        let tiered = direction == Direction::Outbound && !entry.tier.is_empty();
+        let tier = tiered.then(|| {
+            let labels = TierLabels {
+                cluster: entry.source_cluster.to_string(),
+                service: entry.upstream_cluster.to_string(),
+                tier: entry.tier,
+                destination_cluster: entry.destination_cluster.to_string(),
+            };
+            let overflow = |labels| TierLabels { service: OVERFLOW.to_owned(), ..labels };
+            self.tiers.borrow_mut().handle(&telemetry.tiers, labels, overflow).clone()
+        });
+        Series { requests, durations, tier, is_own, told: Cell::new(0), _names: names }
+    }
+
+    /// Says what these are of to whoever reads them for the control nodes. Not told if that is somebody else's turn.
+    fn tell(&self, direction: Direction, entry: &Entry, series: &Series) {
+        let epoch = self.plane.telemetry.traffic.epoch();
+        let Some(mut table) = self.plane.telemetry.traffic.tell() else { return };
         let seen = direction.seen();
         let key = EdgeKey {
             seen,
@@ -354,20 +381,9 @@ impl Reporter {
         };
         let code = entry.response_code;
         let is_failure = code >= 500 || (code == CLIENT_LEFT && entry.response_flags != CLIENT_LEFT_FLAG);
-        telemetry.traffic.counts_in(key, code, entry.response_flags, is_failure, &requests);
-        telemetry.traffic.takes_in(latency, &durations);
-        let tiered = direction == Direction::Outbound && !entry.tier.is_empty();
-        let tier = tiered.then(|| {
-            let labels = TierLabels {
-                cluster: entry.source_cluster.to_string(),
-                service: entry.upstream_cluster.to_string(),
-                tier: entry.tier,
-                destination_cluster: entry.destination_cluster.to_string(),
-            };
-            let overflow = |labels| TierLabels { service: OVERFLOW.to_owned(), ..labels };
-            self.tiers.borrow_mut().handle(&telemetry.tiers, labels, overflow).clone()
-        });
-        Series { requests, durations, tier, _names: names }
+        table.counts_in(key, code, entry.response_flags, is_failure, &series.requests);
+        table.takes_in(latency, &series.durations);
+        series.told.set(epoch);
     }
 }
 

@@ -461,6 +461,11 @@ impl<L, M> Default for SeriesCache<L, M> {
 }
 
 impl<L: Clone + Eq + Hash, M: Clone> SeriesCache<L, M> {
+    /// Whether these labels have a series of their own, or would get one.
+    pub fn has_room(&self, labels: &L) -> bool {
+        self.handles.len() < MAX_SERIES || self.handles.contains_key(labels)
+    }
+
     /// The series' handle; `overflow` gives the labels to use when this worker already holds too many.
     pub fn handle<C: MetricConstructor<M>>(
         &mut self,
@@ -468,8 +473,7 @@ impl<L: Clone + Eq + Hash, M: Clone> SeriesCache<L, M> {
         labels: L,
         overflow: impl FnOnce(L) -> L,
     ) -> &M {
-        let full = self.handles.len() >= MAX_SERIES && !self.handles.contains_key(&labels);
-        let labels = if full { overflow(labels) } else { labels };
+        let labels = if self.has_room(&labels) { labels } else { overflow(labels) };
         self.handles.entry(labels).or_insert_with_key(|labels| family.get_or_create(labels).clone())
     }
 }
