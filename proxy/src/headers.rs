@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hanse_federation::host::host_of;
 pub use hanse_federation::reserved::is_reserved;
 use hanse_identity::SpiffeId;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -185,13 +186,18 @@ pub fn authority<B>(request: &http::Request<B>) -> Result<Option<&str>, &'static
     Ok(request.uri().authority().map(http::uri::Authority::as_str).or(host))
 }
 
-/// Tells every value of a (lower-case) header as the app gets it: for `host` the authority, whatever a Host beside it says.
+/// Tells every value of a (lower-case) header as the app gets it: for `host` the authority, whatever a Host beside it says, as
+/// a host in lower case, without a port and without the dot at its end. Nobody names a host in a way of his own to be no
+/// rule's business.
 pub fn each_value<B>(request: &http::Request<B>, name: &str, tell: &mut dyn FnMut(&[u8])) {
     if name != header::HOST.as_str() {
         return request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
     }
-    if let Ok(Some(host)) = authority(request) {
-        tell(host.as_bytes());
+    if let Ok(Some(authority)) = authority(request) {
+        match host_of(authority) {
+            Some((host, _)) => tell(host.as_bytes()),
+            None => tell(authority.as_bytes()),
+        }
     }
 }
 

@@ -163,10 +163,11 @@ impl Plan {
         let inbound = self.inbound.as_ref()?;
         let mut chain = Chain::new("input", "type filter hook input priority 0; policy accept;");
         chain.rule(format_args!("iifname \"lo\" return"));
+        // What no connection is known of is no answer.
+        chain.rule(format_args!("ct direction reply return"));
         for ports in &inbound.app_ports {
-            let others = "meta l4proto { udp, udplite, sctp, dccp } ct direction original";
-            chain.rule(format_args!("ct direction original tcp dport {ports} reject with tcp reset"));
-            chain.rule(format_args!("{others} th dport {ports} drop"));
+            chain.rule(format_args!("tcp dport {ports} reject with tcp reset"));
+            chain.rule(format_args!("meta l4proto {{ udp, udplite, sctp, dccp }} th dport {ports} drop"));
         }
         Some(chain.end())
     }
@@ -178,7 +179,7 @@ impl Plan {
         let mut chain = Chain::new("output", "type filter hook output priority 0; policy accept;");
         chain.rule(format_args!("oifname \"lo\" return"));
         for ports in &inbound.app_ports {
-            chain.rule(format_args!("ct state new tcp sport {ports} tcp flags & syn == 0 drop"));
+            chain.rule(format_args!("ct state new,untracked tcp sport {ports} tcp flags & syn == 0 drop"));
         }
         Some(chain.end())
     }

@@ -27,6 +27,10 @@ pub struct Condition {
     paths: bool,
     /// It looks at it where a path that is written otherwise would open what this one shuts.
     shuts_paths: bool,
+    /// It looks at an end user's token.
+    users: bool,
+    namespaces: bool,
+    clusters: bool,
 }
 
 /// What is wrong with a text, and at which of its characters, counted from 1.
@@ -123,6 +127,16 @@ impl Condition {
     /// Whether it shuts anything by the path: `!`, `!=`, or a comparison of truths.
     pub fn shuts_by_path(&self) -> bool {
         self.shuts_paths
+    }
+
+    /// Whether it looks at an end user's token.
+    pub fn reads_user(&self) -> bool {
+        self.users
+    }
+
+    /// Whether it takes a namespace for what it is without asking in which cluster: each has its own of that name.
+    pub fn takes_any_namespace(&self) -> bool {
+        self.namespaces && !self.clusters
     }
 
     pub fn holds(&self, about: &About<'_>) -> Result<bool, Unknown> {

@@ -91,7 +91,7 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             PolicySpec::BackendPolicy(policy) => {
                 alone::check_policy(policy, namespace, &mut findings);
                 check_policy(view, policy, namespace, &mut findings);
-                concurrency::check(view, policy, &mut findings);
+                concurrency::check(view, policy, namespace, &mut findings);
                 check_conflicts(view, documents, document, policy, &mut findings);
             }
         }

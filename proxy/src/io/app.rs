@@ -196,6 +196,10 @@ impl Inbound {
         let outcome = match admitted {
             Ok(_) if full => Err(Reason::Overload),
             Ok(_) if too_large => Err(Reason::HeadTooLarge),
+            // It is for a host outside, by an egress gateway: an app is none, whatever service they share.
+            Ok(_) if self.app.is_some() && request.headers().contains_key(&headers::LEAVES) => {
+                Err(Reason::NothingServed)
+            }
             Ok((admitted, user)) => match self.room(&caller, &user, &request, &mut record) {
                 Ok(place) => match self.authorize(&admitted, &caller, &mut request, &mut record).await {
                     Ok(edits) if self.app.is_none() => {

@@ -266,6 +266,10 @@ impl Outbound {
         let upgrade = if within { Upgrade::asked(&mut request) } else { None };
         let mut request =
             prepare(request, plan.filters.as_deref(), host.authority.as_ref(), door.client(), record)?;
+        if matches!(door, Door::Egress(_)) {
+            // Some servers fold trailers into the headers, where what authorizers put in is.
+            request.body_mut().drop_trailers();
+        }
         let attempts = match &upgrade {
             Some(upgrade) => Attempts::new(&upgrade.method, false),
             None => Attempts::new(request.method(), !request.body().is_end_stream()),

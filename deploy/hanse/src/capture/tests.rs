@@ -49,14 +49,15 @@ table inet hanse {
 \tchain input {
 \t\ttype filter hook input priority 0; policy accept;
 \t\tiifname \"lo\" return
-\t\tct direction original tcp dport 6379 reject with tcp reset
-\t\tmeta l4proto { udp, udplite, sctp, dccp } ct direction original th dport 6379 drop
+\t\tct direction reply return
+\t\ttcp dport 6379 reject with tcp reset
+\t\tmeta l4proto { udp, udplite, sctp, dccp } th dport 6379 drop
 \t}
 
 \tchain output {
 \t\ttype filter hook output priority 0; policy accept;
 \t\toifname \"lo\" return
-\t\tct state new tcp sport 6379 tcp flags & syn == 0 drop
+\t\tct state new,untracked tcp sport 6379 tcp flags & syn == 0 drop
 \t}
 }
 ";

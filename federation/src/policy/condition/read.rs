@@ -54,6 +54,9 @@ struct Reader {
     depth: usize,
     paths: bool,
     shuts_paths: bool,
+    users: bool,
+    namespaces: bool,
+    clusters: bool,
 }
 
 const SIGNS: [&str; 18] =
@@ -69,7 +72,16 @@ pub(super) fn read(text: &str) -> Result<Condition, Wrong> {
         return Err(wrong(1, message, "split it into several rules"));
     }
     let tokens = tokens(text)?;
-    let mut reader = Reader { tokens, next: 0, depth: 0, paths: false, shuts_paths: false };
+    let mut reader = Reader {
+        tokens,
+        next: 0,
+        depth: 0,
+        paths: false,
+        shuts_paths: false,
+        users: false,
+        namespaces: false,
+        clusters: false,
+    };
     let root = reader.either()?;
     let (at, left) = reader.peek().clone();
     if left != Token::End {
@@ -80,7 +92,14 @@ pub(super) fn read(text: &str) -> Result<Condition, Wrong> {
         ));
     }
     reader.wants(&root, &[Type::Bool], "a condition")?;
-    Ok(Condition { root: root.expr, paths: reader.paths, shuts_paths: reader.shuts_paths })
+    Ok(Condition {
+        root: root.expr,
+        paths: reader.paths,
+        shuts_paths: reader.shuts_paths,
+        users: reader.users,
+        namespaces: reader.namespaces,
+        clusters: reader.clusters,
+    })
 }
 
 fn tokens(text: &str) -> Result<Vec<(usize, Token)>, Wrong> {
@@ -405,6 +424,7 @@ impl Reader {
 
     /// `.a.b` or `['a']['b']` behind `claims`; a method at the end is left there.
     fn claim_path(&mut self) -> Result<Vec<String>, Wrong> {
+        self.users = true;
         let mut path = Vec::new();
         loop {
             if self.took("[") {
@@ -463,6 +483,9 @@ impl Reader {
             if let Some((_, attribute, kind)) = ATTRIBUTES.into_iter().find(|(known, ..)| *known == name) {
                 let path = attribute == Attribute::Path;
                 self.paths |= path;
+                self.users |= attribute == Attribute::User;
+                self.namespaces |= attribute == Attribute::Namespace;
+                self.clusters |= attribute == Attribute::Cluster;
                 return Ok(Typed { expr: Expr::Attribute(attribute), kind, at, path });
             }
             match (&self.peek().1, self.tokens.get(self.next + 1)) {
@@ -556,8 +579,10 @@ fn pattern(argument: &Typed, path: bool) -> Result<regex::Regex, Wrong> {
         let message = "the pattern could match in the middle of a path";
         return Err(wrong(argument.at, message, "begin it with ^, and end it with $ if that is meant"));
     }
-    // CEL's finds its match anywhere.
-    compile_pattern(&format!("(?s:.*)(?:{text})(?s:.*)")).map_err(|error| {
+    // CEL's finds its match anywhere; in a path each alternative begins where the path does. By itself first: what is put
+    // around it must not be what closes it.
+    let around = if path { format!("(?:{text})(?s:.*)") } else { format!("(?s:.*)(?:{text})(?s:.*)") };
+    compile_pattern(text).and_then(|_| compile_pattern(&around)).map_err(|error| {
         let message = match error {
             PatternError::Syntax(why) => format!("the regular expression cannot be read: {why}"),
             costly => format!("the regular expression is too costly: {costly}"),

@@ -141,6 +141,7 @@ fn what_is_wrong_is_told_with_its_place_and_a_way_out() {
         ("true ? true : false", 6, "?: is not supported", "&&"),
         ("request.path.matches('/a')", 22, "in the middle of a path", "^"),
         ("request.method.matches('(')", 24, "cannot be read", "smaller"),
+        ("request.path.matches('^/a)|(?:.')", 22, "cannot be read", "smaller"),
         ("request.method.matches('(\\\\w{100}){100}')", 24, "too costly", "smaller"),
         ("!request.method == 'GET'", 2, "what is negated has to be true or false", "=="),
         ("request.method in 'GET'", 19, "what it is sought in has to be a list", ""),
@@ -160,6 +161,14 @@ fn what_is_wrong_is_told_with_its_place_and_a_way_out() {
     assert!(Condition::compile(&long).unwrap_err().message.contains("longer than"));
     for deep in [format!("{}true{}", "(".repeat(200), ")".repeat(200)), format!("{}true", "!".repeat(200))] {
         assert!(Condition::compile(&deep).unwrap_err().message.contains("nested"), "{deep}");
+    }
+}
+
+#[test]
+fn a_pattern_of_a_path_begins_where_the_path_does_in_each_of_its_alternatives() {
+    let pattern = "request.path.matches('^/public/|/health')";
+    for (path, truth) in [("/public/a", true), ("/health/live", true), ("/admin/health", false)] {
+        assert_eq!(asked(pattern, &World { path, ..world() }), Ok(truth), "{path}");
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) fn check(view: &View, policy: &AccessPolicy, namespace: &str, finding
             check_to(policy.action, to, &format!("{path}.to"), findings);
         }
         if let Some(when) = &rule.when {
-            check_when(policy.action, when, &format!("{path}.when"), findings);
+            check_when(policy.action, rule.from.as_ref(), when, &format!("{path}.when"), findings);
         }
     }
 }
@@ -107,7 +107,9 @@ pub(super) fn check_tokens(
 ) {
     let wants = |rule: &crate::policy::document::access::AccessRule| {
         let of_claims = |when: &AccessWhen| {
-            !when.claims.is_empty() || when.expression.as_ref().is_some_and(|text| text.contains("claims"))
+            let reads =
+                |text: &String| Condition::compile(text).is_ok_and(|condition| condition.reads_user());
+            !when.claims.is_empty() || when.expression.as_ref().is_some_and(reads)
         };
         rule.when.as_ref().is_some_and(of_claims)
             || rule.from.as_ref().is_some_and(|from| !from.request_principals.is_empty())
@@ -155,7 +157,13 @@ pub(super) fn check_from(view: &View, from: &AccessFrom, path: &str, findings: &
     }
 }
 
-fn check_when(action: AccessAction, when: &AccessWhen, path: &str, findings: &mut Findings<'_>) {
+fn check_when(
+    action: AccessAction,
+    from: Option<&AccessFrom>,
+    when: &AccessWhen,
+    path: &str,
+    findings: &mut Findings<'_>,
+) {
     let Some(text) = &when.expression else {
         if when.claims.is_empty() {
             let fix = "add expression, claims, or both".to_owned();
@@ -170,6 +178,14 @@ fn check_when(action: AccessAction, when: &AccessWhen, path: &str, findings: &mu
             return findings.error("E4143", path, format!("the condition {wrong}"), wrong.fix);
         }
     };
+    let is_ours = from.is_some_and(|from| {
+        !(from.identities.is_empty() && from.clusters.is_empty() && from.namespaces.is_empty())
+    });
+    if condition.takes_any_namespace() && action == AccessAction::Allow && !is_ours {
+        let message = "every cluster has namespaces of its own, and peers give theirs any name".to_owned();
+        let fix = "add: && source.cluster == 'NAME', or write from.namespaces, which means this cluster's";
+        findings.error("E4143", path.clone(), message, fix.to_owned());
+    }
     let shuts = matches!(action, AccessAction::Deny | AccessAction::External);
     if condition.reads_path() && shuts || condition.shuts_by_path() && action == AccessAction::Allow {
         let message = "a path may open and not shut: whoever writes it in another way would pass".to_owned();

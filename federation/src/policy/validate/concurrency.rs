@@ -2,22 +2,34 @@
 
 use std::time::Duration;
 
-use super::Findings;
 use super::access::check_from;
 use super::alone::{check_path, check_pattern};
+use super::{Findings, is_here, known_names};
 use crate::policy::concurrency::DEFAULT_MAX_LIMIT;
 use crate::policy::document::concurrency::{Priority, PriorityRule};
-use crate::policy::document::{BackendPolicy, HeaderMatchKind};
+use crate::policy::document::{BackendPolicy, HeaderMatchKind, RefKind};
 use crate::view::View;
 
 /// More often than this the app would be measured more than used.
 const SHORTEST_REMEASURE: Duration = Duration::from_secs(5);
 
-pub(super) fn check(view: &View, policy: &BackendPolicy, findings: &mut Findings<'_>) {
+pub(super) fn check(view: &View, policy: &BackendPolicy, namespace: &str, findings: &mut Findings<'_>) {
     let Some(concurrency) = policy.limits.as_ref().and_then(|limits| limits.concurrency.as_ref()) else {
         return;
     };
     let path = "spec.limits.concurrency";
+    for (index, target) in policy.target_refs.iter().enumerate() {
+        let service = target.service(namespace);
+        let at = format!("spec.targetRefs[{index}].name");
+        if target.kind == RefKind::ExternalService {
+            let message = format!("{service} is outside: no proxy of ours is before it to keep the limit");
+            findings.error("E4135", at, message, "limit what is sent there by limits.maxRequests".to_owned());
+        } else if !is_here(view, &service) {
+            let message = format!("{service} is not in {} ({})", view.cluster, known_names(view, namespace));
+            let fix = "apply it where the service is: its own proxies keep the limit".to_owned();
+            findings.warning("E4131", at, message, fix);
+        }
+    }
     let (min, max) = (concurrency.min_limit, concurrency.max_limit);
     let most = max.unwrap_or(DEFAULT_MAX_LIMIT);
     if let Some(least) = min.filter(|least| *least > most) {

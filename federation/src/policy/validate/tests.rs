@@ -558,9 +558,14 @@ fn a_condition_that_cannot_be_asked_or_shuts_by_a_path_is_refused() {
         ("Allow", "expression: \"request.path != '/x'\"", "E4130"),
         ("Allow", "expression: \"request.pth == '/x'\"", "E4143"),
         ("Deny", "", "E4004"),
+        ("Allow", "expression: \"source.namespace == 'shop'\"", "E4143"),
     ] {
         let found = found(action, expression);
         assert!(matches!(&found[..], [(found, _)] if found == code), "{action} {expression}: {found:?}");
+    }
+    for whose in ["source.namespace == 'shop' && source.cluster == 'east'", "source.namespace != 'shop'"] {
+        let action = if whose.contains("cluster") { "Allow" } else { "Deny" };
+        assert_eq!(found(action, &format!("expression: \"{whose}\"")), [], "{whose}");
     }
     let wrong = found("Deny", "expression: \"request.pth == '/x'\"");
     assert_eq!(wrong[0].1, "the condition at character 1: there is no attribute request.pth");

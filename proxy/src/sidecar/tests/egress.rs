@@ -121,6 +121,17 @@ fn requests_leave_through_the_gateway_that_the_document_names_and_by_nobody_else
             assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         }
         assert_eq!(harbour.shop.product.get(PAYMENTS).await.status, StatusCode::OK);
+        // What is to leave is nothing for an app, whatever services it shares with the gateway.
+        let plane = plane_of(&harbour.shop.east.workload("productpage"), &harbour.shop.view);
+        let about = About { side: Side::Outbound, service: None, cluster: None };
+        let tcp = TcpStream::connect(harbour.shop.reviews.inbound).await.unwrap();
+        let dialled = tls::dial(tcp, &plane, Expect::Anyone, None, about).await.unwrap();
+        let request =
+            Request::get("http://api.payments.example/pay").header("x-hanse-leaves", "shop/payments");
+        let mut sender = http2(dialled.stream).await;
+        let answer = sender.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+        let answer = Answer::of(answer).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-hanse-reason")), (404, "nothing-served"));
         // Without the gateway nothing leaves.
         let taken = harbour.taken.get();
         harbour.change(|view| view.endpoints.retain(|_, endpoint| endpoint.id.to_string() != "egress-1"));
@@ -149,6 +160,18 @@ fn a_gateway_sends_nothing_that_no_document_names_it_for() {
         harbour.publish();
         assert_eq!(asked(&harbour, host, &[payments]).await, no(403, "not-allowed"));
         assert_eq!(harbour.shop.product.get(PAYMENTS).await.status, StatusCode::FORBIDDEN);
+        // However the host is written.
+        harbour.change(|view| view.policies.retain(|key, _| key.kind != PolicyKind::AccessPolicy));
+        let deny = access::policy(
+            "where",
+            "Deny",
+            &format!("[{{ to: {{ headers: [{{ name: host, value: {host} }}] }} }}]"),
+        );
+        harbour.shop.apply(&deny.replace("reviews", "egress"));
+        harbour.publish();
+        for written in [host, "API.payments.Example", "api.payments.example.", "api.payments.example:80"] {
+            assert_eq!(asked(&harbour, written, &[payments]).await, no(403, "not-allowed"), "{written}");
+        }
         harbour.change(|view| view.policies.retain(|key, _| key.kind != PolicyKind::AccessPolicy));
         // Without any of them it is the documents that say where to.
         assert_eq!(asked(&harbour, host, &[payments]).await, (200, String::new()));
