@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::alone::{check_group, check_path, check_pattern, check_targets};
 use super::{Findings, exporters, is_here, known_names};
+use crate::host::host_of;
 use crate::policy::access::{DEFAULT_TIMEOUT, IdPattern};
 use crate::policy::condition::Condition;
 use crate::policy::document::access::{AccessAction, AccessFrom, AccessPolicy, AccessTo, AccessWhen};
@@ -215,6 +216,17 @@ fn check_to(action: AccessAction, to: &AccessTo, path: &str, findings: &mut Find
     for (index, header) in to.headers.iter().enumerate() {
         if header.kind == HeaderMatchKind::RegularExpression {
             check_pattern(&header.value, format!("{path}.headers[{index}].value"), findings);
+        } else if header.name.eq_ignore_ascii_case("host") {
+            let named = host_of(&header.value);
+            if !named.as_ref().is_some_and(|(host, port)| port.is_none() && *host == header.value) {
+                let message =
+                    "a host is compared in lower case, without port and dot at its end: this is none";
+                let fix = match named {
+                    Some((host, _)) => format!("write {host}"),
+                    None => "write a host as reviews.shop.svc.clusterset.local".to_owned(),
+                };
+                findings.error("E4005", format!("{path}.headers[{index}].value"), message.to_owned(), fix);
+            }
         }
     }
 }

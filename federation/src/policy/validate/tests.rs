@@ -537,6 +537,25 @@ fn an_external_authorizer_is_one_and_nobody_on_the_way_reads_what_it_is_asked() 
 }
 
 #[test]
+fn a_host_is_written_as_it_is_compared() {
+    let document = |host: &str| {
+        format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{ name: a, namespace: shop }}\nspec:\n  \
+             targetRefs: [{{ kind: Service, name: web }}]\n  action: Deny\n  \
+             rules: [{{ to: {{ headers: [{{ name: Host, value: '{host}' }}] }} }}]\n"
+        )
+    };
+    let found = |host: &str| {
+        let found = codes(&document(host));
+        found.into_iter().filter(|code| code == "E4005").count()
+    };
+    assert_eq!(found("api.payments.example"), 0);
+    for host in ["API.payments.example", "api.payments.example.", "api.payments.example:443", "a b", ""] {
+        assert_eq!(found(host), 1, "{host}");
+    }
+}
+
+#[test]
 fn a_condition_that_cannot_be_asked_or_shuts_by_a_path_is_refused() {
     let found = |action: &str, expression: &str| {
         let text = format!(
