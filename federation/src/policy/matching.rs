@@ -81,16 +81,19 @@ pub fn compile_pattern(pattern: &str) -> Result<Regex, PatternError> {
     if pattern.len() > MAX_PATTERN_BYTES {
         return Err(PatternError::TooLong);
     }
-    RegexBuilder::new(&format!("^(?:{pattern})$"))
-        .size_limit(MAX_COMPILED_BYTES)
-        .dfa_size_limit(MAX_COMPILED_BYTES)
-        .nest_limit(MAX_NESTING)
-        .build()
-        .map_err(|e| match e {
-            regex::Error::CompiledTooBig(_) => PatternError::TooCostly,
-            // The last line says what is wrong; those above draw the (wrapped) pattern.
-            other => PatternError::Syntax(other.to_string().lines().last().unwrap_or_default().to_owned()),
-        })
+    // By itself first: what is put around it must not be what closes it.
+    build(pattern)?;
+    build(&format!("^(?:{pattern})$"))
+}
+
+fn build(pattern: &str) -> Result<Regex, PatternError> {
+    let mut builder = RegexBuilder::new(pattern);
+    builder.size_limit(MAX_COMPILED_BYTES).dfa_size_limit(MAX_COMPILED_BYTES).nest_limit(MAX_NESTING);
+    builder.build().map_err(|e| match e {
+        regex::Error::CompiledTooBig(_) => PatternError::TooCostly,
+        // The last line says what is wrong; those above draw the pattern.
+        other => PatternError::Syntax(other.to_string().lines().last().unwrap_or_default().to_owned()),
+    })
 }
 
 #[cfg(test)]
@@ -107,5 +110,9 @@ mod tests {
         assert!(matches!(compile_pattern(&nested), Err(PatternError::Syntax(_))));
         let Err(PatternError::Syntax(why)) = compile_pattern("(") else { panic!("not a pattern") };
         assert!(why.contains("unclosed group"), "{why}");
+        let Err(PatternError::Syntax(why)) = compile_pattern("/a)|(?:.*") else {
+            panic!("matches everything")
+        };
+        assert!(why.contains("unopened group"), "{why}");
     }
 }

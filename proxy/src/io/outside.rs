@@ -262,13 +262,13 @@ mod tests {
         // What is on no list: as an address of its network card would be.
         let place = |may_be_here| Place { address, tls: None, prefers_http2: false, may_be_here };
         let within = Duration::from_secs(5);
-        let refused = Outsiders::default().connection(&place(false), within).await.err().unwrap();
+        let refused = Outsiders::new(Arc::default()).connection(&place(false), within).await.err().unwrap();
         assert!(refused.to_string().contains("this host itself"), "{refused}");
         let from_elsewhere = tokio::net::TcpSocket::new_v4().unwrap();
         from_elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
         assert!(!is_this_host(&from_elsewhere.connect(address).await.unwrap()));
         let local = tokio::task::LocalSet::new();
-        let allowed = async { Outsiders::default().connection(&place(true), within).await.is_ok() };
+        let allowed = async { Outsiders::new(Arc::default()).connection(&place(true), within).await.is_ok() };
         assert!(local.run_until(allowed).await, "where the document says so");
     }
 }

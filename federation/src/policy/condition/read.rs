@@ -579,8 +579,7 @@ fn pattern(argument: &Typed, path: bool) -> Result<regex::Regex, Wrong> {
         let message = "the pattern could match in the middle of a path";
         return Err(wrong(argument.at, message, "begin it with ^, and end it with $ if that is meant"));
     }
-    // CEL's finds its match anywhere; in a path each alternative begins where the path does. By itself first: what is put
-    // around it must not be what closes it.
+    // CEL's finds its match anywhere; in a path each alternative begins where the path does. By itself first, as there.
     let around = if path { format!("(?:{text})(?s:.*)") } else { format!("(?s:.*)(?:{text})(?s:.*)") };
     compile_pattern(text).and_then(|_| compile_pattern(&around)).map_err(|error| {
         let message = match error {

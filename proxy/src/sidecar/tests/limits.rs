@@ -109,7 +109,13 @@ fn a_limit_by_host_sees_the_authority() {
     on_local_set(async {
         let mut shop = Shop::open().await;
         apply(&mut shop, &limit("{ by: Header, header: Host, requests: 1, per: 1h }"));
-        for (host, status) in [("reviews.shop", 200), ("reviews.shop:80", 200), ("reviews.shop", 429)] {
+        let names = [
+            ("reviews.shop", 200),
+            ("Reviews.SHOP:80", 429),
+            ("reviews.shop.svc.clusterset.local", 200),
+            ("reviews.shop.svc.clusterset.local.", 429),
+        ];
+        for (host, status) in names {
             let request = Request::get("/").header("host", host).body(Full::default()).unwrap();
             assert_eq!(shop.product.request(request).await.status.as_u16(), status, "{host}");
         }
