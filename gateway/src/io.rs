@@ -1,6 +1,8 @@
 //! The shell of the gateway: sockets, TLS and copying. Decisions are made in `route`, `limit` and `server_name`.
 
 pub mod passthrough;
+#[cfg(target_os = "linux")]
+pub mod pipe;
 pub mod relay;
 mod tls_only;
 pub mod tunnel;
@@ -21,6 +23,9 @@ pub struct Gateway {
     /// Tunnel connections, by source cluster.
     pub connections: Limits,
     pub telemetry: GatewayTelemetry,
+    /// For what passes through.
+    #[cfg(target_os = "linux")]
+    pub pipes: pipe::Pipes,
 }
 
 /// Longest wait for a TCP connection to an endpoint or another gateway.

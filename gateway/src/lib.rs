@@ -106,6 +106,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         limits: Limits::new(config.max_streams_per_cluster),
         connections: Limits::new(io::tunnel::MAX_CONNECTIONS_PER_CLUSTER),
         telemetry,
+        #[cfg(target_os = "linux")]
+        pipes: io::pipe::Pipes::default(),
     });
     let (drain, stop) = drain::drain();
     let (announce, announced) = watch::channel(Announce { ready: true, serves: serves.clone() });

@@ -15,9 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::relay::relay;
 use super::{ACCEPT_PAUSE, CONNECT_TIMEOUT, ENDPOINTS_TRIED, Gateway};
 use crate::server_name::{self, Verdict};
+use crate::telemetry::Open;
 
 /// Connections that are carried at a time.
 const MAX_CONNECTIONS: usize = 4096;
@@ -87,7 +87,7 @@ async fn carry(mut dialler: TcpStream, gateway: &Gateway) -> io::Result<()> {
             let open = gateway.telemetry.open(&peer, "passthrough");
             open.inward.inc_by(first_bytes.len() as u64);
             target.write_all(&first_bytes).await?;
-            relay(dialler, target, open).await
+            carry_on(dialler, target, open, gateway).await
         }
         Err(why) => {
             telemetry.refused(match why {
@@ -99,6 +99,16 @@ async fn carry(mut dialler: TcpStream, gateway: &Gateway) -> io::Result<()> {
             Ok(())
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+async fn carry_on(dialler: TcpStream, target: TcpStream, open: Open, gateway: &Gateway) -> io::Result<()> {
+    super::pipe::relay_tcp(dialler, target, open, &gateway.pipes).await
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn carry_on(dialler: TcpStream, target: TcpStream, open: Open, _: &Gateway) -> io::Result<()> {
+    super::relay::relay(dialler, target, open).await
 }
 
 /// Reads until the server name is known; the bytes read are to be passed on.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf, s
 use crate::telemetry::Open;
 
 /// One TLS record and its header fit.
-const BUFFER_BYTES: usize = 17 * 1024;
+pub const BUFFER_BYTES: usize = 17 * 1024;
 
 /// How long one direction may outlive the other. Nothing that is carried here half-closes, and somebody who keeps a
 /// dead stream's other half open must not keep its place.
@@ -27,8 +27,14 @@ pub async fn relay(
     let dialler = Counted { stream: dialler, read: open.inward.clone() };
     let target = Counted { stream: target, read: open.outward.clone() };
     let ((from_dialler, to_dialler), (from_target, to_target)) = (split(dialler), split(target));
-    let mut there = pin!(copy(from_dialler, to_target));
-    let mut back = pin!(copy(from_target, to_dialler));
+    both(pin!(copy(from_dialler, to_target)), pin!(copy(from_target, to_dialler))).await
+}
+
+/// Both directions to their ends, the second soon after the first.
+pub async fn both(
+    mut there: Pin<&mut impl Future<Output = io::Result<()>>>,
+    mut back: Pin<&mut impl Future<Output = io::Result<()>>>,
+) -> io::Result<()> {
     let late = |_| Err(io::ErrorKind::TimedOut.into());
     tokio::select! {
         first = there.as_mut() => {

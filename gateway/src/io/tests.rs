@@ -208,6 +208,8 @@ impl Running {
             limits: Limits::new(streams_per_cluster),
             connections: Limits::new(2),
             telemetry,
+            #[cfg(target_os = "linux")]
+            pipes: crate::io::pipe::Pipes::default(),
         });
         let tunnel_door = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let passthrough_door = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -481,7 +483,14 @@ async fn an_export_that_comes_back_in_time_ends_no_stream() {
     let (east, west) = (Domain::new("east.example"), Domain::new("west.example"));
     let plane = plane(&east.gateway());
     let telemetry = GatewayTelemetry::register(&plane.telemetry);
-    let gateway = Gateway { plane, limits: Limits::new(1), connections: Limits::new(1), telemetry };
+    let gateway = Gateway {
+        plane,
+        limits: Limits::new(1),
+        connections: Limits::new(1),
+        telemetry,
+        #[cfg(target_os = "linux")]
+        pipes: crate::io::pipe::Pipes::default(),
+    };
     let mut revision = 0;
     let mut publish = |export| {
         let mut view = view(&east, &west, None);

@@ -1,8 +1,11 @@
-//! Programs that know nothing of a mesh, in two network namespaces: curl, redis-cli, dig and a shell's TCP on one host, their
-//! servers on the other, a sidecar beside each, and the kernel that turns connections to it.
+//! Programs that know nothing of a mesh, in two network namespaces: curl, redis-cli, dig, grpcio and a shell's TCP on one host,
+//! their servers on the other, a sidecar beside each, and the kernel that turns connections to it.
 //!
 //! The namespaces have no names: this thread is in the one, `cat` keeps the other, and both are gone with their last process.
 //! Skipped, with a word on stderr, without root, `nft`, `ip`, `curl` or `dig`; without redis that part is.
+
+#[path = "capture/grpc.rs"]
+mod grpc;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -97,7 +100,6 @@ impl Client {
         command
     }
 
-    /// What it prints; an error where it fails.
     /// What is opened in the client's namespace stays there.
     fn inside<T: Send + 'static>(
         &self,
@@ -111,6 +113,7 @@ impl Client {
         opened.join().unwrap()
     }
 
+    /// What it prints; an error where it fails.
     fn run(&self, user: &str, line: &[&str]) -> Result<String> {
         said(line, &self.command(user, line[0]).args(&line[1..]).output()?)
     }
@@ -127,15 +130,8 @@ impl Story {
         open_to_all(dir.path())?;
         let binary = house::binary()?.canonicalize()?.display().to_string();
         let cluster = Cluster::found_at(dir.path(), "east", SERVER.into(), &[Vec::new()])?;
-        let register = |workload: &str, user: &str, services: &[&str]| {
-            let (id, uid) =
-                (format!("spiffe://east.example/ns/shop/sa/{workload}"), format!("unix:uid:{user}"));
-            let services = services.iter().flat_map(|service| ["--service", *service]);
-            let line = ["workload", "register", &id, "--agent", AGENT, "--selector", &uid];
-            cluster.run(line.into_iter().chain(services)).map(drop)
-        };
-        register("client", CLIENT_PROXY, &[])?;
-        register("server", SERVER_PROXY, &["shop/web", "shop/cache"])?;
+        register(&cluster, "client", CLIENT_PROXY, &[])?;
+        register(&cluster, "server", SERVER_PROXY, &["shop/web", "shop/cache"])?;
         let redis = Command::new("redis-server")
             .args(["--port", &REDIS.to_string(), "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""])
             .stdout(Stdio::null())
@@ -180,12 +176,14 @@ impl Story {
             self.curl(&[&direct])?.contains("hello"),
             "before capture the app can be reached past its proxy"
         );
+        let counter = grpc::App::serve(self)?;
         self.is_ready()?;
         self.capture_is_refused()?;
         let old = self.connection_of_before()?;
         self.capture()?;
         self.names()?;
         self.calls()?;
+        counter.is_called(self)?;
         self.is_not_passed(&direct)?;
         is_no_way_past(old)?;
         self.asks_others()?;
@@ -208,7 +206,7 @@ impl Story {
 
     /// A redirection that would turn the proxy's own connections to it is not set.
     fn capture_is_refused(&self) -> Result<()> {
-        let wrong = ["proxy", "capture", "up", "--uid", "41339", "--capture-port", "15001"];
+        let wrong = ["proxy", "capture", "up", "--uid", "41340", "--capture-port", "15001"];
         let output = self.client.command("0", &self.binary).args(wrong).output()?;
         let why = String::from_utf8_lossy(&output.stderr);
         ensure!(!output.status.success() && why.contains("E5201") && why.contains(CLIENT_PROXY), "{why}");
@@ -402,6 +400,14 @@ impl Drop for Story {
         let _ = self.hanse(&["down"]);
         let _ = Command::new(&self.binary).args(["proxy", "capture", "down"]).output();
     }
+}
+
+/// An identity for what a user of either host runs.
+fn register(cluster: &Cluster, workload: &str, user: &str, services: &[&str]) -> Result<()> {
+    let (id, uid) = (format!("spiffe://east.example/ns/shop/sa/{workload}"), format!("unix:uid:{user}"));
+    let services = services.iter().flat_map(|service| ["--service", *service]);
+    let line = ["workload", "register", &id, "--agent", AGENT, "--selector", &uid];
+    cluster.run(line.into_iter().chain(services)).map(drop)
 }
 
 fn as_user(user: &str, program: &str) -> Command {
