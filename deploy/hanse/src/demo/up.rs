@@ -278,10 +278,9 @@ impl Demo {
         for (index, inviter) in self.spec.clusters.iter().enumerate() {
             for joiner in &self.spec.clusters[index + 1..] {
                 let started = Instant::now();
-                let token = self
-                    .connection(inviter)?
-                    .call(&ClusterTokenCreateRequest { cluster: joiner.parse()?, ttl_seconds: 600 })
-                    .await?;
+                let request = ClusterTokenCreateRequest { cluster: joiner.parse()?, ttl_seconds: 600 };
+                let invite = async || Ok(self.connection(inviter)?.call(&request).await?);
+                let token = self.until(&format!("a token of {inviter} for {joiner}"), invite).await?;
                 let outcome =
                     crate::commands::cluster::join(self.connection(joiner)?, &token.token, false, |_| {})
                         .await?;

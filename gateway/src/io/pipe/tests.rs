@@ -1,3 +1,5 @@
+//! Tests: streams through the kernel, small messages past it, and what becomes of pipes.
+
 use tokio::net::TcpListener;
 
 use super::*;

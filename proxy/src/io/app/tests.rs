@@ -1,3 +1,5 @@
+//! Tests of the app's connections: what a burst leaves behind.
+
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
