@@ -1,5 +1,5 @@
 //! Gateways: TLS that is passed through unread, between two bare ends. Ours, haproxy's and nginx's by the server name, and
-//! the bounds, which look at nothing.
+//! the bounds, which look at nothing. And mutual TLS that ends at the gateway: our tunnel's, and that of peers, who begin it anew.
 
 use std::net::SocketAddr;
 
@@ -8,10 +8,10 @@ use anyhow::Result;
 use crate::bare::{self, Mode};
 use crate::measure::{Load, Part, Row, Scenario, ratio, rounds};
 use crate::mesh::BARE_NAME;
-use crate::peers::Passthrough;
+use crate::peers::{Passthrough, Peer};
 use crate::process::{Process, free_address};
 use crate::relay::{self, Means};
-use crate::{Arguments, FRESH_AT_A_TIME, House, ready, target};
+use crate::{Arguments, FRESH_AT_A_TIME, House, REMOTE, ours, ready, target};
 
 const OURS: &str = "hanse, passthrough";
 const NONE: &str = "no gateway";
@@ -90,6 +90,57 @@ pub fn run(arguments: &Arguments, house: &House) -> Result<()> {
             scenario.name,
             speed / 1e9
         );
+    }
+    Ok(())
+}
+
+/// Gateways at which mutual TLS ends. What peers pass on is in TLS of their own, ours in that of the two sidecars.
+pub fn ending(arguments: &Arguments, house: &House) -> Result<()> {
+    let files = &house.certificates;
+    let mut scenarios: Vec<Scenario> =
+        ours(house, arguments.body)?.into_iter().filter(|scenario| scenario.name == REMOTE).collect();
+    let mut running = Vec::new();
+    let peers = Peer::ALL.into_iter().filter(|peer| arguments.peers && *peer != Peer::EnvoyMesh);
+    for peer in peers {
+        let (near, at, far) = (free_address()?, free_address()?, free_address()?);
+        let mode = match peer {
+            Peer::EnvoyHttp2 => Mode::Http2,
+            peer if peer.copies() => Mode::Copy,
+            _ => Mode::Http1,
+        };
+        let server = bare::start("bare-server", mode, far, house.app_address, files.directory())?;
+        let Some(gateway) = peer.between(at, far, files)? else {
+            println!("{}: left out, it is not installed", peer.name());
+            continue;
+        };
+        let client = bare::start("bare-client", mode, near, at, files.directory())?;
+        scenarios.push(Scenario {
+            name: peer.name(),
+            target: target(near, "bench", arguments.body),
+            copies: peer.copies(),
+            processes: vec![
+                (Part::A, client.pid()),
+                (Part::FarGateway, gateway.pid()),
+                (Part::B, server.pid()),
+            ],
+        });
+        running.extend([server, gateway, client]);
+    }
+    ready(arguments, &scenarios)?;
+    let rows = rounds(arguments, &scenarios, Load::KeptAlive(CONNECTIONS))?;
+    println!(
+        "\ngateways at which mutual TLS ends, {CONNECTIONS} connections, medians of {} rounds of {} s; CPU is that gateway's own",
+        arguments.rounds, arguments.seconds
+    );
+    println!("{:<28} {:>10} {:>10} {:>8}", "", "requests/s", "µs/request", "it/ours");
+    let own = |name: &str| rows.get(name).map(|row| row.of(&[Part::FarGateway]));
+    for scenario in &scenarios {
+        let (Some(row), Some(it)) = (rows.get(scenario.name), own(scenario.name)) else { continue };
+        let times = match own(REMOTE).filter(|_| scenario.name != REMOTE) {
+            Some(ours) => ratio(Some(it), ours),
+            None => String::new(),
+        };
+        println!("{:<28} {:>10.0} {:>10.2} {times:>8}", scenario.name, row.per_second, it * 1e6);
     }
     Ok(())
 }

@@ -67,7 +67,7 @@ pub struct Arguments {
     /// Handshakes too: mutual TLS 1.3, opened and closed, straight to the target's sidecar
     #[arg(long)]
     handshakes: bool,
-    /// Gateways too: TLS that is passed through, per request, per connection and per byte
+    /// Gateways too: TLS that is passed through, per request, per connection and per byte, and TLS that ends there
     #[arg(long)]
     gateways: bool,
     /// Only scenarios whose name contains this
@@ -164,6 +164,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if arguments.gateways || arguments.all {
         gateways::run(arguments, &house)?;
+        gateways::ending(arguments, &house)?;
     }
     Ok(())
 }

@@ -34,6 +34,8 @@ enum End {
     Client,
     /// TLS in, plaintext out
     Server,
+    /// TLS in, TLS out: a gateway that ends it and begins it again
+    Between,
 }
 
 impl Peer {
@@ -86,6 +88,17 @@ impl Peer {
         Ok(Some(Pair { address: near, inbound: between, client, server }))
     }
 
+    /// A gateway that ends mutual TLS and begins it anew. `None`: not installed.
+    pub fn between(
+        self,
+        listen: SocketAddr,
+        to: SocketAddr,
+        files: &Certificates,
+    ) -> Result<Option<Process>> {
+        let Some(program) = self.program() else { return Ok(None) };
+        self.end(&program, End::Between, listen, to, files).map(Some)
+    }
+
     fn end(
         self,
         program: &Path,
@@ -94,7 +107,11 @@ impl Peer {
         to: SocketAddr,
         files: &Certificates,
     ) -> Result<Process> {
-        let which = if end == End::Client { "client" } else { "server" };
+        let which = match end {
+            End::Client => "client",
+            End::Server => "server",
+            End::Between => "between",
+        };
         let file = |ending| files.file(&format!("{self:?}-{which}.{ending}"));
         let mut command = Command::new(program);
         let (file, text) = match self {
@@ -212,39 +229,42 @@ fn envoy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Certi
     };
     let socket = |address: SocketAddr| json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } });
     let http2 = matches!(peer, Peer::EnvoyHttp2 | Peer::EnvoyMesh);
-    let (certificate, key, other) = match end {
-        End::Client => (Certificates::CLIENT, Certificates::CLIENT_KEY, SERVER_ID),
-        End::Server => (Certificates::SERVER, Certificates::SERVER_KEY, CLIENT_ID),
+    let tls = |certificate, key, other| {
+        let mut tls = json!({
+            "tls_params": { "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" },
+            "tls_certificates": [{
+                "certificate_chain": { "filename": path(files, certificate) },
+                "private_key": { "filename": path(files, key) },
+            }],
+            "validation_context": {
+                "trusted_ca": { "filename": path(files, Certificates::ROOT) },
+                "match_typed_subject_alt_names": [{ "san_type": "URI", "matcher": { "exact": other } }],
+            },
+        });
+        if !peer.copies() {
+            tls["alpn_protocols"] = if http2 { json!(["h2"]) } else { json!(["http/1.1"]) };
+        }
+        tls
     };
-    let mut tls = json!({
-        "tls_params": { "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" },
-        "tls_certificates": [{
-            "certificate_chain": { "filename": path(files, certificate) },
-            "private_key": { "filename": path(files, key) },
-        }],
-        "validation_context": {
-            "trusted_ca": { "filename": path(files, Certificates::ROOT) },
-            "match_typed_subject_alt_names": [{ "san_type": "URI", "matcher": { "exact": other } }],
-        },
-    });
-    if !peer.copies() {
-        tls["alpn_protocols"] = if http2 { json!(["h2"]) } else { json!(["http/1.1"]) };
-    }
     let transport = |context: Value| json!({ "name": "tls", "typed_config": context });
-    let tls = match end {
-        End::Client => transport(typed(
+    let as_client = (end != End::Server).then(|| {
+        let tls = tls(Certificates::CLIENT, Certificates::CLIENT_KEY, SERVER_ID);
+        transport(typed(
             "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             json!({ "common_tls_context": tls, "sni": NAME, "max_session_keys": 0 }),
-        )),
-        End::Server => transport(typed(
+        ))
+    });
+    let as_server = (end != End::Client).then(|| {
+        let tls = tls(Certificates::SERVER, Certificates::SERVER_KEY, CLIENT_ID);
+        transport(typed(
             "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
             json!({
                 "common_tls_context": tls,
                 "require_client_certificate": true,
                 "disable_stateless_session_resumption": true,
             }),
-        )),
-    };
+        ))
+    });
     let filter = if peer.copies() {
         let copy = json!({ "stat_prefix": "copy", "cluster": "to" });
         typed("extensions.filters.network.tcp_proxy.v3.TcpProxy", copy)
@@ -304,7 +324,7 @@ fn envoy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Certi
             { "lb_endpoints": [{ "endpoint": { "address": socket(to) } }] }
         ] },
     });
-    if http2 && end == End::Client {
+    if http2 && end != End::Server {
         let options = json!({ "explicit_http_config": { "http2_protocol_options": {} } });
         cluster["typed_extension_protocol_options"] = json!({
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions":
@@ -312,9 +332,11 @@ fn envoy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Certi
         });
     }
     let mut chain = json!({ "filters": [{ "name": "first", "typed_config": filter }] });
-    match end {
-        End::Client => cluster["transport_socket"] = tls,
-        End::Server => chain["transport_socket"] = tls,
+    if let Some(tls) = as_client {
+        cluster["transport_socket"] = tls;
+    }
+    if let Some(tls) = as_server {
+        chain["transport_socket"] = tls;
     }
     json!({ "static_resources": {
         "listeners": [{
@@ -335,19 +357,17 @@ fn haproxy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Cer
          ssl-default-server-options ssl-min-ver TLSv1.3\n\
          defaults\n    mode {mode}\n    timeout connect 5s\n    timeout client 120s\n    timeout server 120s\n{more}"
     );
-    let (bind, upstream) = match end {
-        End::Client => {
-            let all = path(files, Certificates::CLIENT_ALL);
-            let tls = format!(
-                "ssl crt {all} verify required ca-file {root} verifyhost {NAME} sni str({NAME}) no-ssl-reuse {alpn}"
-            );
-            (String::new(), tls)
-        }
-        End::Server => {
-            let all = path(files, Certificates::SERVER_ALL);
-            (format!("ssl crt {all} ca-file {root} verify required {alpn}"), String::new())
-        }
-    };
+    let (mut bind, mut upstream) = (String::new(), String::new());
+    if end != End::Server {
+        let all = path(files, Certificates::CLIENT_ALL);
+        upstream = format!(
+            "ssl crt {all} verify required ca-file {root} verifyhost {NAME} sni str({NAME}) no-ssl-reuse {alpn}"
+        );
+    }
+    if end != End::Client {
+        let all = path(files, Certificates::SERVER_ALL);
+        bind = format!("ssl crt {all} ca-file {root} verify required {alpn}");
+    }
     format!(
         "{common}frontend in\n    bind {listen} backlog 4096 {bind}\n    default_backend out\n\
          backend out\n    server to {to} {upstream}\n"
@@ -356,29 +376,33 @@ fn haproxy(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Cer
 
 fn nginx(peer: Peer, end: End, listen: SocketAddr, to: SocketAddr, files: &Certificates) -> String {
     let root = path(files, Certificates::ROOT);
-    let tls = match end {
-        End::Client => format!(
+    let mut tls = String::new();
+    if end != End::Server {
+        tls += &format!(
             "proxy_ssl_certificate {}; proxy_ssl_certificate_key {}; proxy_ssl_trusted_certificate {root}; \
-             proxy_ssl_verify on; proxy_ssl_name {NAME}; proxy_ssl_server_name on; proxy_ssl_session_reuse off; proxy_ssl_protocols TLSv1.3;",
+             proxy_ssl_verify on; proxy_ssl_name {NAME}; proxy_ssl_server_name on; proxy_ssl_session_reuse off; proxy_ssl_protocols TLSv1.3; ",
             path(files, Certificates::CLIENT),
             path(files, Certificates::CLIENT_KEY),
-        ),
-        End::Server => format!(
+        );
+    }
+    if end != End::Client {
+        tls += &format!(
             "ssl_certificate {}; ssl_certificate_key {}; ssl_client_certificate {root}; ssl_verify_client on; \
              ssl_session_cache off; ssl_session_tickets off; ssl_protocols TLSv1.3;",
             path(files, Certificates::SERVER),
             path(files, Certificates::SERVER_KEY),
-        ),
-    };
+        );
+    }
+    let ssl = if end == End::Client { "" } else { "ssl" };
     let main = nginx_main(listen, files);
     if peer.copies() {
-        let (ssl, proxy) = if end == End::Client { ("", "proxy_ssl on;") } else { ("ssl", "") };
+        let proxy = if end == End::Server { "" } else { "proxy_ssl on;" };
         return format!(
             "{main}stream {{ tcp_nodelay on; upstream to {{ server {to}; }} \
              server {{ listen {listen} {ssl} backlog=4096; {tls} proxy_pass to; {proxy} }} }}\n"
         );
     }
-    let (ssl, scheme) = if end == End::Client { ("", "https") } else { ("ssl", "http") };
+    let scheme = if end == End::Server { "http" } else { "https" };
     format!(
         "{main}http {{ access_log off; keepalive_requests 100000000; tcp_nodelay on; \
          upstream to {{ server {to}; keepalive 1024; keepalive_requests 100000000; }} \
