@@ -67,7 +67,7 @@ impl Mode {
         }
     }
 
-    fn argument(self) -> &'static str {
+    pub fn argument(self) -> &'static str {
         match self {
             Self::Copy => "copy",
             Self::Http1 => "http1",
@@ -84,6 +84,10 @@ impl Mode {
     }
 }
 
+/// The two ends, as `start` takes them.
+pub const CLIENT: &str = "bare-client";
+pub const SERVER: &str = "bare-server";
+
 /// One end as a process.
 pub fn start(end: &str, mode: Mode, listen: SocketAddr, to: SocketAddr, files: &Path) -> Result<Process> {
     Process::listening(command(end, mode, listen, to, files)?, listen)
@@ -91,7 +95,7 @@ pub fn start(end: &str, mode: Mode, listen: SocketAddr, to: SocketAddr, files: &
 
 /// A client that asks for another server name.
 pub fn start_client(name: &str, listen: SocketAddr, to: SocketAddr, files: &Path) -> Result<Process> {
-    let mut command = command("bare-client", Mode::Copy, listen, to, files)?;
+    let mut command = command(CLIENT, Mode::Copy, listen, to, files)?;
     command.args(["--name", name]);
     Process::listening(command, listen)
 }

@@ -20,7 +20,7 @@ const CONNECTIONS: usize = 64;
 pub fn run(arguments: &Arguments, house: &House) -> Result<()> {
     let files = &house.certificates;
     let server_at = house.bare_server;
-    let server = bare::start("bare-server", Mode::Copy, server_at, house.app_address, files.directory())?;
+    let server = bare::start(bare::SERVER, Mode::Copy, server_at, house.app_address, files.directory())?;
     let mut doors: Vec<(&'static str, SocketAddr, Option<u32>)> = vec![
         (NONE, server_at, None),
         (
@@ -108,12 +108,12 @@ pub fn ending(arguments: &Arguments, house: &House) -> Result<()> {
             peer if peer.copies() => Mode::Copy,
             _ => Mode::Http1,
         };
-        let server = bare::start("bare-server", mode, far, house.app_address, files.directory())?;
+        let server = bare::start(bare::SERVER, mode, far, house.app_address, files.directory())?;
         let Some(gateway) = peer.between(at, far, files)? else {
             println!("{}: left out, it is not installed", peer.name());
             continue;
         };
-        let client = bare::start("bare-client", mode, near, at, files.directory())?;
+        let client = bare::start(bare::CLIENT, mode, near, at, files.directory())?;
         scenarios.push(Scenario {
             name: peer.name(),
             target: target(near, "bench", arguments.body),

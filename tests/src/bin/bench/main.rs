@@ -2,7 +2,7 @@
 //! what gateways add, beside Envoy, haproxy, nginx and the bare bounds, in one run, rounds interleaved.
 //!
 //! `cargo run --release -p hanse-tests --bin bench -- [--peers] [--connections 1,16,64,256] [--all]`
-//! `tests/bench/peers` installs the peers and runs it with all of them.
+//! `tests/bench/peers` installs the peers and runs it with all of them; `-- --instructions` counts in place of measuring (valgrind).
 //! CPU is the kernel's accounting of each process; load generator and app are not counted. Read ratios, not absolutes.
 
 use std::net::SocketAddr;
@@ -25,6 +25,7 @@ mod bare;
 mod certificates;
 mod gateways;
 mod handshakes;
+mod instructions;
 mod load;
 mod measure;
 mod mesh;
@@ -70,6 +71,9 @@ pub struct Arguments {
     /// Gateways too: TLS that is passed through, per request, per connection and per byte, and TLS that ends there
     #[arg(long)]
     gateways: bool,
+    /// Instructions per request instead, by callgrind: repeatable where times are not
+    #[arg(long)]
+    instructions: bool,
     /// Only scenarios whose name contains this
     #[arg(long)]
     only: Option<String>,
@@ -116,6 +120,9 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let (bare_server, certificates) = (free_address()?, Certificates::make()?);
     Mesh::register_loader(&demo, bare_server)?;
     let house = House { demo, mesh, app, app_address, bare_server, certificates };
+    if arguments.instructions {
+        return instructions::run(arguments, &house);
+    }
     let mut pairs = Vec::new();
     let modes = if arguments.peers { &[Mode::Copy, Mode::Http1, Mode::Http2][..] } else { &[Mode::Copy] };
     for mode in modes {
@@ -182,8 +189,8 @@ fn ready(arguments: &Arguments, scenarios: &[Scenario]) -> Result<()> {
 fn bound(mode: Mode, house: &House) -> Result<Pair> {
     let (near, between) = (free_address()?, free_address()?);
     let files = house.certificates.directory();
-    let server = bare::start("bare-server", mode, between, house.app_address, files)?;
-    let client = bare::start("bare-client", mode, near, between, files)?;
+    let server = bare::start(bare::SERVER, mode, between, house.app_address, files)?;
+    let client = bare::start(bare::CLIENT, mode, near, between, files)?;
     Ok(Pair { address: near, inbound: between, client, server })
 }
 

@@ -85,17 +85,27 @@ fn sidecar(
     // By its path only this program gets the identity.
     let executable = demo.dir().join("bin").join(name);
     std::fs::copy(house::binary()?, &executable)?;
-    let serves: Vec<&str> = service.into_iter().flat_map(|service| ["--service", service]).collect();
-    let id = format!("spiffe://{cluster}.example/ns/shop/sa/{name}");
-    register(demo, cluster, &id, &executable, &serves)?;
+    register_sidecar(demo, cluster, name, service, &executable)?;
     let mut command = Command::new(&executable);
     command.env("RUST_LOG", "error").args(["proxy", "--workers=1"]).arg(format!("--name={name}"));
     command.arg(format!("--admin={}", free_address()?)).args(flags).args(links(demo, cluster)?);
     Process::listening(command, listens)
 }
 
+/// An identity for what runs that executable.
+pub fn register_sidecar(
+    demo: &Demo,
+    cluster: &str,
+    name: &str,
+    service: Option<&str>,
+    executable: &Path,
+) -> Result<()> {
+    let serves: Vec<&str> = service.into_iter().flat_map(|service| ["--service", service]).collect();
+    register(demo, cluster, &format!("spiffe://{cluster}.example/ns/shop/sa/{name}"), executable, &serves)
+}
+
 /// How a sidecar finds its agent and its control nodes: as the demo's own do.
-fn links(demo: &Demo, cluster: &str) -> Result<Vec<String>> {
+pub fn links(demo: &Demo, cluster: &str) -> Result<Vec<String>> {
     let pid = demo.pid(cluster, "proxy", "load-1")?;
     let told = std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline"))
         .with_context(|| format!("the command line of process {pid}"))?;

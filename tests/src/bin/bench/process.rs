@@ -16,11 +16,16 @@ const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Process {
     /// Starts `command` and waits until somebody listens on `address`.
-    pub fn listening(mut command: Command, address: SocketAddr) -> Result<Self> {
+    pub fn listening(command: Command, address: SocketAddr) -> Result<Self> {
+        Self::listening_within(command, address, LISTENS_WITHIN)
+    }
+
+    /// The same of one that takes its time.
+    pub fn listening_within(mut command: Command, address: SocketAddr, longest: Duration) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let mut process = Self(child.with_context(|| format!("{name} cannot be started"))?);
-        let until = Instant::now() + LISTENS_WITHIN;
+        let until = Instant::now() + longest;
         while std::net::TcpStream::connect(address).is_err() {
             if let Some(status) = process.0.try_wait()? {
                 anyhow::bail!("{name} ended with {status} before it listened");
