@@ -16,12 +16,17 @@ use std::time::Duration;
 use hanse_federation::policy::concurrency::ConcurrencySettings;
 use hanse_federation::policy::document::concurrency::Priority;
 
+use arriving::Arriving;
+
+mod arriving;
+
 /// The limit before anything is known.
 const FIRST_LIMIT: f64 = 20.0;
 /// A window of answers is at least so long, and twice as long as an answer takes: what a new limit does has to be seen in it.
 const WINDOW: Duration = Duration::from_millis(100);
-/// And has so many answers.
+/// And has so many answers, unless it has lasted as long as this already, or as twice an answer where that is more.
 const LEAST_ANSWERS: u32 = 8;
+const LONGEST_WINDOW: Duration = Duration::from_secs(5);
 /// Whoever is slower than this is as slow as this.
 const SLOWEST: Duration = Duration::from_secs(60);
 /// Who gives up sooner may have reasons of his own.
@@ -45,12 +50,31 @@ const MEASURED_AT: f64 = 0.25;
 /// What a window of answers came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Median time to the head of the answer.
-    pub typical: Duration,
-    /// Most that were under way at once.
+    /// Median time to the head of the answer; `None`: none came that says anything.
+    pub typical: Option<Duration>,
+    /// Most that were here at once.
     pub most: u32,
     /// Most of them came to nothing, after no short while: whoever asked has given up, and the app may be working for nobody.
     pub lost: bool,
+}
+
+/// What an answer, or that there is none, says of the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It took its time, whatever the answer says.
+    Answered,
+    /// The app did not want to: how quick that was says nothing.
+    Refused,
+    /// An error of the app's, or nobody waits any more.
+    Failed,
+}
+
+/// How a request is counted. Who has it gives it back, with `Limiter::end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// From that slot on, while its body may come soon.
+    Arriving(u32),
+    UnderWay,
 }
 
 /// The limit, and how it came about.
@@ -86,15 +110,18 @@ enum Phase {
 pub struct Limiter {
     gradient: Mutex<Gradient>,
     limit: AtomicU32,
+    /// What the app has all of, and what it is about to have.
     under_way: AtomicU32,
-    /// Most of them since the window began.
+    arriving: Arriving,
+    /// Most of both since the window began.
     most: AtomicU32,
     /// By priority: it is refused until there is more room again.
     shedding: [AtomicBool; 3],
     shed: AtomicU64,
     answers: Answers,
-    /// The window, in nanoseconds: where it may end; and answers to what was asked before `since` are not of it.
+    /// The window, in nanoseconds: where it may end, and where it does; answers to what was asked before `since` are not of it.
     ends: AtomicU64,
+    latest: AtomicU64,
     since: AtomicU64,
     /// Nanoseconds; 0 before it is known.
     base: AtomicU64,
@@ -111,7 +138,16 @@ struct Answers {
 const BUCKETS: usize = 27 * 8;
 
 /// Leave for one request, or the time after which it may be tried again.
-pub type Admission = Result<(), Duration>;
+pub type Admission<T> = Result<T, Duration>;
+
+/// What one priority has to pass, at one moment.
+#[derive(Clone, Copy)]
+struct Gate {
+    /// Which of `shedding` it is, and what that says.
+    state: usize,
+    shedding: bool,
+    bound: f64,
+}
 
 impl Gradient {
     /// `seed`: where measurements fall, which is not to be at the same moment everywhere.
@@ -133,13 +169,14 @@ impl Gradient {
 
     /// A window has ended. `true`: what is under way now says nothing of the next one.
     pub fn saw(&mut self, window: Window, now: Duration) -> bool {
-        if window.lost {
-            // What is left of an answer's time says less than that there is none.
-            self.phase = Phase::Steady;
-            self.set(self.limit * LOST);
-            return true;
-        }
-        let seen = window.typical.as_secs_f64() * 1e6;
+        let rests = f64::from(window.most) * 2.0 <= self.limit;
+        let seen = window.typical.map(|typical| typical.as_secs_f64() * 1e6);
+        let seen = match seen.filter(|_| !window.lost) {
+            Some(seen) => seen,
+            // What is left of an answer's time says less than that there is none; and where there was room, less room mends
+            // nothing.
+            None => return self.saw_none(window.lost && !rests, now),
+        };
         let base = *self.base.get_or_insert(seen);
         match self.phase {
             Phase::Draining { held } => {
@@ -154,7 +191,6 @@ impl Gradient {
             }
             Phase::Starting | Phase::Steady => {}
         }
-        let rests = f64::from(window.most) * 2.0 <= self.limit;
         let at_least = self.limit() <= self.settings.min;
         let pace = match seen < base {
             true => BASE_FALLS,
@@ -175,7 +211,7 @@ impl Gradient {
             return true;
         }
         let tolerable = base * (1.0 + f64::from(self.settings.tolerance) / 1000.0) + NOISE_MICROS;
-        let gradient = (tolerable / seen).clamp(STEEPEST, 1.0);
+        let gradient = (tolerable / seen).min(1.0);
         if gradient < 1.0 {
             self.phase = Phase::Steady;
         }
@@ -183,8 +219,23 @@ impl Gradient {
             Phase::Starting => self.limit / 2.0,
             _ => self.limit.sqrt(),
         };
-        self.set(self.limit * gradient + room);
+        // The step has a bound and the gradient has none: room would else make up for whatever it takes away.
+        self.set((self.limit * gradient + room).max(self.limit * STEEPEST));
         false
+    }
+
+    /// Of a window that says nothing of how long answers take. `too_much`: most came to nothing, and the limit was used.
+    fn saw_none(&mut self, too_much: bool, now: Duration) -> bool {
+        let held = match self.phase {
+            Phase::Draining { held } | Phase::Measuring { held } => held,
+            Phase::Starting | Phase::Steady if too_much => self.limit,
+            Phase::Starting | Phase::Steady => return false,
+        };
+        // A measurement that has failed is tried again, but not at once.
+        self.due = self.due.max(now + FIRST_MEASURED);
+        self.phase = Phase::Steady;
+        self.set(if too_much { held * LOST } else { held });
+        true
     }
 
     fn set(&mut self, limit: f64) {
@@ -210,11 +261,13 @@ impl Limiter {
             limit: AtomicU32::new(gradient.limit()),
             gradient: Mutex::new(gradient),
             under_way: AtomicU32::new(0),
+            arriving: Arriving::default(),
             most: AtomicU32::new(0),
             shedding: Default::default(),
             shed: AtomicU64::new(0),
             answers: Answers::default(),
             ends: AtomicU64::new(nanos(now + WINDOW)),
+            latest: AtomicU64::new(nanos(now + LONGEST_WINDOW)),
             since: AtomicU64::new(0),
             base: AtomicU64::new(0),
         }
@@ -233,58 +286,99 @@ impl Limiter {
         Duration::from_nanos(self.base.load(Ordering::Relaxed))
     }
 
-    /// Whether a request of that priority may go on. The lower one is, the sooner it is refused, and the more room there has
-    /// to be before it is not any more. Exempt is not asked for.
-    pub fn admit(&self, priority: Priority) -> Admission {
-        let (limit, under_way) = (f64::from(self.limit()), f64::from(self.under_way()));
+    /// Whether a request of that priority would be admitted now. It is not counted.
+    pub fn check(&self, priority: Priority, now: Duration) -> Admission<()> {
+        let Some(gate) = self.gate(priority) else { return Ok(()) };
+        let present = self.under_way() + self.arriving.count(now);
+        self.through(gate, gate.lets_in(present).then_some(()))
+    }
+
+    /// Admits a request of that priority, and counts it in the same moment; `None` for one that is not asked for (Exempt).
+    /// The lower the priority, the sooner it is refused, and the more room there has to be before it is not any more. `whole`:
+    /// nothing of it is still to come.
+    pub fn enter(&self, priority: Priority, whole: bool, now: Duration) -> Admission<Option<Counted>> {
+        let Some(gate) = self.gate(priority) else { return Ok(None) };
+        let entered = match whole {
+            true => {
+                let arriving = self.arriving.count(now);
+                let one_more =
+                    |under_way: u32| gate.lets_in(under_way + arriving).then(|| under_way.saturating_add(1));
+                let before = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+                before.ok().map(|before| (Counted::UnderWay, before + arriving + 1))
+            }
+            false => {
+                let under_way = self.under_way();
+                let entered = self.arriving.enter(now, |arriving| gate.lets_in(under_way + arriving));
+                entered.map(|(slot, before)| (Counted::Arriving(slot), under_way + before + 1))
+            }
+        };
+        let (counted, present) = self.through(gate, entered)?;
+        self.note(present);
+        Ok(Some(counted))
+    }
+
+    fn gate(&self, priority: Priority) -> Option<Gate> {
+        let limit = f64::from(self.limit());
         let (state, refused_from, again_below) = match priority {
-            Priority::Exempt => return Ok(()),
+            Priority::Exempt => return None,
             Priority::Critical => (2, limit, limit),
             Priority::Default => (1, limit * 0.9, limit * 0.8),
             Priority::BestEffort => (0, limit * 0.7, limit * 0.5),
         };
-        let state = &self.shedding[state];
-        let shedding = state.load(Ordering::Relaxed);
+        let shedding = self.shedding[state].load(Ordering::Relaxed);
         // One at a time always may.
         let bound = if shedding { again_below } else { refused_from }.max(1.0);
-        let refused = under_way >= bound;
-        if refused != shedding {
-            state.store(refused, Ordering::Relaxed);
-        }
-        if !refused {
-            return Ok(());
+        Some(Gate { state, shedding, bound })
+    }
+
+    fn through<T>(&self, gate: Gate, admitted: Option<T>) -> Admission<T> {
+        // Mostly it is as before: then nothing is written that others read.
+        if admitted.is_none() != gate.shedding {
+            self.shedding[gate.state].store(admitted.is_none(), Ordering::Relaxed);
         }
         // Not all at the same moment.
-        let shed = self.shed.fetch_add(1, Ordering::Relaxed);
-        Err(Duration::from_secs(1 + shed % 3))
+        admitted.ok_or_else(|| Duration::from_secs(1 + self.shed.fetch_add(1, Ordering::Relaxed) % 3))
+    }
+
+    /// So many are here.
+    fn note(&self, present: u32) {
+        if present > self.most.load(Ordering::Relaxed) {
+            self.most.fetch_max(present, Ordering::Relaxed);
+        }
     }
 
     /// The app has the whole request now.
-    pub fn begin(&self) {
-        let now = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-        // Mostly it is no more than before: then nothing is written that others read.
-        if now > self.most.load(Ordering::Relaxed) {
-            self.most.fetch_max(now, Ordering::Relaxed);
+    pub fn begin(&self, counted: Counted, now: Duration) -> Counted {
+        if let Counted::Arriving(slot) = counted {
+            let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+            self.arriving.leave(slot);
+            self.note(under_way + self.arriving.count(now));
         }
+        Counted::UnderWay
     }
 
     /// It is over, however it ended.
-    pub fn end(&self) {
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
+    pub fn end(&self, counted: Counted) {
+        match counted {
+            Counted::Arriving(slot) => self.arriving.leave(slot),
+            Counted::UnderWay => {
+                self.under_way.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 
-    /// What was asked at `asked` has been answered now; `good`: in a way that says how long answers take. Other answers, and
-    /// requests that nobody waits for any more, say something only where they were no faster than that. `true`: the limit is
-    /// another one.
-    pub fn answered(&self, asked: Duration, now: Duration, good: bool) -> bool {
+    /// What was asked at `asked` has come to that now. Failures say something only where they were no faster than answers are.
+    /// `true`: the limit is another one.
+    pub fn answered(&self, asked: Duration, now: Duration, outcome: Outcome) -> bool {
         let took = now.saturating_sub(asked);
         let of_window = nanos(asked) >= self.since.load(Ordering::Relaxed);
-        let lost = !good && took > self.base().max(SHORT);
-        if of_window && (good || lost) {
+        let lost = outcome == Outcome::Failed && took > self.base().max(SHORT);
+        if of_window && (outcome == Outcome::Answered || lost) {
             self.answers.add(took, lost);
         }
         let ends = self.ends.load(Ordering::Relaxed);
-        if nanos(now) < ends || self.answers.count.load(Ordering::Relaxed) < LEAST_ANSWERS {
+        let few = self.answers.count.load(Ordering::Relaxed) < LEAST_ANSWERS;
+        if nanos(now) < ends || few && nanos(now) < self.latest.load(Ordering::Relaxed) {
             return false;
         }
         // Whoever has it ends the window; nobody waits.
@@ -295,7 +389,7 @@ impl Limiter {
         let lost =
             self.answers.lost.swap(0, Ordering::Relaxed) * 2 > self.answers.count.load(Ordering::Relaxed);
         let typical = self.answers.take_median();
-        let most = self.most.swap(self.under_way(), Ordering::Relaxed);
+        let most = self.most.swap(self.under_way() + self.arriving.count(now), Ordering::Relaxed);
         let before = gradient.limit();
         if gradient.saw(Window { typical, most, lost }, now) {
             self.since.store(nanos(now), Ordering::Relaxed);
@@ -303,8 +397,15 @@ impl Limiter {
         self.limit.store(gradient.limit(), Ordering::Relaxed);
         let base = gradient.base().unwrap_or_default();
         self.base.store(nanos(base), Ordering::Relaxed);
+        self.latest.store(nanos(now + LONGEST_WINDOW.max(base * 2)), Ordering::Relaxed);
         self.ends.store(nanos(now + WINDOW.max(base * 2)), Ordering::Relaxed);
         gradient.limit() != before
+    }
+}
+
+impl Gate {
+    fn lets_in(self, present: u32) -> bool {
+        f64::from(present) < self.bound
     }
 }
 
@@ -319,16 +420,16 @@ impl Answers {
     }
 
     /// The middle of the bucket that the median is in; begins anew. Whoever adds at the same time is counted here or later.
-    fn take_median(&self) -> Duration {
+    fn take_median(&self) -> Option<Duration> {
         let counts: Vec<u32> = self.buckets.iter().map(|bucket| bucket.swap(0, Ordering::Relaxed)).collect();
         self.count.store(0, Ordering::Relaxed);
         let half = counts.iter().sum::<u32>().div_ceil(2);
         let mut seen = 0;
         let at = counts.iter().position(|count| {
             seen += count;
-            seen >= half
+            half > 0 && seen >= half
         });
-        Duration::from_micros(middle_of(at.unwrap_or_default()))
+        at.map(|at| Duration::from_micros(middle_of(at)))
     }
 }
 

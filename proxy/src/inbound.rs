@@ -9,10 +9,12 @@ use hanse_federation::policy::concurrency::Concurrency;
 use hanse_federation::policy::document::concurrency::Priority;
 use hanse_identity::jwt::user::UserToken;
 use hanse_identity::{ClusterName, RevocationId, ServiceName, VerifiedCaller};
-use http::Request;
+use http::{HeaderValue, Request, Response, StatusCode};
 
 use crate::answer::Reason;
+use crate::concurrency::Outcome;
 use crate::headers;
+use crate::outbound::GRPC_STATUS;
 
 /// Leave to hand one request to the app. Only `admit` makes one.
 #[derive(Debug)]
@@ -119,6 +121,18 @@ pub fn priority_of<B>(
     with_asked(view, caller, user, request, |caller, asked| rules.priority(caller, &view.cluster, asked))
 }
 
+/// What the app's answer says of how much it has to do.
+pub fn came_to<B>(response: &Response<B>) -> Outcome {
+    // Of gRPC, where there is no body: deadline exceeded, resource exhausted, unavailable.
+    let of_grpc = response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
+    match (response.status(), of_grpc) {
+        (StatusCode::TOO_MANY_REQUESTS, _) | (_, Some(b"8")) => Outcome::Refused,
+        (status, _) if status.is_server_error() => Outcome::Failed,
+        (_, Some(b"4" | b"14")) => Outcome::Failed,
+        _ => Outcome::Answered,
+    }
+}
+
 /// Caller and request as policies look at them.
 fn with_asked<B, T>(
     view: &View,
@@ -147,6 +161,36 @@ impl Refused {
             Self::Token(_) => Reason::Unauthenticated,
             Self::Policy(Denied::Path(_)) => Reason::BadRequest,
             Self::Policy(Denied::By(_) | Denied::NotAllowed) => Reason::NotAllowed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_the_server_are_failures_and_only_refusals_say_nothing() {
+        let of = |status: u16, grpc: Option<&str>| {
+            let response = Response::builder().status(status);
+            let response = grpc.into_iter().fold(response, |to, status| to.header(GRPC_STATUS, status));
+            came_to(&response.body(()).unwrap())
+        };
+        for status in [200, 204, 302, 400, 401, 403, 404, 409, 422] {
+            assert_eq!(of(status, None), Outcome::Answered, "{status}");
+        }
+        for status in [500, 502, 503, 504] {
+            assert_eq!(of(status, None), Outcome::Failed, "{status}");
+        }
+        assert_eq!(of(429, None), Outcome::Refused);
+        for (status, outcome) in [
+            ("0", Outcome::Answered),
+            ("5", Outcome::Answered),
+            ("8", Outcome::Refused),
+            ("4", Outcome::Failed),
+            ("14", Outcome::Failed),
+        ] {
+            assert_eq!(of(200, Some(status)), outcome, "{status}");
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::attempt::DEFAULT_REQUEST_TIMEOUT;
 /// Where a gRPC call says how long it may take.
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 /// What a call came to, in the head of a response that has no body.
-const GRPC_STATUS: &str = "grpc-status";
+pub(crate) const GRPC_STATUS: &str = "grpc-status";
 
 /// What is to be done with one request.
 #[derive(Clone, Debug, PartialEq, Eq)]

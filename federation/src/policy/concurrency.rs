@@ -14,7 +14,6 @@ use super::winner;
 use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
-const DEFAULT_MIN_LIMIT: u32 = 3;
 pub const DEFAULT_MAX_LIMIT: u32 = 1000;
 const DEFAULT_TOLERANCE_PERMILLE: u32 = 500;
 const DEFAULT_REMEASURE: Duration = Duration::from_secs(60);
@@ -75,7 +74,7 @@ impl Concurrency {
 impl ConcurrencySettings {
     fn of(policy: &ConcurrencyPolicy) -> Self {
         let most = policy.max_limit.unwrap_or(DEFAULT_MAX_LIMIT).max(1);
-        let min = policy.min_limit.unwrap_or(DEFAULT_MIN_LIMIT.min(most)).max(1);
+        let min = policy.min_limit.unwrap_or(1).max(1);
         Self {
             min,
             max: most.max(min),
@@ -119,8 +118,8 @@ mod tests {
              { priority: BestEffort, to: { headers: [{ name: X-Purpose, value: prefetch }] } }] }";
         let limit = Concurrency::of(&view_with(rules), &services).unwrap();
         let wanted =
-            ConcurrencySettings { min: 2, max: 2, tolerance: 200, remeasure: Duration::from_secs(10) };
-        assert_eq!(limit.settings, wanted, "a maximum below the usual minimum is the minimum too");
+            ConcurrencySettings { min: 1, max: 2, tolerance: 200, remeasure: Duration::from_secs(10) };
+        assert_eq!(limit.settings, wanted);
         let own = "east".parse().unwrap();
         let till: hanse_identity::SpiffeId = "spiffe://east.example/ns/shop/sa/till".parse().unwrap();
         let other = "spiffe://east.example/ns/shop/sa/web".parse().unwrap();

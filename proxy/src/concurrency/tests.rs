@@ -13,12 +13,30 @@ fn settings() -> ConcurrencySettings {
     ConcurrencySettings::default()
 }
 
+fn window(typical: f64, most: u32) -> Window {
+    Window { typical: Some(ms(typical)), most, lost: false }
+}
+
+fn lost(most: u32) -> Window {
+    Window { lost: true, ..window(500.0, most) }
+}
+
+/// So many whole requests of the highest priority.
+fn enter(limiter: &Limiter, requests: usize) {
+    for _ in 0..requests {
+        assert_eq!(limiter.enter(Priority::Critical, true, Duration::ZERO), Ok(Some(Counted::UnderWay)));
+    }
+}
+
+fn leave(limiter: &Limiter, requests: usize) {
+    (0..requests).for_each(|_| limiter.end(Counted::UnderWay));
+}
+
 /// Windows of 100 ms, one after the other, each with as many under way as there may be.
 fn after(gradient: &mut Gradient, now: &mut Duration, windows: usize, typical: f64) {
     for _ in 0..windows {
         *now += WINDOW;
-        let window = Window { typical: ms(typical), most: gradient.limit(), lost: false };
-        gradient.saw(window, *now);
+        gradient.saw(window(typical, gradient.limit()), *now);
     }
 }
 
@@ -32,9 +50,9 @@ fn the_limit_rises_with_demand_falls_with_latency_and_stays_within_its_bounds() 
     after(&mut gradient, &mut now, 9, 10.0);
     assert_eq!(gradient.limit(), 300, "its highest");
     after(&mut gradient, &mut now, 1, 100.0);
-    assert_eq!(gradient.limit(), 227, "three tenths less and room for some more");
+    assert_eq!(gradient.limit(), 210, "three tenths less, and no less than that");
     after(&mut gradient, &mut now, 7, 100.0);
-    assert!((4..60).contains(&gradient.limit()), "{}", gradient.limit());
+    assert!((4..30).contains(&gradient.limit()), "{}", gradient.limit());
     let low = gradient.limit();
     after(&mut gradient, &mut now, 1, 10.0);
     let more = gradient.limit() - low;
@@ -46,14 +64,14 @@ fn an_app_that_rests_moves_no_limit_and_says_how_fast_it_is() {
     let (mut gradient, mut now) = (Gradient::new(settings(), Duration::ZERO, 1), Duration::ZERO);
     for typical in [10.0, 80.0, 10.0, 300.0] {
         now += WINDOW;
-        gradient.saw(Window { typical: ms(typical), most: 10, lost: false }, now);
+        gradient.saw(window(typical, 10), now);
         assert_eq!(gradient.limit(), 20, "half of it is no demand for more");
     }
     let slow = gradient.base().unwrap();
     assert!(slow > ms(10.0) && slow < ms(40.0), "{slow:?}: slowly upwards");
     for _ in 0..40 {
         now += WINDOW;
-        gradient.saw(Window { typical: ms(2.0), most: 3, lost: false }, now);
+        gradient.saw(window(2.0, 3), now);
     }
     assert!(gradient.base().unwrap() < ms(2.1));
 }
@@ -68,13 +86,10 @@ fn an_app_that_never_rests_is_measured_now_and_then_with_a_quarter_of_its_limit(
     after(&mut gradient, &mut now, 1, 50.0);
     assert_eq!(gradient.limit(), held / 4, "after two seconds");
     now += WINDOW;
-    assert!(
-        gradient.saw(Window { typical: ms(50.0), most: held, lost: false }, now),
-        "what was under way is waited for"
-    );
+    assert!(gradient.saw(window(50.0, held), now), "what was under way is waited for");
     assert_eq!(gradient.base().unwrap(), before);
     now += WINDOW;
-    gradient.saw(Window { typical: ms(5.0), most: held / 4, lost: false }, now);
+    gradient.saw(window(5.0, held / 4), now);
     assert_eq!((gradient.base().unwrap(), gradient.limit()), (ms(5.0), held));
     // Much faster than thought, so it may be faster still; then only as often as the policy says, give or take.
     let mut cuts = Vec::new();
@@ -104,69 +119,183 @@ fn a_limit_that_fell_for_nothing_comes_back() {
 }
 
 #[test]
+fn a_loss_takes_room_only_where_room_was_used() {
+    let (mut gradient, mut now) = (Gradient::new(settings(), Duration::ZERO, 1), Duration::ZERO);
+    after(&mut gradient, &mut now, 2, 10.0);
+    let (limit, base) = (gradient.limit(), gradient.base());
+    for _ in 0..20 {
+        assert!(!gradient.saw(lost(limit / 2), now), "two who gave up in an app that rests are no overload");
+    }
+    assert_eq!((gradient.limit(), gradient.base()), (limit, base));
+    assert!(gradient.saw(lost(limit), now), "and what is under way is of the time before");
+    assert_eq!(gradient.limit(), limit / 2);
+}
+
+#[test]
+fn a_measurement_that_nobody_answers_ends_and_is_tried_again_later() {
+    let (mut gradient, mut now) = (Gradient::new(settings(), Duration::ZERO, 1), Duration::ZERO);
+    let none = Window { typical: None, most: 20, lost: false };
+    after(&mut gradient, &mut now, 19, 50.0);
+    let (held, base) = (gradient.limit(), gradient.base());
+    assert!(!gradient.saw(none, now), "nothing is known");
+    assert_eq!(gradient.limit(), held);
+    for ends_by in [none, lost(1)] {
+        now += FIRST_MEASURED;
+        after(&mut gradient, &mut now, 1, 50.0);
+        let cut = gradient.limit();
+        assert!(cut <= held / 3, "{cut} of {held}");
+        assert!(gradient.saw(ends_by, now));
+        assert_eq!((gradient.limit(), gradient.base()), (held, base));
+        after(&mut gradient, &mut now, 1, 50.0);
+        assert!(gradient.limit() >= held, "not at once");
+        gradient.set(f64::from(held));
+    }
+    // Where even a quarter is too much, so is the whole.
+    now += FIRST_MEASURED;
+    after(&mut gradient, &mut now, 1, 50.0);
+    gradient.saw(lost(gradient.limit()), now);
+    assert_eq!(gradient.limit(), held / 2);
+}
+
+#[test]
 fn lower_priorities_are_refused_first_and_come_back_when_there_is_room() {
     let limiter = Limiter::new(ConcurrencySettings { min: 20, max: 20, ..settings() }, Duration::ZERO, 1);
-    let admitted = |priority| limiter.admit(priority).is_ok();
-    let who = |limiter: &Limiter| {
-        [Priority::BestEffort, Priority::Default, Priority::Critical, Priority::Exempt]
-            .map(|priority| limiter.admit(priority).is_ok())
+    let admitted = |priority| limiter.check(priority, Duration::ZERO).is_ok();
+    let who = |_: &Limiter| {
+        [Priority::BestEffort, Priority::Default, Priority::Critical, Priority::Exempt].map(admitted)
     };
     for _ in 0..14 {
         assert_eq!(who(&limiter), [true; 4]);
-        limiter.begin();
+        enter(&limiter, 1);
     }
     assert_eq!(who(&limiter), [false, true, true, true], "at 14 of 20");
-    (0..4).for_each(|_| limiter.begin());
+    enter(&limiter, 4);
     assert_eq!(who(&limiter), [false, false, true, true], "at 18");
-    (0..2).for_each(|_| limiter.begin());
+    enter(&limiter, 2);
     assert_eq!(who(&limiter), [false, false, false, true], "at 20");
-    limiter.end();
+    assert!(limiter.enter(Priority::Critical, true, Duration::ZERO).is_err());
+    assert_eq!(limiter.enter(Priority::Exempt, true, Duration::ZERO), Ok(None));
+    leave(&limiter, 1);
     assert!(admitted(Priority::Critical) && !admitted(Priority::Default));
-    (0..3).for_each(|_| limiter.end());
+    leave(&limiter, 3);
     assert!(!admitted(Priority::Default), "16 is not below eight tenths");
-    limiter.end();
+    leave(&limiter, 1);
     assert_eq!(who(&limiter), [false, true, true, true], "at 15");
-    (0..5).for_each(|_| limiter.end());
+    leave(&limiter, 5);
     assert!(!admitted(Priority::BestEffort), "10 is not below half");
-    limiter.end();
+    leave(&limiter, 1);
     assert_eq!(who(&limiter), [true; 4]);
-    (0..20).for_each(|_| limiter.begin());
-    let again: BTreeSet<u64> =
-        (0..9).map(|_| limiter.admit(Priority::Default).unwrap_err().as_secs()).collect();
-    assert_eq!(again, [1, 2, 3].into(), "and not all at the same moment");
+    assert_eq!(limiter.under_way(), 9, "who only asks is not counted, nor who is refused");
+    enter(&limiter, 11);
+    let refused = |_| limiter.enter(Priority::Default, true, Duration::ZERO).unwrap_err().as_secs();
+    assert_eq!(
+        (0..9).map(refused).collect::<BTreeSet<_>>(),
+        [1, 2, 3].into(),
+        "and not all at the same moment"
+    );
 }
 
 #[test]
 fn one_request_at_a_time_always_gets_through() {
     let limiter = Limiter::new(ConcurrencySettings { min: 1, max: 1, ..settings() }, Duration::ZERO, 1);
     for priority in [Priority::BestEffort, Priority::Default, Priority::Critical] {
-        assert!(limiter.admit(priority).is_ok());
-        limiter.begin();
-        assert!(limiter.admit(priority).is_err());
-        limiter.end();
-        assert!(limiter.admit(priority).is_ok());
+        let counted = limiter.enter(priority, true, Duration::ZERO).unwrap().unwrap();
+        assert!(limiter.enter(priority, true, Duration::ZERO).is_err());
+        limiter.end(counted);
+        assert!(limiter.check(priority, Duration::ZERO).is_ok());
     }
+}
+
+#[test]
+fn a_burst_of_bodies_that_are_still_to_come_does_not_pass_whole() {
+    let limiter = Limiter::new(ConcurrencySettings { min: 20, max: 20, ..settings() }, Duration::ZERO, 1);
+    let come = |whole, now| limiter.enter(Priority::Default, whole, now).ok().flatten();
+    let now = ms(10_000.0);
+    let burst: Vec<Counted> = (0..500).filter_map(|_| come(false, now)).collect();
+    assert_eq!(burst.len(), 18, "as many as if they were whole");
+    assert!(come(true, now).is_none(), "they count for those that are");
+    // Their bodies come: they are no more than before.
+    let begun = burst.iter().map(|counted| limiter.begin(*counted, now + ms(40.0)));
+    let begun: Vec<Counted> = begun.collect();
+    assert_eq!((begun.len(), limiter.under_way(), limiter.arriving.count(now)), (18, 18, 0));
+    assert!(come(true, now).is_none());
+    begun.into_iter().for_each(|counted| limiter.end(counted));
+    // Who is slow keeps nobody's place, whenever he ends.
+    let slow: Vec<Counted> = (0..20).filter_map(|_| come(false, now)).collect();
+    assert!(come(true, now).is_none());
+    let later = now + arriving::SLOT * 2;
+    let other = come(true, later).unwrap();
+    slow.into_iter().for_each(|counted| limiter.end(counted));
+    assert_eq!(limiter.under_way(), 1);
+    limiter.end(other);
+}
+
+#[test]
+fn who_is_turned_away_for_those_who_are_coming_is_demand_too() {
+    let limiter = Limiter::new(ConcurrencySettings { min: 4, ..settings() }, Duration::ZERO, 1);
+    let mut now = Duration::ZERO;
+    for _ in 0..12 {
+        let all: Vec<_> =
+            (0..100).filter_map(|_| limiter.enter(Priority::Default, false, now).ok()).collect();
+        for counted in all {
+            limiter.end(limiter.begin(counted.unwrap(), now));
+            limiter.answered(now, now + ms(10.0), Outcome::Answered);
+        }
+        now += WINDOW;
+    }
+    assert!(limiter.limit() > 40, "{}", limiter.limit());
 }
 
 #[test]
 fn answers_that_say_nothing_of_the_app_are_no_samples() {
     let limiter = Limiter::new(settings(), Duration::ZERO, 1);
     let mut now = Duration::ZERO;
-    let answer = |took: f64, good, now: &mut Duration| {
+    let answer = |took: f64, outcome, now: &mut Duration| {
         *now += ms(20.0);
-        limiter.answered(*now - ms(took), *now, good);
+        limiter.answered(*now - ms(took), *now, outcome);
     };
-    (0..50).for_each(|_| answer(0.01, false, &mut now));
+    (0..50).for_each(|_| answer(0.01, Outcome::Failed, &mut now));
     assert_eq!(limiter.base(), Duration::ZERO, "errors that come at once are no speed");
-    (0..50).for_each(|_| answer(10.0, true, &mut now));
+    (0..50).for_each(|_| answer(10.0, Outcome::Answered, &mut now));
     let base = limiter.base();
     assert!(base > ms(9.0) && base < ms(11.0), "{base:?}");
-    (0..50).for_each(|_| answer(0.01, false, &mut now));
+    (0..50).for_each(|_| answer(0.01, Outcome::Failed, &mut now));
+    for took in [0.01, 500.0] {
+        (0..50).for_each(|_| answer(took, Outcome::Refused, &mut now));
+    }
+    assert_eq!((limiter.base(), limiter.limit()), (base, 20));
+    (0..50).for_each(|_| answer(500.0, Outcome::Failed, &mut now));
+    assert_eq!((limiter.base(), limiter.limit()), (base, 20), "nobody was there but they");
+    enter(&limiter, 15);
+    (0..100).for_each(|_| answer(500.0, Outcome::Failed, &mut now));
+    assert!(limiter.limit() < 20, "who gave up after half a second would have waited no less");
     assert_eq!(limiter.base(), base);
-    let limit = limiter.limit();
-    (0..50).for_each(|_| answer(500.0, false, &mut now));
-    assert!(limiter.limit() < limit, "who gave up after half a second would have waited no less");
-    assert_eq!(limiter.base(), base);
+}
+
+#[test]
+fn a_window_of_few_answers_ends_too() {
+    let limiter = Limiter::new(settings(), Duration::ZERO, 1);
+    let mut now = Duration::ZERO;
+    let answer = |every: f64, took: f64, now: &mut Duration| {
+        *now += ms(every);
+        limiter.answered(*now - ms(took), *now, Outcome::Answered);
+    };
+    (0..4).for_each(|_| answer(1000.0, 40.0, &mut now));
+    assert_eq!(limiter.base(), Duration::ZERO, "four are few");
+    answer(1000.0, 40.0, &mut now);
+    assert!(limiter.base() > ms(36.0), "but there are no more in five seconds: {:?}", limiter.base());
+    (0..4).for_each(|_| answer(5000.0, 20.0, &mut now));
+    assert!(limiter.base() < ms(31.0), "nor ever: {:?}", limiter.base());
+    // What takes longer than that is waited for.
+    let slow = Limiter::new(settings(), Duration::ZERO, 1);
+    let mut now = ms(20_000.0);
+    let windows = (0..40).filter(|_| {
+        now += ms(2000.0);
+        let ends = slow.ends.load(Ordering::Relaxed);
+        slow.answered(now - ms(10_000.0), now, Outcome::Answered);
+        slow.ends.load(Ordering::Relaxed) != ends
+    });
+    assert!((3..=5).contains(&windows.count()));
 }
 
 #[test]
@@ -176,9 +305,9 @@ fn the_median_is_found_within_an_eighth() {
         for took in [micros / 3, micros, micros * 5] {
             answers.add(Duration::from_micros(took), false);
         }
-        let found = answers.take_median().as_micros() as f64;
+        let found = answers.take_median().unwrap().as_micros() as f64;
         assert!((found - micros as f64).abs() <= micros as f64 / 8.0, "{micros}: {found}");
-        assert_eq!(answers.count.load(Ordering::Relaxed), 0);
+        assert_eq!((answers.count.load(Ordering::Relaxed), answers.take_median()), (0, None));
     }
     assert!(bucket_of(SLOWEST.as_micros() as u64) < BUCKETS);
 }
@@ -193,8 +322,14 @@ struct App {
     demand: [f64; 3],
 }
 
+impl App {
+    fn new(hands: usize, work: f64, demand: [f64; 3]) -> Self {
+        Self { hands, work, demand }
+    }
+}
+
 #[derive(Debug, Default)]
-struct Outcome {
+struct Run {
     /// In time, and refused, by priority.
     served: [usize; 3],
     shed: [usize; 3],
@@ -278,8 +413,8 @@ impl Scene {
         }
     }
 
-    fn run(&mut self, until: f64) -> Outcome {
-        let mut outcome = Outcome::default();
+    fn run(&mut self, until: f64) -> Run {
+        let mut outcome = Run::default();
         while let Some(Reverse((when, number))) = self.queue.pop() {
             self.now = when as f64 / 1000.0;
             if self.now > until {
@@ -289,12 +424,10 @@ impl Scene {
             match self.events[number as usize] {
                 Event::Comes(priority) => {
                     self.next_of(priority);
-                    if self.limiter.as_ref().is_some_and(|l| l.admit(PRIORITIES[priority]).is_err()) {
+                    let enters = |l: &Limiter| l.enter(PRIORITIES[priority], true, ms(self.now));
+                    if self.limiter.as_ref().is_some_and(|limiter| enters(limiter).is_err()) {
                         outcome.shed[priority] += 1;
                         continue;
-                    }
-                    if let Some(limiter) = &self.limiter {
-                        limiter.begin();
                     }
                     let request = self.gone.len() as u64;
                     self.gone.push(false);
@@ -308,13 +441,13 @@ impl Scene {
                         let took = self.now - asked;
                         outcome.served[priority] += 1;
                         outcome.took.push(took);
-                        self.over(asked, true);
+                        self.over(asked, Outcome::Answered);
                     }
                 }
                 Event::GivesUp(request) => {
                     if !std::mem::replace(&mut self.gone[request as usize], true) {
                         outcome.late += 1;
-                        self.over(self.now - PATIENCE, false);
+                        self.over(self.now - PATIENCE, Outcome::Failed);
                     }
                 }
             }
@@ -325,15 +458,15 @@ impl Scene {
         outcome
     }
 
-    fn over(&self, asked: f64, good: bool) {
+    fn over(&self, asked: f64, outcome: Outcome) {
         if let Some(limiter) = &self.limiter {
-            limiter.end();
-            limiter.answered(ms(asked), ms(self.now), good);
+            limiter.answered(ms(asked), ms(self.now), outcome);
+            limiter.end(Counted::UnderWay);
         }
     }
 }
 
-impl Outcome {
+impl Run {
     fn in_time(&self) -> usize {
         self.served.iter().sum()
     }
@@ -349,7 +482,7 @@ fn overload_is_shed_and_what_is_admitted_is_served_soon() {
         [(8, 20.0), (32, 40.0), (4, 10.0), (16, 100.0), (64, 80.0)].into_iter().enumerate()
     {
         let capacity = hands as f64 * 1000.0 / work;
-        let app = || App { hands, work, demand: [0.0, capacity * 3.0, 0.0] };
+        let app = || App::new(hands, work, [0.0, capacity * 3.0, 0.0]);
         let mut scene = Scene::new(app(), true, seed as u64 + 1);
         scene.run(6_000.0);
         let outcome = scene.run(12_000.0);
@@ -372,7 +505,7 @@ fn an_app_that_works_for_who_has_gone_is_given_less_until_somebody_waits_again()
     // Twenty at a time, as many as there may be at first, take longer than callers wait; and what they left is done first.
     let (hands, work) = (2, 150.0);
     let capacity = hands as f64 * 1000.0 / work;
-    let mut scene = Scene::new(App { hands, work, demand: [0.0, capacity * 4.0, 0.0] }, true, 2);
+    let mut scene = Scene::new(App::new(hands, work, [0.0, capacity * 4.0, 0.0]), true, 2);
     let first = scene.run(2_000.0);
     assert!(first.late > 10, "{first:?}");
     scene.run(20_000.0);
@@ -383,7 +516,7 @@ fn an_app_that_works_for_who_has_gone_is_given_less_until_somebody_waits_again()
 #[test]
 fn nothing_is_shed_that_the_app_can_do() {
     let (hands, work) = (16, 20.0);
-    let app = App { hands, work, demand: [100.0, 400.0, 60.0] };
+    let app = App::new(hands, work, [100.0, 400.0, 60.0]);
     let mut scene = Scene::new(app, true, 3);
     let outcome = scene.run(20_000.0);
     let shed: usize = outcome.shed.iter().sum();
@@ -394,7 +527,7 @@ fn nothing_is_shed_that_the_app_can_do() {
 fn who_is_less_important_makes_room_for_who_is_more() {
     let (hands, work) = (16, 20.0);
     // 800 a second is what it can do.
-    let app = App { hands, work, demand: [1600.0, 300.0, 200.0] };
+    let app = App::new(hands, work, [1600.0, 300.0, 200.0]);
     let mut scene = Scene::new(app, true, 5);
     scene.run(5_000.0);
     let outcome = scene.run(15_000.0);
@@ -414,7 +547,7 @@ fn who_is_less_important_makes_room_for_who_is_more() {
 
 #[test]
 fn the_limit_follows_an_app_that_becomes_slower_and_recovers() {
-    let app = App { hands: 32, work: 20.0, demand: [0.0, 1200.0, 0.0] };
+    let app = App::new(32, 20.0, [0.0, 1200.0, 0.0]);
     let mut scene = Scene::new(app, true, 9);
     let before = scene.run(10_000.0);
     assert!(before.shed[1] * 100 < before.in_time(), "{:?}", before.shed);
@@ -428,4 +561,18 @@ fn the_limit_follows_an_app_that_becomes_slower_and_recovers() {
     scene.run(35_000.0);
     let well = scene.run(45_000.0);
     assert!(well.shed[1] * 100 < well.in_time(), "{:?} {:?}", well.shed, well.served);
+}
+
+#[test]
+fn the_limit_of_an_app_with_a_hand_or_two_comes_near_that() {
+    for (hands, work) in [(1, 20.0), (1, 100.0), (1, 300.0), (2, 20.0), (2, 100.0), (2, 300.0)] {
+        let capacity = hands as f64 * 1000.0 / work;
+        let mut scene = Scene::new(App::new(hands, work, [0.0, capacity * 3.0, 0.0]), true, hands as u64);
+        scene.run(30_000.0);
+        let outcome = scene.run(60_000.0);
+        let share = outcome.in_time() as f64 / (capacity * 30.0);
+        let shown = (hands, work, outcome.limit, share, outcome.p99());
+        assert!(outcome.limit as usize <= hands * 3 + 2, "{shown:?}");
+        assert!(share > 0.6 && (outcome.p99() < work * 6.0 || work > 100.0), "{shown:?}");
+    }
 }

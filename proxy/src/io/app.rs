@@ -36,7 +36,7 @@ use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
 use crate::answer::Reason;
 use crate::headers;
-use crate::inbound::{Admitted, Refused, admit};
+use crate::inbound::{Admitted, Refused, admit, came_to};
 use crate::runtime::text::Text;
 use crate::runtime::worker::LocalExecutor;
 use crate::runtime::{Plane, now};
@@ -200,20 +200,23 @@ impl Inbound {
             Ok(_) if self.app.is_some() && request.headers().contains_key(&headers::LEAVES) => {
                 Err(Reason::NothingServed)
             }
-            Ok((admitted, user)) => match self.room(&caller, &user, &request, &mut record) {
-                Ok(place) => match self.authorize(&admitted, &caller, &mut request, &mut record).await {
+            Ok((admitted, user)) => match self.room(&admitted, &caller, &user, &request, &mut record) {
+                Ok(room) => match self.authorize(&admitted, &caller, &mut request, &mut record).await {
                     Ok(edits) if self.app.is_none() => {
                         return Ok(self
                             .leave(&caller, request, record, flying, |headers| edits.apply(headers))
                             .await);
                     }
-                    Ok(edits) => {
-                        let served = self.serve(admitted, &caller, request, place, &mut record).await;
-                        served.map(|(mut response, borrowed)| {
-                            edits.apply(response.headers_mut());
-                            (response, borrowed)
-                        })
-                    }
+                    Ok(edits) => match room.enter(&request, &mut record) {
+                        Ok(place) => {
+                            let served = self.serve(admitted, &caller, request, place, &mut record).await;
+                            served.map(|(mut response, borrowed)| {
+                                edits.apply(response.headers_mut());
+                                (response, borrowed)
+                            })
+                        }
+                        Err(turned) => return Ok(turned.answer(record)),
+                    },
                     Err(stopped) => return Ok(stopped.answer(record)),
                 },
                 Err(turned) => return Ok(turned.answer(record)),
@@ -374,7 +377,7 @@ impl Inbound {
         let (mut response, borrowed) = asked.map_err(|reason| fate.cut().unwrap_or(reason))?;
         fate.answered();
         if let Some(held) = place {
-            held.answered(response.status().is_success() || response.status().is_redirection());
+            held.answered(came_to(&response));
         }
         headers::strip_hop_by_hop(response.headers_mut());
         headers::strip_reserved(response.headers_mut());

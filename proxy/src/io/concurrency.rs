@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -15,7 +16,7 @@ use hanse_identity::ServiceName;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::concurrency::Limiter;
+use crate::concurrency::{Counted, Limiter, Outcome};
 use crate::runtime::telemetry::{ShedLabels, Telemetry};
 use crate::runtime::worker::Random;
 
@@ -28,19 +29,26 @@ pub struct Shared {
 /// One app's limit, and who goes first.
 pub struct Guarded {
     pub rules: Concurrency,
-    limiter: Arc<Limiter>,
-    /// The beginning of the limiter's clock.
-    started: Instant,
+    kept: Arc<Kept>,
     limit: Gauge,
     under_way: Gauge,
     /// By priority.
     shed: [Counter; 3],
 }
 
-/// A request's place at the app: it counts from when all of the request is here, until the head of the answer is.
+/// What stays while the bounds are the same.
+struct Kept {
+    limiter: Limiter,
+    /// The beginning of the limiter's clock.
+    started: Instant,
+    /// By another one, or none: what ends under this one tells of no limit any more.
+    replaced: AtomicBool,
+}
+
+/// A request's place at the app: it counts as coming, then from when all of the request is here until the head of the answer is.
 pub struct Place {
     guarded: Arc<Guarded>,
-    counted: Cell<bool>,
+    counted: Cell<Counted>,
     /// When the app had it.
     asked: Cell<Option<Duration>>,
     over: Cell<bool>,
@@ -70,13 +78,13 @@ impl Shared {
             // Whoever comes second takes the first one's: two must not count side by side.
             let before = self.held.compare_and_swap(&held, made);
             if Arc::ptr_eq(&before, &held) {
-                match &guarded {
-                    Some(guarded) => guarded.tell(),
-                    None => {
-                        telemetry.concurrency_limit.set(0);
-                        telemetry.concurrency_under_way.set(0);
-                    }
+                let kept = guarded.as_ref().map(|guarded| &guarded.kept);
+                if let Some(before) = held.1.as_ref().map(|before| &before.kept)
+                    && !kept.is_some_and(|kept| Arc::ptr_eq(kept, before))
+                {
+                    before.replaced.store(true, Ordering::Relaxed);
                 }
+                telemetry.concurrency_limit.set(kept.map_or(0, |kept| i64::from(kept.limiter.limit())));
                 return guarded;
             }
         }
@@ -86,11 +94,12 @@ impl Shared {
 impl Guarded {
     /// What was found out stays, as long as the bounds are the same.
     fn new(rules: Concurrency, before: Option<&Self>, telemetry: &Telemetry) -> Self {
-        let (limiter, started) = match before.filter(|before| before.rules.settings == rules.settings) {
-            Some(before) => (Arc::clone(&before.limiter), before.started),
+        let kept = match before.filter(|before| before.rules.settings == rules.settings) {
+            Some(before) => Arc::clone(&before.kept),
             None => {
                 let seed = Random::from_entropy().next();
-                (Arc::new(Limiter::new(rules.settings, Duration::ZERO, seed)), Instant::now())
+                let limiter = Limiter::new(rules.settings, Duration::ZERO, seed);
+                Arc::new(Kept { limiter, started: Instant::now(), replaced: AtomicBool::default() })
             }
         };
         let shed = SHED_FIRST.map(|priority| {
@@ -99,58 +108,64 @@ impl Guarded {
         });
         let (limit, under_way) =
             (telemetry.concurrency_limit.clone(), telemetry.concurrency_under_way.clone());
-        Self { rules, limiter, started, limit, under_way, shed }
+        Self { rules, kept, limit, under_way, shed }
+    }
+
+    /// Whether there is a place for such a request now. None is taken. `Err`: when it may be tried again.
+    pub fn check(&self, priority: Priority) -> Result<(), Duration> {
+        self.told(priority, self.kept.limiter.check(priority, self.kept.started.elapsed()))
     }
 
     /// A place, if there is one for such a request; `None` for one that needs none. `whole`: nothing of it is still to come.
     /// `Err`: when it may be tried again.
-    pub fn admit(self: Arc<Self>, priority: Priority, whole: bool) -> Result<Option<Held>, Duration> {
-        let Some(index) = SHED_FIRST.iter().position(|other| *other == priority) else { return Ok(None) };
-        self.limiter.admit(priority).inspect_err(|_| {
-            self.shed[index].inc();
-        })?;
-        let (counted, asked, over) = (Cell::new(false), Cell::new(None), Cell::new(false));
-        let place = Place { guarded: self, counted, asked, over };
-        if whole {
-            place.count();
+    pub fn enter(self: Arc<Self>, priority: Priority, whole: bool) -> Result<Option<Held>, Duration> {
+        let entered = self.kept.limiter.enter(priority, whole, self.kept.started.elapsed());
+        let Some(counted) = self.told(priority, entered)? else { return Ok(None) };
+        if counted == Counted::UnderWay {
+            self.under_way.inc();
         }
-        Ok(Some(Held(Rc::new(place))))
+        let (counted, asked, over) = (Cell::new(counted), Cell::new(None), Cell::new(false));
+        Ok(Some(Held(Rc::new(Place { guarded: self, counted, asked, over }))))
     }
 
-    fn tell(&self) {
-        self.limit.set(i64::from(self.limiter.limit()));
-        self.under_way.set(i64::from(self.limiter.under_way()));
+    fn told<T>(&self, priority: Priority, admission: Result<T, Duration>) -> Result<T, Duration> {
+        admission.inspect_err(|_| {
+            if let Some(index) = SHED_FIRST.iter().position(|other| *other == priority) {
+                self.shed[index].inc();
+            }
+        })
     }
 }
 
 impl Place {
-    fn count(&self) {
-        if !self.counted.replace(true) {
-            self.guarded.limiter.begin();
-            self.guarded.tell();
-        }
-    }
-
     /// The app has all of the request now: from here on it is the app that takes its time.
     pub fn asked(&self) {
-        if !self.over.get() && self.asked.get().is_none() {
-            self.count();
-            self.asked.set(Some(self.guarded.started.elapsed()));
+        if self.over.get() || self.asked.get().is_some() {
+            return;
+        }
+        let kept = &self.guarded.kept;
+        let now = kept.started.elapsed();
+        self.asked.set(Some(now));
+        if self.counted.replace(kept.limiter.begin(self.counted.get(), now)) != Counted::UnderWay {
+            self.guarded.under_way.inc();
         }
     }
 
-    fn end(&self, good: bool) {
+    fn end(&self, outcome: Outcome) {
         if self.over.replace(true) {
             return;
         }
-        let guarded = &self.guarded;
-        if let Some(asked) = self.asked.get() {
-            guarded.limiter.answered(asked, guarded.started.elapsed(), good);
+        let (guarded, kept) = (&self.guarded, &self.guarded.kept);
+        if let Some(asked) = self.asked.get()
+            && kept.limiter.answered(asked, kept.started.elapsed(), outcome)
+            && !kept.replaced.load(Ordering::Relaxed)
+        {
+            guarded.limit.set(i64::from(kept.limiter.limit()));
         }
-        if self.counted.get() {
-            guarded.limiter.end();
-            guarded.tell();
+        if self.counted.get() == Counted::UnderWay {
+            guarded.under_way.dec();
         }
+        kept.limiter.end(self.counted.get());
     }
 }
 
@@ -159,14 +174,14 @@ impl Held {
         &self.0
     }
 
-    /// The head of an answer has come; `good`: of one that the app worked for.
-    pub fn answered(self, good: bool) {
-        self.0.end(good);
+    /// The head of an answer has come.
+    pub fn answered(self, outcome: Outcome) {
+        self.0.end(outcome);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.end(false);
+        self.0.end(Outcome::Failed);
     }
 }

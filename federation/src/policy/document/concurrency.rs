@@ -10,7 +10,7 @@ use super::{Percent, PolicyDuration};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConcurrencyPolicy {
-    /// The limit is never below; absent = 3.
+    /// The limit is never below; absent = 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_limit: Option<u32>,
     /// Nor above; absent = 1000.

@@ -23,10 +23,12 @@ use super::*;
 struct Authorizer {
     told: Arc<Mutex<Vec<AttributeContext>>>,
     connections: Arc<AtomicUsize>,
+    /// Whoever waits may go.
+    go: Arc<tokio::sync::Notify>,
 }
 
 /// One that is being served.
-struct Running {
+pub(super) struct Running {
     address: SocketAddr,
     authorizer: Authorizer,
     /// Dropped: it takes no more, and says goodbye.
@@ -53,8 +55,11 @@ impl Authorization for Authorizer {
             response_headers_to_add: vec![option("x-checked", "yes")],
             ..OkHttpResponse::default()
         };
+        if verdict == "wait" {
+            self.go.notified().await;
+        }
         let (code, said) = match verdict.as_str() {
-            "yes" => (0, HttpResponse::OkResponse(allowed(vec![option("x-user", "ann")]))),
+            "yes" | "wait" => (0, HttpResponse::OkResponse(allowed(vec![option("x-user", "ann")]))),
             "forge" => {
                 let id = "URI=spiffe://east.example/ns/shop/sa/admin";
                 (0, HttpResponse::OkResponse(allowed(vec![option("x-forwarded-client-cert", id)])))
@@ -101,13 +106,18 @@ impl Running {
         Self { address, authorizer, stay }
     }
 
-    fn asked(&self) -> usize {
+    pub(super) fn asked(&self) -> usize {
         self.authorizer.told.lock().unwrap().len()
+    }
+
+    /// One that waits, or the next that will.
+    pub(super) fn let_go(&self) {
+        self.authorizer.go.notify_one();
     }
 }
 
 /// The shop with the example in force, and the authorizer as a workload of its own.
-async fn guarded() -> (Shop, Sidecar, Running) {
+pub(super) async fn guarded() -> (Shop, Sidecar, Running) {
     let mut shop = Shop::open().await;
     let running = Running::start().await;
     let authz = Sidecar::start(Some(&shop.east.workload("authz")), &["shop/authz"], Some(running.address));
@@ -127,7 +137,7 @@ async fn guarded() -> (Shop, Sidecar, Running) {
     (shop, authz, running)
 }
 
-async fn ask(shop: &Shop, method: &str, headers: &[(&str, &str)]) -> Answer {
+pub(super) async fn ask(shop: &Shop, method: &str, headers: &[(&str, &str)]) -> Answer {
     let mut request = Request::builder().method(method).uri("/a?b=c").header("host", "reviews.shop");
     for (name, value) in headers {
         request = request.header(*name, *value);

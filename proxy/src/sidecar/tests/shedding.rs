@@ -20,7 +20,9 @@ impl Shop {
         let outbound = self.product.outbound;
         let task = tokio::task::spawn_local(async move {
             let mut client = TcpStream::connect(outbound).await.unwrap();
-            let request = format!("POST {path} HTTP/1.1\r\nhost: reviews.shop\r\ncontent-length: 0\r\n\r\n");
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nhost: reviews.shop\r\nx-verdict: yes\r\ncontent-length: 0\r\n\r\n"
+            );
             client.write_all(request.as_bytes()).await.unwrap();
             let mut answer = Vec::new();
             let _ = client.read_to_end(&mut answer).await;
@@ -124,16 +126,22 @@ fn what_one_endpoint_sheds_another_takes_and_no_endpoint_is_blamed() {
     });
 }
 
+/// The head of a request with a body, and half of that.
+async fn half(shop: &Shop) -> TcpStream {
+    let mut client = TcpStream::connect(shop.product.outbound).await.unwrap();
+    let head = b"POST /x HTTP/1.1\r\nhost: reviews.shop\r\ncontent-length: 4\r\nconnection: close\r\n\r\nbo";
+    client.write_all(head).await.unwrap();
+    client
+}
+
 #[test]
-fn a_body_that_is_still_to_come_takes_no_room() {
+fn a_body_that_is_long_in_coming_takes_no_room() {
     on_local_set(async {
         let mut shop = Shop::open().await;
         shop.policy("  limits: { concurrency: { maxLimit: 1 } }");
-        let mut client = TcpStream::connect(shop.product.outbound).await.unwrap();
-        let head =
-            b"POST /x HTTP/1.1\r\nhost: reviews.shop\r\ncontent-length: 4\r\nconnection: close\r\n\r\nbo";
-        client.write_all(head).await.unwrap();
+        let mut client = half(&shop).await;
         until("the app hears of it", async || shop.app.as_ref().unwrap().live() == 1).await;
+        until("it has taken too long", async || shop.product.get(REVIEWS).await.status == 200).await;
         for _ in 0..5 {
             assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
         }
@@ -143,5 +151,83 @@ fn a_body_that_is_still_to_come_takes_no_room() {
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"bytes\":4"), "{answer}");
         until("nothing is under way", async || counted(&shop.reviews, "hanse_concurrency_under_way") == 0)
             .await;
+    });
+}
+
+#[test]
+fn a_burst_of_bodies_that_are_still_to_come_does_not_pass_whole() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.policy("  limits: { concurrency: { maxLimit: 2 } }");
+        let shed = "hanse_shed_total{policy=\"shop/reviews\",priority=\"Default\"}";
+        // Only a burst that takes long itself could find places that others have lost meanwhile.
+        until("most of a burst is refused", async || {
+            let before = counted(&shop.reviews, shed);
+            let mut burst = Vec::new();
+            for _ in 0..12 {
+                burst.push(half(&shop).await);
+            }
+            let later = tokio::time::Instant::now() + Duration::from_millis(500);
+            while counted(&shop.reviews, shed) < before + 10 && tokio::time::Instant::now() < later {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            counted(&shop.reviews, shed) == before + 10
+        })
+        .await;
+    });
+}
+
+#[test]
+fn who_waits_for_an_authorizer_holds_no_place_and_takes_one_afterwards() {
+    on_local_set(async {
+        let (mut shop, _authz, running) = authorize::guarded().await;
+        shop.policy("  limits: { concurrency: { maxLimit: 1 } }");
+        shop.apply(
+            "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: { name: reviews-writes, namespace: shop }\n\
+             spec:\n  targetRefs: [{ kind: Service, name: reviews }]\n  action: External\n  \
+             external: { backendRef: { name: authz }, timeout: 5s }\n  rules: [{ to: { methods: [POST] } }]\n",
+        );
+        let told = |answer: &Answer| (answer.status.as_u16(), answer.header("x-hanse-reason").to_owned());
+        let held = {
+            let waiting = authorize::ask(&shop, "POST", &[("x-verdict", "wait")]);
+            let meanwhile = async {
+                until("it is asked about", async || running.asked() == 1).await;
+                for _ in 0..5 {
+                    assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK, "the app rests");
+                }
+                let held = shop.silent_until(1, 1).await;
+                running.let_go();
+                held
+            };
+            let (answer, held) = tokio::join!(waiting, meanwhile);
+            assert_eq!(told(&answer), (503, "shed".to_owned()), "another has the place now");
+            held
+        };
+        let asked = running.asked();
+        let answer = authorize::ask(&shop, "POST", &[("x-verdict", "yes")]).await;
+        assert_eq!(told(&answer), (503, "shed".to_owned()));
+        assert_eq!(running.asked(), asked, "who will get no place is not asked about");
+        drop(held);
+        until("there is room again", async || {
+            authorize::ask(&shop, "POST", &[("x-verdict", "yes")]).await.status == 200
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_limit_that_is_taken_away_is_told_of_no_more() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.policy("  limits: { concurrency: { maxLimit: 7 } }");
+        let held = shop.silent_until(3, 3).await;
+        assert_eq!(counted(&shop.reviews, "hanse_concurrency_limit"), 7);
+        shop.policy("  limits: { maxRequests: 100 }");
+        assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
+        assert_eq!(counted(&shop.reviews, "hanse_concurrency_limit"), 0);
+        assert_eq!(counted(&shop.reviews, "hanse_concurrency_under_way"), 3, "they are still there");
+        drop(held);
+        until("they have gone", async || counted(&shop.reviews, "hanse_concurrency_under_way") == 0).await;
+        assert_eq!(counted(&shop.reviews, "hanse_concurrency_limit"), 0);
     });
 }
