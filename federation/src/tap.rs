@@ -30,6 +30,8 @@ pub const MAX_PATH: usize = 1024;
 pub const MAX_TEXT: usize = 256;
 /// Longest SPIFFE ID.
 const MAX_ID: usize = 2048;
+/// Longest request on the wire: all its texts, if each byte of them takes two.
+pub const MAX_ENCODED: usize = 32 * 1024;
 const NANOS: u64 = 1_000_000_000;
 
 /// Whose requests are looked at.

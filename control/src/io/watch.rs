@@ -28,6 +28,7 @@ use super::driver::Applied;
 use super::quorum::{Leash, NO_QUORUM, NODE_REVOKED};
 use super::roles::{caller_of, is_workload};
 use super::status::unreadable;
+use super::taps::Telling;
 use crate::admin::SubscriberKind;
 use crate::command::Command;
 use crate::state::State;
@@ -77,8 +78,8 @@ struct Subscription {
     told: u64,
     /// The live query that was asked last and not answered yet.
     asked: Option<u64>,
-    /// The taps that it was told of last.
-    tapped: Vec<u64>,
+    /// The taps that it was told of last, and what it tells of them.
+    tapped: Vec<Telling>,
 }
 
 /// Why a stream ends.

@@ -1,5 +1,7 @@
 //! Taps on one stream: the subscriber is told who looks at its requests, and what it tells of them is passed on.
 
+use std::sync::Arc;
+
 use hanse_federation::tap::Request;
 use hanse_federation::wire::watch::watch_down::Message as Down;
 use hanse_federation::wire::watch::{Tap, Tapped, Taps};
@@ -7,6 +9,7 @@ use hanse_federation::wire::{decode, encode};
 
 use super::{End, Subscription};
 use crate::admin::{SubscriberKind, TapPart};
+use crate::io::taps::{Open, Telling};
 
 impl Subscription {
     /// Tells the subscriber of the taps that are for it, if these are others than it was told of last. A gateway passes on
@@ -17,11 +20,15 @@ impl Subscription {
             return Ok(());
         }
         let open = self.context.taps.of(&self.key.name, &self.context.handle.state().view);
-        let ids: Vec<u64> = open.iter().map(|open| open.id).collect();
-        if ids == self.tapped {
+        if open.iter().map(|open| open.id).eq(self.tapped.iter().map(Telling::id)) {
             return Ok(());
         }
-        self.tapped = ids;
+        let mut known = std::mem::take(&mut self.tapped);
+        let of = |open: &Arc<Open>| match known.iter().position(|telling| telling.id() == open.id) {
+            Some(at) => known.swap_remove(at),
+            None => Telling::new(Arc::clone(open), &self.identity),
+        };
+        self.tapped = open.iter().map(of).collect();
         let tap = open.iter().map(|open| Tap {
             id: open.id,
             tap: encode(&open.tap),
@@ -31,19 +38,21 @@ impl Subscription {
     }
 
     /// What it tells is passed on as far as it was asked for, and may say it. What cannot be read is of another version.
-    pub(super) fn pass_on(&self, tapped: Tapped) {
-        let open = self.context.taps.changes();
-        let Some(open) = open.borrow().iter().find(|open| open.id == tapped.tap).cloned() else { return };
-        if !self.tapped.contains(&tapped.tap) {
-            return;
+    pub(super) fn pass_on(&mut self, tapped: Tapped) {
+        let Some(telling) = self.tapped.iter_mut().find(|telling| telling.id() == tapped.tap) else { return };
+        let (mut requests, mut bytes, mut left_out) = (Vec::new(), 0, tapped.left_out);
+        for request in &tapped.request {
+            if !telling.takes(request.len()) {
+                left_out = left_out.saturating_add(1);
+                continue;
+            }
+            let read = decode::<Request>("request", request).ok();
+            if let Some(read) = read.and_then(|read| read.of(&self.identity)) {
+                bytes += request.len();
+                requests.push(read);
+            }
         }
-        let told = tapped.request.iter().take(open.tap.rate as usize);
-        let read = told.filter_map(|request| decode::<Request>("request", request).ok()?.of(&self.identity));
-        open.put(TapPart {
-            proxy: self.key.name.clone(),
-            identity: self.identity.clone(),
-            requests: read.collect(),
-            left_out: tapped.left_out,
-        });
+        let (proxy, identity) = (self.key.name.clone(), self.identity.clone());
+        telling.put(TapPart { proxy, identity, requests, left_out }, bytes);
     }
 }

@@ -1,6 +1,6 @@
 //! Taps: asked of one node, told by proxies that listen to another, and ended from either end.
 
-use hanse_federation::tap::{Direction, MAX_TAPS, Request as Told, Tap, Target};
+use hanse_federation::tap::{Direction, MAX_ENCODED, MAX_TAPS, Request as Told, Tap, Target};
 use hanse_federation::wire::watch::{Tap as Looking, Tapped};
 
 use super::*;
@@ -80,17 +80,18 @@ async fn requests_are_told_to_who_looks_whichever_node_is_asked() {
     assert_eq!(decode::<Tap>("tap", &looking[0].tap).unwrap(), Tap::new(service));
     assert!((1..=60_000).contains(&looking[0].left_millis));
 
-    // Others' calls, what cannot be read, and what nobody asked this proxy for, go no further.
+    // Others' calls, what cannot be read, what nobody asked this proxy for, and what is too long, go no further.
     let tap = looking[0].id;
     let request =
         vec![told(PRODUCT, "/r/7"), told("spiffe://east.example/ns/shop/sa/web", "/x"), b"{".to_vec()];
     other.say(Up::Tapped(Tapped { tap, request: vec![told(PRODUCT, "/other")], left_out: 0 })).await;
     one.say(Up::Tapped(Tapped { tap: tap + 1, request: vec![told(PRODUCT, "/else")], left_out: 0 })).await;
-    one.say(Up::Tapped(Tapped { tap, request, left_out: 3 })).await;
+    let long = told(PRODUCT, &"/".repeat(MAX_ENCODED));
+    one.say(Up::Tapped(Tapped { tap, request: [vec![long], request].concat(), left_out: 3 })).await;
     let TapEvent::Part(part) = next(&mut events).await else { panic!("nothing is told") };
     assert_eq!((part.proxy.as_str(), part.identity.to_string().as_str()), ("productpage-1", PRODUCT));
     let paths: Vec<&str> = part.requests.iter().map(|request| request.path.as_str()).collect();
-    assert_eq!((paths, part.left_out), (vec!["/r/7"], 3));
+    assert_eq!((paths, part.left_out), (vec!["/r/7"], 4));
 
     // Who looked is in the trail.
     let of = AuditListRequest { kind: Some("tap".to_owned()), ..Default::default() };

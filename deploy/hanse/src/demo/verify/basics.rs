@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
-use futures_util::StreamExt as _;
+use anyhow::{anyhow, bail, ensure};
+use futures_util::{Stream, StreamExt as _};
 use hanse_control::admin::{
     ClusterCheckRequest, ClusterListRequest, ClusterState, TapEvent, TapRequest, TrafficRequest,
 };
+use hanse_control::client::ClientError;
 use hanse_federation::tap::{Direction, Filter, Status, Tap, Target, caller};
 use serde_json::{Value, json};
 
@@ -174,13 +175,22 @@ impl Story<'_> {
         let request = TapRequest { tap, cluster: Some(cluster.parse()?), seconds: TAPPED_WITHIN.as_secs() };
         let client = self.demo.connection(cluster)?.client().await?;
         let mut events = std::pin::pin!(client.tap(&request).await?);
+        let looked = tokio::time::timeout(TAPPED_WITHIN, self.look(cluster, &mut events)).await;
+        looked.map_err(|_| anyhow!("{cluster} shows no call of reviews within {TAPPED_WITHIN:?}"))?
+    }
+
+    /// Sends requests until one of them is shown. The proxies may hear that they are looked at after the first.
+    async fn look(
+        &self,
+        cluster: &str,
+        events: &mut (impl Stream<Item = Result<TapEvent, ClientError>> + Unpin),
+    ) -> anyhow::Result<Value> {
         let target = self.demo.target(cluster, "productpage", "/")?;
         loop {
-            // The proxies may hear that they are looked at after the first request.
             let timeout = load::REQUEST_TIMEOUT;
             self.demo.client.get(target.outbound, &target.host, &target.path, timeout).await?;
-            let event = tokio::time::timeout(LOOK_AGAIN, events.next()).await;
-            match event.ok().flatten().transpose()? {
+            let Ok(event) = tokio::time::timeout(LOOK_AGAIN, events.next()).await else { continue };
+            match event.transpose()? {
                 Some(TapEvent::Part(part)) if !part.requests.is_empty() => {
                     let request = &part.requests[0];
                     let told = request.source.ends_with("/ns/shop/sa/productpage")
@@ -190,7 +200,10 @@ impl Story<'_> {
                     return Ok(json!({ "proxy": part.proxy, "request": request }));
                 }
                 Some(TapEvent::Ended { why }) => bail!("{cluster} shows no call of reviews: {why}"),
-                _ => {}
+                None => {
+                    bail!("{cluster} shows no call of reviews: the control node ended the tap without a word")
+                }
+                Some(_) => {}
             }
         }
     }
