@@ -33,6 +33,17 @@ pub fn strip_reserved(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes a header in every spelling that some server folds into the same name.
+pub fn remove_as_read(headers: &mut HeaderMap, as_read: &str) {
+    let is_it = |name: &&HeaderName| {
+        let letters = name.as_str().bytes().map(|b| if b.is_ascii_alphanumeric() { b } else { b'-' });
+        letters.eq(as_read.bytes())
+    };
+    while let Some(name) = headers.keys().find(is_it).cloned() {
+        headers.remove(name);
+    }
+}
+
 /// What a client outside says of where it came from is its own invention: written anew, from what we have seen.
 pub fn forwarded_for(headers: &mut HeaderMap, from: IpAddr, tls: bool) {
     let says = |name: &HeaderName| {

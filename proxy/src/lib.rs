@@ -20,6 +20,7 @@ pub mod inbound;
 pub mod io;
 pub mod outbound;
 pub mod plain;
+pub mod request_id;
 pub mod runtime;
 pub mod server_name;
 pub mod session;

@@ -551,7 +551,7 @@ fn prepare(
     headers::strip_hop_by_hop(&mut parts.headers);
     headers::strip_reserved(&mut parts.headers);
     headers::join_cookies(&mut parts.headers);
-    record.trace.put(&mut parts.headers);
+    record.put(&mut parts.headers);
     if is_grpc {
         parts.headers.remove(header::HOST);
     } else {

@@ -4,29 +4,37 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use hanse_federation::policy::access::Denied;
-use hanse_federation::traffic::{EdgeKey, LatencyKey, Seen};
-use http::{Method, Request, StatusCode, Version};
+use hanse_federation::traffic::Seen;
+use http::{HeaderMap, Method, Request, StatusCode, Version};
 use hyper::ext::Protocol;
 use prometheus_client::metrics::counter::Counter;
 
 use super::body::{ByteCount, OnEnd};
 use super::stream::Ending;
 use crate::answer::Reason;
+use crate::headers;
 use crate::io::forward::UnderWay;
+use crate::request_id::RequestId;
 use crate::runtime::access_log::{AccessLog, Entry, Lines};
+use crate::runtime::ends::OVERFLOW;
+use crate::runtime::sizes::{MAX_SIZED, Sizes};
 use crate::runtime::spans::Finished;
 use crate::runtime::taps::{Head, Outcome};
 use crate::runtime::telemetry::{
-    AccessLabels, DurationLabels, Durations, FaultLabels, LimitLabels, MAX_SERIES, MirrorLabels,
-    OverflowLabels, RequestLabels, RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
+    AccessLabels, DurationLabels, Durations, FaultLabels, LimitLabels, MirrorLabels, OverflowLabels,
+    RequestLabels, RetryLabels, SeriesCache, StreamLabels, TcpLabels, TierLabels,
 };
 use crate::runtime::text::Text;
 use crate::runtime::worker::Random;
 use crate::runtime::{Plane, now};
 use crate::trace::Trace;
+
+mod series;
+
+use series::Measured;
 
 /// One worker's way to metrics and access log.
 pub struct Reporter {
@@ -38,6 +46,7 @@ pub struct Reporter {
     last: RefCell<Option<(SeriesKey, Rc<Series>)>>,
     requests: RefCell<SeriesCache<RequestLabels, Counter>>,
     durations: RefCell<SeriesCache<DurationLabels, Durations>>,
+    sizes: RefCell<SizeSeries>,
     tiers: RefCell<SeriesCache<TierLabels, Counter>>,
     retries: RefCell<SeriesCache<RetryLabels, Counter>>,
     mirrored: RefCell<SeriesCache<MirrorLabels, Counter>>,
@@ -59,6 +68,12 @@ struct TcpSeries {
     sent: SeriesCache<TcpLabels, Counter>,
 }
 
+/// The families of bodies' sizes.
+struct SizeSeries {
+    received: SeriesCache<RequestLabels, Sizes>,
+    sent: SeriesCache<RequestLabels, Sizes>,
+}
+
 enum TcpEvent {
     Opened,
     Closed { received: u64, sent: u64 },
@@ -68,6 +83,8 @@ enum TcpEvent {
 struct Series {
     requests: Counter,
     durations: Durations,
+    received: Sizes,
+    sent: Sizes,
     tier: Option<Counter>,
     /// They are of these names alone, and of no overflow.
     is_own: bool,
@@ -81,6 +98,7 @@ struct Series {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct SeriesKey {
     direction: Direction,
+    request_protocol: &'static str,
     response_code: u16,
     response_flags: &'static str,
     tier: &'static str,
@@ -126,11 +144,16 @@ const CLIENT_LEFT_FLAG: &str = "DC";
 const CUT_FLAG: &str = "LR";
 /// What the log and spans tell of a path or a host: more is the caller's to send and nobody's to keep.
 const MAX_SHOWN: usize = 2048;
-const OVERFLOW: &str = "overflow";
 
 fn shown(text: &str) -> String {
     let end = (0..=text.len().min(MAX_SHOWN)).rev().find(|at| text.is_char_boundary(*at));
     text[..end.unwrap_or_default()].to_owned()
+}
+
+impl Default for SizeSeries {
+    fn default() -> Self {
+        Self { received: SeriesCache::with_room(MAX_SIZED), sent: SeriesCache::with_room(MAX_SIZED) }
+    }
 }
 
 impl Direction {
@@ -174,6 +197,7 @@ impl Reporter {
             last: RefCell::default(),
             requests: RefCell::default(),
             durations: RefCell::default(),
+            sizes: RefCell::default(),
             tiers: RefCell::default(),
             retries: RefCell::default(),
             mirrored: RefCell::default(),
@@ -225,166 +249,6 @@ impl Reporter {
         let overflow = |labels| AccessLabels { rule: OVERFLOW.to_owned(), ..labels };
         self.access.borrow_mut().handle(&self.plane.telemetry.access, labels, overflow).inc();
     }
-
-    /// Counts a TCP connection, as it is opened or when it has ended.
-    fn count_tcp(&self, direction: Direction, entry: &Entry, event: &TcpEvent) {
-        let (namespace, name) = entry.upstream_cluster.split_once('/').unwrap_or(("", ""));
-        let labels = TcpLabels {
-            reporter: direction.reporter(),
-            request_protocol: "tcp",
-            response_flags: entry.response_flags,
-            connection_security_policy: direction.security_policy(entry),
-            source_cluster: entry.source_cluster.to_string(),
-            source_principal: entry.source_spiffe.to_string(),
-            destination_cluster: entry.destination_cluster.to_string(),
-            destination_principal: entry.destination_spiffe.to_string(),
-            destination_service: entry.upstream_cluster.to_string(),
-            destination_service_name: name.to_owned(),
-            destination_service_namespace: namespace.to_owned(),
-        };
-        let overflow = |labels: TcpLabels| TcpLabels {
-            source_principal: OVERFLOW.to_owned(),
-            destination_principal: OVERFLOW.to_owned(),
-            destination_service: OVERFLOW.to_owned(),
-            destination_service_name: OVERFLOW.to_owned(),
-            destination_service_namespace: OVERFLOW.to_owned(),
-            ..labels
-        };
-        let telemetry = &self.plane.telemetry;
-        let mut tcp = self.tcp.borrow_mut();
-        match event {
-            TcpEvent::Opened => {
-                tcp.opened.handle(&telemetry.tcp_opened, labels, overflow).inc();
-            }
-            TcpEvent::Closed { received, sent } => {
-                tcp.received.handle(&telemetry.tcp_received, labels.clone(), overflow).inc_by(*received);
-                tcp.sent.handle(&telemetry.tcp_sent, labels.clone(), overflow).inc_by(*sent);
-                tcp.closed.handle(&telemetry.tcp_closed, labels, overflow).inc();
-            }
-        }
-    }
-
-    fn count(&self, direction: Direction, entry: &Entry, duration: Duration) {
-        let series = self.series(direction, entry);
-        if series.is_own && series.told.get() != self.plane.telemetry.traffic.epoch() {
-            self.tell(direction, entry, &series);
-        }
-        series.requests.inc();
-        series.durations.observe(duration);
-        if let Some(tier) = &series.tier {
-            tier.inc();
-        }
-    }
-
-    fn series(&self, direction: Direction, entry: &Entry) -> Rc<Series> {
-        let names = [
-            &entry.source_cluster,
-            &entry.source_spiffe,
-            &entry.destination_cluster,
-            &entry.destination_spiffe,
-            &entry.upstream_cluster,
-        ];
-        let key = SeriesKey {
-            direction,
-            response_code: entry.response_code,
-            response_flags: entry.response_flags,
-            tier: entry.tier,
-            names: names.map(Text::key),
-        };
-        let mut last = self.last.borrow_mut();
-        if let Some((_, series)) = last.as_ref().filter(|(before, _)| *before == key) {
-            return Rc::clone(series);
-        }
-        let mut known = self.series.borrow_mut();
-        let held = known.get(&key).cloned();
-        let series = held.unwrap_or_else(|| {
-            // The same names are made anew from time to time, so that old keys are never asked for again.
-            if known.len() >= MAX_SERIES {
-                known.clear();
-            }
-            let series = Rc::new(self.look_up(direction, entry, names.map(Clone::clone)));
-            known.insert(key, Rc::clone(&series));
-            series
-        });
-        *last = Some((key, Rc::clone(&series)));
-        series
-    }
-
-    fn look_up(&self, direction: Direction, entry: &Entry, names: [Text; NAMES]) -> Series {
-        let telemetry = &self.plane.telemetry;
-        let (namespace, name) = entry.upstream_cluster.split_once('/').unwrap_or(("", ""));
-        let labels = RequestLabels {
-            reporter: direction.reporter(),
-            request_protocol: "http",
-            response_code: u32::from(entry.response_code),
-            response_flags: entry.response_flags,
-            connection_security_policy: direction.security_policy(entry),
-            source_cluster: entry.source_cluster.to_string(),
-            source_principal: entry.source_spiffe.to_string(),
-            destination_cluster: entry.destination_cluster.to_string(),
-            destination_principal: entry.destination_spiffe.to_string(),
-            destination_service: entry.upstream_cluster.to_string(),
-            destination_service_name: name.to_owned(),
-            destination_service_namespace: namespace.to_owned(),
-        };
-        let overflow = |labels: RequestLabels| RequestLabels {
-            source_principal: OVERFLOW.to_owned(),
-            destination_principal: OVERFLOW.to_owned(),
-            destination_service: OVERFLOW.to_owned(),
-            destination_service_name: OVERFLOW.to_owned(),
-            destination_service_namespace: OVERFLOW.to_owned(),
-            ..labels
-        };
-        let mut is_own = self.requests.borrow().has_room(&labels);
-        let requests = self.requests.borrow_mut().handle(&telemetry.requests, labels, overflow).clone();
-        let labels = DurationLabels {
-            reporter: direction.reporter(),
-            source_cluster: entry.source_cluster.to_string(),
-            destination_cluster: entry.destination_cluster.to_string(),
-            destination_service: entry.upstream_cluster.to_string(),
-        };
-        let overflow = |labels| DurationLabels { destination_service: OVERFLOW.to_owned(), ..labels };
-        is_own &= self.durations.borrow().has_room(&labels);
-        let durations = self.durations.borrow_mut().handle(&telemetry.durations, labels, overflow).clone();
-        let tiered = direction == Direction::Outbound && !entry.tier.is_empty();
-        let tier = tiered.then(|| {
-            let labels = TierLabels {
-                cluster: entry.source_cluster.to_string(),
-                service: entry.upstream_cluster.to_string(),
-                tier: entry.tier,
-                destination_cluster: entry.destination_cluster.to_string(),
-            };
-            let overflow = |labels| TierLabels { service: OVERFLOW.to_owned(), ..labels };
-            self.tiers.borrow_mut().handle(&telemetry.tiers, labels, overflow).clone()
-        });
-        Series { requests, durations, tier, is_own, told: Cell::new(0), _names: names }
-    }
-
-    /// Says what these are of to whoever reads them for the control nodes. Not told if that is somebody else's turn.
-    fn tell(&self, direction: Direction, entry: &Entry, series: &Series) {
-        let epoch = self.plane.telemetry.traffic.epoch();
-        let Some(mut table) = self.plane.telemetry.traffic.tell() else { return };
-        let seen = direction.seen();
-        let key = EdgeKey {
-            seen,
-            service: entry.upstream_cluster.to_string(),
-            source: entry.source_spiffe.to_string(),
-            source_cluster: entry.source_cluster.to_string(),
-            destination: entry.destination_spiffe.to_string(),
-            destination_cluster: entry.destination_cluster.to_string(),
-        };
-        let latency = LatencyKey {
-            seen,
-            service: key.service.clone(),
-            source_cluster: key.source_cluster.clone(),
-            destination_cluster: key.destination_cluster.clone(),
-        };
-        let code = entry.response_code;
-        let is_failure = code >= 500 || (code == CLIENT_LEFT && entry.response_flags != CLIENT_LEFT_FLAG);
-        table.counts_in(key, code, entry.response_flags, is_failure, &series.requests);
-        table.takes_in(latency, &series.durations);
-        series.told.set(epoch);
-    }
 }
 
 impl Record {
@@ -402,14 +266,19 @@ impl Record {
             true => Trace::default(),
             false => Trace::begin(request.headers(), reporter.plane.sampling, || reporter.random.next()),
         };
-        let tapped = reporter.plane.taps.head(request, &trace);
+        entry.request_protocol = if headers::is_grpc(request.headers()) { "grpc" } else { "http" };
+        let told = reporter.log.is_some() || reporter.plane.spans.is_some();
+        if !is_tcp {
+            entry.request_id = RequestId::begin(request.headers(), told, || reporter.random.next());
+        }
+        let tapped = reporter.plane.taps.head(request, &trace, &entry.request_id);
         if reporter.log.is_some() {
             (entry.trace_id, entry.span_id) = trace.ids();
             entry.start_time = now();
         }
-        if reporter.log.is_some() || reporter.plane.spans.is_some() {
+        if told {
             entry.path = shown(request.uri().path());
-            if let Ok(Some(authority)) = crate::headers::authority(request) {
+            if let Ok(Some(authority)) = headers::authority(request) {
                 entry.authority = shown(authority);
             }
         }
@@ -426,6 +295,12 @@ impl Record {
             tapped,
             under_way: None,
         }
+    }
+
+    /// Has the request tell the next one of its trace and its ID.
+    pub fn put(&self, headers: &mut HeaderMap) {
+        self.trace.put(headers);
+        self.entry.request_id.put(headers);
     }
 
     /// An Audit rule wants to be told.
@@ -535,7 +410,10 @@ impl Record {
                 self.reporter.count_tcp(self.direction, &self.entry, &TcpEvent::Opened);
                 self.reporter.count_tcp(self.direction, &self.entry, &nothing);
             }
-            _ => self.reporter.count(self.direction, &self.entry, elapsed),
+            _ => {
+                let measured = Measured { duration: elapsed, received: self.received.get(), sent: bytes };
+                self.reporter.count(self.direction, &self.entry, &measured);
+            }
         }
         if let (Some(spans), Some(span)) = (&self.reporter.plane.spans, self.trace.span())
             && (span.sampled || self.has_failed())

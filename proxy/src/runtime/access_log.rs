@@ -18,6 +18,7 @@ use serde::{Serialize, Serializer};
 
 use super::telemetry::Telemetry;
 use super::text::Text;
+use crate::request_id::RequestId;
 use crate::trace::{SpanId, TraceId};
 
 /// One request. Istio's field names, then ours.
@@ -31,6 +32,9 @@ pub struct Entry {
     /// Without the query: it may hold what is not ours to keep.
     pub path: String,
     pub protocol: &'static str,
+    /// What it is, for metrics: `http` or `grpc`.
+    #[serde(skip)]
+    pub request_protocol: &'static str,
     pub authority: String,
     pub response_code: u16,
     pub response_flags: &'static str,
@@ -39,6 +43,8 @@ pub struct Entry {
     pub bytes_received: u64,
     pub bytes_sent: u64,
     pub duration: u64,
+    /// Empty for what is not HTTP.
+    pub request_id: RequestId,
     /// The service that was meant, `namespace/name`.
     pub upstream_cluster: Text,
     pub source_cluster: Text,

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::access_log::Entry;
 use super::now;
 use super::telemetry::Telemetry;
+use crate::request_id::{REQUEST_ID, RequestId};
 use crate::trace::{Trace, TraceId};
 
 /// The taps of one proxy.
@@ -85,12 +86,12 @@ impl Taps {
     }
 
     /// What is to be kept of a request until it is over; `None`: nobody looks.
-    pub fn head<B>(&self, request: &http::Request<B>, trace: &Trace) -> Option<Box<Head>> {
+    pub fn head<B>(&self, request: &http::Request<B>, trace: &Trace, id: &RequestId) -> Option<Box<Head>> {
         if !self.any.load(Ordering::Relaxed) {
             return None;
         }
         let query = self.running.load().iter().any(|running| running.tap.query);
-        Some(Box::new(Head::of(request, trace, query)))
+        Some(Box::new(Head::of(request, trace, id, query)))
     }
 
     /// A request that somebody looked at is over.
@@ -192,18 +193,22 @@ impl Running {
 }
 
 impl Head {
-    fn of<B>(request: &http::Request<B>, trace: &Trace, query: bool) -> Self {
+    fn of<B>(request: &http::Request<B>, trace: &Trace, id: &RequestId, query: bool) -> Self {
         let authority = crate::headers::authority(request).ok().flatten().unwrap_or_default();
         let value = |name: &str| request.headers().get(name)?.to_str().ok();
         let header = |name: &&'static str| Some(((*name).to_owned(), cut(value(name)?, tap::MAX_TEXT)));
         let query = request.uri().query().filter(|_| query);
+        let mut headers: BTreeMap<String, String> = tap::HEADERS.iter().filter_map(header).collect();
+        if let Some(made) = id.made() {
+            headers.insert(REQUEST_ID.to_string(), made.to_owned());
+        }
         Self {
             start_time: now(),
             path: cut(request.uri().path(), tap::MAX_PATH),
             query: query.map(|query| cut(query, tap::MAX_PATH)),
             authority: cut(authority, tap::MAX_PATH),
             trace_id: trace.ids().0,
-            headers: tap::HEADERS.iter().filter_map(header).collect(),
+            headers,
         }
     }
 }
@@ -273,7 +278,7 @@ mod tests {
 
     fn request(taps: &Taps, path: &str) {
         let request = http::Request::get(path).header("cookie", "a=b").header("user-agent", "curl").body(());
-        let head = taps.head(&request.unwrap(), &Trace::default());
+        let head = taps.head(&request.unwrap(), &Trace::default(), &RequestId::default());
         let entry = Entry { response_code: 200, response_flags: "-", ..Entry::default() };
         let outcome = Outcome {
             outbound: true,

@@ -18,6 +18,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Metric, Registry};
 
+use super::ends::Ends;
+use super::sizes::Sizes;
 use super::traffic::Traffic;
 use crate::staleness::Freshness;
 
@@ -33,22 +35,17 @@ pub struct Closed {
     pub cause: &'static str,
 }
 
-/// `istio_requests_total`.
+/// `istio_requests_total`, `istio_request_bytes` and `istio_response_bytes`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// `source` (outbound) or `destination` (inbound).
     pub reporter: &'static str,
+    /// `http` or `grpc`.
     pub request_protocol: &'static str,
     pub response_code: u32,
     pub response_flags: &'static str,
-    pub connection_security_policy: &'static str,
-    pub source_cluster: String,
-    pub source_principal: String,
-    pub destination_cluster: String,
-    pub destination_principal: String,
-    pub destination_service: String,
-    pub destination_service_name: String,
-    pub destination_service_namespace: String,
+    #[prometheus(flatten)]
+    pub ends: Ends,
 }
 
 /// `istio_request_duration_milliseconds`.
@@ -91,14 +88,8 @@ pub struct TcpLabels {
     pub request_protocol: &'static str,
     /// How it ended; `-` while it has not.
     pub response_flags: &'static str,
-    pub connection_security_policy: &'static str,
-    pub source_cluster: String,
-    pub source_principal: String,
-    pub destination_cluster: String,
-    pub destination_principal: String,
-    pub destination_service: String,
-    pub destination_service_name: String,
-    pub destination_service_namespace: String,
+    #[prometheus(flatten)]
+    pub ends: Ends,
 }
 
 /// `hanse_streams_open`: upgraded connections and plain TCP.
@@ -201,6 +192,8 @@ pub struct Telemetry {
     pub closed: Family<Closed, Counter>,
     pub requests: Family<RequestLabels, Counter>,
     pub durations: Family<DurationLabels, Durations>,
+    pub request_bytes: Family<RequestLabels, Sizes>,
+    pub response_bytes: Family<RequestLabels, Sizes>,
     pub tiers: Family<TierLabels, Counter>,
     pub retries: Family<RetryLabels, Counter>,
     pub mirrored: Family<MirrorLabels, Counter>,
@@ -277,6 +270,8 @@ impl Default for Telemetry {
             closed: Family::default(),
             requests: Family::default(),
             durations: Family::default(),
+            request_bytes: Family::default(),
+            response_bytes: Family::default(),
             tiers: Family::default(),
             retries: Family::default(),
             mirrored: Family::default(),
@@ -318,6 +313,8 @@ impl Default for Telemetry {
             "Time from a request's head to the end of its response",
             new.durations.clone(),
         );
+        new.register("istio_request_bytes", "Sizes of requests' bodies", new.request_bytes.clone());
+        new.register("istio_response_bytes", "Sizes of responses' bodies", new.response_bytes.clone());
         new.register("hanse_requests_by_tier", "Outbound requests by tier of the ladder", new.tiers.clone());
         new.register("hanse_retries", "Attempts after the first that were sent", new.retries.clone());
         new.register("hanse_access", "Requests that AccessPolicies denied or audited", new.access.clone());
@@ -452,18 +449,26 @@ impl Drop for OpenPlaintext {
 /// One worker's handles of a family's series.
 pub struct SeriesCache<L, M> {
     handles: HashMap<L, M>,
+    room: usize,
 }
 
 impl<L, M> Default for SeriesCache<L, M> {
     fn default() -> Self {
-        Self { handles: HashMap::new() }
+        Self::with_room(MAX_SERIES)
+    }
+}
+
+impl<L, M> SeriesCache<L, M> {
+    /// With a bound of its own, for series that are many lines each.
+    pub fn with_room(room: usize) -> Self {
+        Self { handles: HashMap::new(), room }
     }
 }
 
 impl<L: Clone + Eq + Hash, M: Clone> SeriesCache<L, M> {
     /// Whether these labels have a series of their own, or would get one.
     pub fn has_room(&self, labels: &L) -> bool {
-        self.handles.len() < MAX_SERIES || self.handles.contains_key(labels)
+        self.handles.len() < self.room || self.handles.contains_key(labels)
     }
 
     /// The series' handle; `overflow` gives the labels to use when this worker already holds too many.

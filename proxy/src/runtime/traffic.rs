@@ -37,6 +37,8 @@ struct Table {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct RequestsKey {
     edge: EdgeKey,
+    /// Series of their own in metrics, added up for control nodes.
+    protocol: &'static str,
     code: u16,
     flags: &'static str,
     is_failure: bool,
@@ -129,12 +131,13 @@ impl Telling<'_> {
     pub fn counts_in(
         &mut self,
         edge: EdgeKey,
+        protocol: &'static str,
         code: u16,
         flags: &'static str,
         is_failure: bool,
         series: &Counter,
     ) {
-        self.0.requests.add(RequestsKey { edge, code, flags, is_failure }, series);
+        self.0.requests.add(RequestsKey { edge, protocol, code, flags, is_failure }, series);
     }
 
     pub fn takes_in(&mut self, key: LatencyKey, series: &Durations) {
@@ -240,8 +243,9 @@ mod tests {
     fn what_is_not_used_makes_room_and_is_told_of_again_when_it_is() {
         let traffic = Traffic::default();
         let (used, unused) = (Counter::default(), Counter::default());
-        let tell =
-            |service, series| traffic.tell().unwrap().counts_in(edge(service), 200, "-", false, series);
+        let tell = |service, series| {
+            traffic.tell().unwrap().counts_in(edge(service), "http", 200, "-", false, series)
+        };
         tell("shop/used", &used);
         tell("shop/unused", &unused);
         unused.inc_by(1000);
@@ -286,18 +290,22 @@ mod tests {
             source_cluster: "east".to_owned(),
             destination_cluster: "east".to_owned(),
         };
-        let (good, bad, durations) = (Counter::default(), Counter::default(), Durations::default());
+        let (good, calls, bad) = (Counter::default(), Counter::default(), Counter::default());
+        let durations = Durations::default();
         let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
         assert_eq!(traffic.due(at(0)), None);
         // Two workers count in the same series.
         for _ in 0..2 {
             let mut table = traffic.tell().unwrap();
-            table.counts_in(key.clone(), 200, "-", false, &good);
-            table.counts_in(key.clone(), 503, "UH", true, &bad);
+            table.counts_in(key.clone(), "http", 200, "-", false, &good);
+            table.counts_in(key.clone(), "grpc", 200, "-", false, &calls);
+            table.counts_in(key.clone(), "http", 503, "UH", true, &bad);
             table.takes_in(latency.clone(), &durations);
         }
-        good.inc_by(40);
+        // Calls of gRPC are added to them.
+        good.inc_by(30);
+        calls.inc_by(10);
         bad.inc_by(10);
         (0..50).for_each(|_| durations.observe(Duration::from_micros(1500)));
         assert_eq!(traffic.due(at(4)), None, "not yet");

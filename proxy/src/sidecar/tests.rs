@@ -20,6 +20,7 @@ mod plaintext;
 mod readers;
 mod replaced;
 mod routing;
+mod seen;
 mod shedding;
 mod tcp;
 mod traces;

@@ -18,6 +18,7 @@ use crate::answer::Reason;
 use crate::headers;
 use crate::io::ingress::Gate;
 use crate::outbound::{self, Plan};
+use crate::request_id::REQUEST_ID;
 
 /// How a client outside has come in.
 pub struct Entrance {
@@ -61,6 +62,8 @@ impl Outbound {
         // For routes to match; written again when all that ends here has gone.
         let (from, tls) = entrance.client();
         headers::forwarded_for(request.headers_mut(), from, tls);
+        // A new one is made, as no client outside names requests in our logs; Envoy does the same at the edge.
+        headers::remove_as_read(request.headers_mut(), REQUEST_ID.as_str());
         let mut response = self.answer(Door::Gateway(entrance), request).await?;
         // How the mesh is made is nobody's business outside.
         headers::strip_reserved(response.headers_mut());

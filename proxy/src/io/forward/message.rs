@@ -84,7 +84,7 @@ pub(super) fn prepare(
     parts.headers.remove(header::HOST);
     // Our own server answered it already, by reading the body.
     parts.headers.remove(header::EXPECT);
-    record.trace.put(&mut parts.headers);
+    record.put(&mut parts.headers);
     if let Some(filters) = filters {
         filters.edit_request(&mut parts.headers);
     }

@@ -61,7 +61,7 @@ impl Outbound {
     /// One attempt, within the time that the request itself has.
     async fn send_copy(&self, view: &View, plan: &Plan, mut request: Request<RequestBody>) -> &'static str {
         let mut record = Record::begin(&self.reporter, Direction::Outbound, &request);
-        record.trace.put(request.headers_mut());
+        record.put(request.headers_mut());
         let own = self.plane.credentials.current();
         if let Some(own) = &own {
             self.tell_source(view, own, &mut record);

@@ -78,6 +78,7 @@ fn span(finished: &Finished) -> Span {
     if is_secured {
         attributes.text("tls.protocol.version", "1.3");
     }
+    attributes.text("guid:x-request-id", entry.request_id.as_str());
     attributes.text("mesh.service", &entry.upstream_cluster);
     attributes.text("mesh.source.cluster", &entry.source_cluster);
     attributes.text("mesh.destination.cluster", &entry.destination_cluster);

@@ -264,7 +264,13 @@ fn who_looks_is_told_of_requests_until_the_stream_ends() {
         let mut followed = Followed::start().await;
         let plane = Arc::clone(&followed.plane);
         let request = http::Request::get("http://reviews/r/7").body(()).unwrap();
-        let head = || plane.taps.head(&request, &crate::trace::Trace::default());
+        let head = || {
+            plane.taps.head(
+                &request,
+                &crate::trace::Trace::default(),
+                &crate::request_id::RequestId::default(),
+            )
+        };
         let mut session = followed.session().await;
         session.hello().await;
         session.announcement().await;

@@ -129,6 +129,8 @@ fn a_client_outside_gets_to_a_service_by_the_gateways_routes_and_certificate() {
             ("x-forwarded-proto", "gopher"),
             ("x-real-ip", "192.0.2.66"),
             ("forwarded", "for=192.0.2.66"),
+            ("x-request-id", "forged"),
+            ("x_request_id", "forged"),
             ("x-forwarded-client-cert", "URI=spiffe://east.example/ns/shop/sa/admin"),
         ] {
             request.headers_mut().insert(name, forged.parse().unwrap());
@@ -145,6 +147,8 @@ fn a_client_outside_gets_to_a_service_by_the_gateways_routes_and_certificate() {
             (&"127.0.0.1".into(), &"https".into())
         );
         assert!(headers["x-real-ip"].is_null() && headers["forwarded"].is_null(), "{headers}");
+        assert_eq!(headers["x-request-id"].as_str().map(str::len), Some(36), "{headers}");
+        assert!(headers["x_request_id"].is_null(), "{headers}");
         let caller = headers["x-forwarded-client-cert"].as_str().unwrap();
         assert!(caller.ends_with(";URI=spiffe://east.example/ns/shop/sa/public"), "{caller}");
 

@@ -190,6 +190,7 @@ fn a_collector_gets_the_spans_of_both_proxies_as_one_trace() {
         assert_eq!(server.kind, i32::from(SpanKind::Server));
         assert!(client.start_time_unix_nano <= server.start_time_unix_nano);
         assert!(client.end_time_unix_nano > client.start_time_unix_nano);
+        assert_eq!(text(client, "guid:x-request-id"), text(server, "guid:x-request-id"));
         for (span, name, instance) in [(client, "productpage", "product-1"), (server, "reviews", "reviews-1")]
         {
             assert_eq!(span.name, "GET shop/reviews");

@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 
 use crate::config::TcpUpstream;
 use crate::io::record::TCP;
+use crate::request_id::{REQUEST_ID, RequestId};
 use crate::runtime::access_log::{AccessLog, Entry};
 use crate::runtime::drain::{Drain, drain};
 use crate::runtime::worker::{LocalExecutor, Random};
@@ -210,6 +211,7 @@ impl std::io::Write for Lines {
                 policy: text("policy"),
                 hanse_reason: text("hanse_reason"),
                 response_code_details: text("response_code_details"),
+                request_id: request_id(&text("request_id")),
                 trace_id: TraceId::read(&text("trace_id")),
                 span_id: SpanId::read(&text("span_id")),
                 response_code: line["response_code"].as_u64().unwrap_or_default() as u16,
@@ -225,6 +227,12 @@ impl std::io::Write for Lines {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+fn request_id(text: &str) -> RequestId {
+    let value = text.parse::<http::HeaderValue>().ok().filter(|_| !text.is_empty());
+    let headers = value.map(|value| http::HeaderMap::from_iter([(REQUEST_ID, value)]));
+    headers.map(|headers| RequestId::begin(&headers, true, || panic!("it has one"))).unwrap_or_default()
 }
 
 /// An access log, and its lines.
