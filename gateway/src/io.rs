@@ -1,10 +1,10 @@
 //! The shell of the gateway: sockets, TLS and copying. Decisions are made in `route`, `limit` and `server_name`.
 
+mod opening;
 pub mod passthrough;
 #[cfg(target_os = "linux")]
 pub mod pipe;
 pub mod relay;
-mod tls_only;
 pub mod tunnel;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hanse_identity::tls::TlsIdentity;
 use hanse_identity::{
-    ClusterName, Revocation, RevocationId, ServiceName, SpiffeId, Timestamp, Trust, TrustDomain,
+    ClusterName, Revocation, RevocationId, ServiceName, SpiffeId, SvidFacts, Timestamp, Trust, TrustDomain,
     VerifiedCaller, VerifyError,
 };
 use tokio::sync::{Notify, watch};
@@ -320,6 +320,12 @@ impl Entry {
             not_after: peer.not_after.to_string(),
         }
     }
+}
+
+/// What our own standing makes of a connection whose other end has none, and which is in no table therefore.
+pub fn judge_own(trust: &Trust, own: &SvidFacts, now: Timestamp) -> Order {
+    let revoked = strictest(trust.revocations.hitting(own, &[]), Cause::OwnIdentityRevoked, now);
+    if own.not_after <= now { Order::Close(Cause::Expired) } else { revoked }
 }
 
 /// What the revocations that hit one end make of a connection.

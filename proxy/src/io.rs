@@ -24,6 +24,7 @@ pub mod listen;
 pub mod loops;
 pub mod metered;
 pub mod outside;
+pub mod peek;
 pub mod record;
 pub mod sever;
 pub mod stream;

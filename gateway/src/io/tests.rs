@@ -1,5 +1,6 @@
 //! Tests of both doors over loopback sockets: real TLS, real HTTP/2 CONNECT, Views given by hand.
 
+mod opening;
 mod stale;
 
 use std::collections::BTreeSet;
@@ -43,6 +44,9 @@ use crate::telemetry::GatewayTelemetry;
 
 const SOON: Duration = Duration::from_secs(2);
 const REVIEWS: &str = "reviews.shop.svc.cluster.local:80";
+/// As TLS begins.
+const HELLO: [u8; 6] = [0x16, 3, 1, 0, 200, 1];
+const GREETING: &[u8] = b"+OK ";
 
 /// One cluster's authority.
 struct Domain {
@@ -156,34 +160,44 @@ fn add_service(view: &mut View, name: &str, export: Option<Export>, endpoint: So
     view.endpoints.insert(endpoint.id.clone(), endpoint);
 }
 
-/// Says back what it hears; knows how many still talk to it.
+/// Says a word of its own and then back what it hears; knows how many still talk to it, and what it has heard.
 struct Echo {
     address: SocketAddr,
     talking: Arc<AtomicUsize>,
+    heard: Arc<AtomicUsize>,
 }
 
 impl Echo {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, talking) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
-        let count = Arc::clone(&talking);
+        let heard = Arc::new(AtomicUsize::new(0));
+        let counts = (Arc::clone(&talking), Arc::clone(&heard));
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                let count = Arc::clone(&count);
+                let (count, heard) = counts.clone();
                 count.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(async move {
-                    let (mut from, mut to) = stream.split();
-                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                    let _ = stream.write_all(GREETING).await;
+                    let mut bytes = [0; 64];
+                    while let Ok(read @ 1..) = stream.read(&mut bytes).await {
+                        heard.fetch_add(read, Ordering::SeqCst);
+                        let _ = stream.write_all(&bytes[..read]).await;
+                    }
                     count.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, talking }
+        Self { address, talking, heard }
     }
 
     fn talking(&self) -> usize {
         self.talking.load(Ordering::SeqCst)
+    }
+
+    fn heard(&self) -> usize {
+        self.heard.load(Ordering::SeqCst)
     }
 }
 
@@ -321,12 +335,27 @@ impl Tunnel {
     }
 }
 
+/// A stream that has begun as TLS does, and has heard who is there.
+async fn begun(tunnel: &mut Tunnel) -> TokioIo<Upgraded> {
+    let mut stream = tunnel.connect(REVIEWS).await.unwrap();
+    begins(&mut stream).await;
+    stream
+}
+
+async fn begins(stream: &mut TokioIo<Upgraded>) {
+    stream.write_all(&HELLO).await.unwrap();
+    hears(stream, &[GREETING, &HELLO].concat()).await;
+}
+
 async fn echoes(stream: &mut TokioIo<Upgraded>) {
-    let mut heard = [0; 5];
-    // As TLS begins.
-    stream.write_all(b"\x16ello").await.unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    hears(stream, b"hello").await;
+}
+
+async fn hears(stream: &mut TokioIo<Upgraded>, what: &[u8]) {
+    let mut heard = vec![0; what.len()];
     tokio::time::timeout(SOON, stream.read_exact(&mut heard)).await.expect("an echo").unwrap();
-    assert_eq!(&heard, b"\x16ello");
+    assert_eq!(heard, what);
 }
 
 async fn is_cut(stream: &mut TokioIo<Upgraded>) {
@@ -359,9 +388,7 @@ fn a_revocation_cuts_the_connection_and_every_stream_on_it() {
         let mut tunnel = world.tunnel().await.unwrap();
         let mut streams = Vec::new();
         for _ in 0..3 {
-            let mut stream = tunnel.connect(REVIEWS).await.unwrap();
-            echoes(&mut stream).await;
-            streams.push(stream);
+            streams.push(begun(&mut tunnel).await);
         }
         let product = world.west.id("product");
         assert_eq!(world.door.plane().connections.reach(&revoke(&product)).connections, 1);
@@ -389,20 +416,7 @@ fn a_revocation_cuts_the_connection_and_every_stream_on_it() {
         // A hold that is lifted lets it in again.
         world.put_in_force(|view| drop(view.revocations.remove(&revocation.id))).await;
         let mut tunnel = world.tunnel().await.unwrap();
-        echoes(&mut tunnel.connect(REVIEWS).await.unwrap()).await;
-    });
-}
-
-/// A port that takes plain text takes it from its own network: who comes from another cluster has to say who he is.
-#[test]
-fn plain_text_comes_out_of_no_tunnel() {
-    run(async {
-        let world = World::open(16, 0).await;
-        let mut tunnel = world.tunnel().await.unwrap();
-        let mut stream = tunnel.connect(REVIEWS).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: reviews.shop\r\n\r\n").await.unwrap();
-        is_cut(&mut stream).await;
-        echoes(&mut tunnel.connect(REVIEWS).await.unwrap()).await;
+        begun(&mut tunnel).await;
     });
 }
 
@@ -411,8 +425,7 @@ fn a_gateway_that_is_revoked_itself_serves_nobody() {
     run(async {
         let mut world = World::open(16, 0).await;
         let mut tunnel = world.tunnel().await.unwrap();
-        let mut stream = tunnel.connect(REVIEWS).await.unwrap();
-        echoes(&mut stream).await;
+        let mut stream = begun(&mut tunnel).await;
         let revocation = revoke(&world.east.gateway().facts.id);
         world.put_in_force(|view| view.revocations.insert(revocation.clone())).await;
         is_cut(&mut stream).await;
@@ -447,7 +460,7 @@ fn what_is_not_exported_is_not_reached() {
         world
             .put_in_force(|view| view.services.get_mut(&name).unwrap().export = Some(Export::Everyone))
             .await;
-        echoes(&mut tunnel.connect("secret.shop.svc.cluster.local:80").await.unwrap()).await;
+        begins(&mut tunnel.connect("secret.shop.svc.cluster.local:80").await.unwrap()).await;
         world.put_in_force(|view| view.services.get_mut(&secret).unwrap().export = None).await;
         let refused = tunnel.connect("secret.shop.svc.cluster.local:80").await.map(|_| ()).unwrap_err();
         assert_eq!(refused.0, 403);
@@ -462,8 +475,7 @@ fn a_stream_ends_soon_after_its_service_is_no_longer_exported() {
     run(async {
         let mut world = World::open(16, 0).await;
         let mut tunnel = world.tunnel().await.unwrap();
-        let mut stream = tunnel.connect(REVIEWS).await.unwrap();
-        echoes(&mut stream).await;
+        let mut stream = begun(&mut tunnel).await;
         let name: hanse_identity::ServiceName = "shop/reviews".parse().unwrap();
         world.put_in_force(|view| view.services.get_mut(&name).unwrap().export = None).await;
         // What is under way may end.
@@ -548,8 +560,8 @@ fn one_cluster_fills_neither_the_streams_nor_the_connections() {
     run(async {
         let world = World::open(2, 0).await;
         let mut tunnel = world.tunnel().await.unwrap();
-        let mut first = tunnel.connect(REVIEWS).await.unwrap();
-        let second = tunnel.connect(REVIEWS).await.unwrap();
+        let mut first = begun(&mut tunnel).await;
+        let second = begun(&mut tunnel).await;
         let refused = tunnel.connect(REVIEWS).await.map(|_| ()).unwrap_err();
         assert_eq!(refused, (503, "over-limit".to_owned()));
         echoes(&mut first).await;
@@ -558,8 +570,7 @@ fn one_cluster_fills_neither_the_streams_nor_the_connections() {
         until("its place is free", || echo.talking() == 1).await;
         let limits = &world.door.gateway.limits;
         until("its place is counted free", || limits.open().iter().all(|(_, open)| *open == 1)).await;
-        let mut second = tunnel.connect(REVIEWS).await.unwrap();
-        echoes(&mut second).await;
+        let _second = begun(&mut tunnel).await;
 
         let mut other = world.tunnel().await.unwrap();
         assert_eq!(other.connect(REVIEWS).await.map(|_| ()).unwrap_err().0, 503, "the same cluster's places");
@@ -574,7 +585,7 @@ fn one_cluster_fills_neither_the_streams_nor_the_connections() {
         let home = plane(&world.east.workload("product", 0));
         home.publish(Arc::new(world.east_view.clone()));
         let mut tunnel = Tunnel::dial(&home, world.door.tunnel, None, &world.east).await.unwrap();
-        echoes(&mut tunnel.connect(REVIEWS).await.unwrap()).await;
+        begun(&mut tunnel).await;
     });
 }
 
@@ -583,8 +594,7 @@ fn draining_lets_streams_finish_and_takes_no_new_ones() {
     run(async {
         let mut world = World::open(16, 0).await;
         let mut tunnel = world.tunnel().await.unwrap();
-        let mut stream = tunnel.connect(REVIEWS).await.unwrap();
-        echoes(&mut stream).await;
+        let mut stream = begun(&mut tunnel).await;
         world.door.drain.begin();
         let door = world.door.tunnel;
         until("the listener is closed", || std::net::TcpStream::connect(door).is_err()).await;
@@ -603,8 +613,7 @@ fn a_caller_whose_svid_is_about_to_expire_is_asked_to_leave_in_good_time() {
     run(async {
         let world = World::open(16, 60).await;
         let mut tunnel = world.tunnel().await.unwrap();
-        let mut stream = tunnel.connect(REVIEWS).await.unwrap();
-        echoes(&mut stream).await;
+        let mut stream = begun(&mut tunnel).await;
         let facts = world.caller.credentials.current().unwrap().identity.facts.clone();
         let nearly = facts.not_after - Duration::from_secs(1);
         let plane = world.door.plane();

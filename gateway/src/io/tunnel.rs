@@ -32,9 +32,8 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::relay::relay;
-use super::tls_only::TlsOnly;
-use super::{ACCEPT_PAUSE, CONNECT_TIMEOUT, ENDPOINTS_TRIED, Gateway};
+use super::opening::{self, Ended, Target};
+use super::{ACCEPT_PAUSE, ENDPOINTS_TRIED, Gateway};
 use crate::limit::Permit;
 use crate::route::{Admitted, Denied, admit};
 
@@ -60,7 +59,7 @@ const MAX_HEADER_LIST_BYTES: u32 = 4 * 1024;
 struct Opened {
     service: ServiceName,
     permit: Permit,
-    target: TcpStream,
+    target: Target,
 }
 
 /// Why a CONNECT is not answered with 200.
@@ -222,10 +221,14 @@ async fn answer(
                 gateway.plane.telemetry.refused("not-exported");
                 tracing::info!(caller = %caller.id(), service = %opened.service, "stream cut, no longer exported");
             }
-            copied = relay(TlsOnly::new(TokioIo::new(upgraded)), opened.target, counted) => {
-                if let Err(error) = copied {
-                    tracing::debug!(%error, "stream ended");
+            carried = opening::carry(TokioIo::new(upgraded), opened.target, counted) => {
+                let Err(error) = carried else { return };
+                match error {
+                    Ended::NotTls => gateway.plane.telemetry.refused("tunnel-not-tls"),
+                    Ended::Silent => gateway.plane.telemetry.refused("tunnel-silent"),
+                    Ended::Io(_) => {}
                 }
+                tracing::debug!(caller = %caller.id(), service = %opened.service, %error, "stream ended");
             }
         }
     });
@@ -268,16 +271,12 @@ pub(super) async fn unexported(gateway: &Gateway, caller: &SpiffeId, service: &S
 }
 
 /// The first endpoint that takes a connection. Nothing of the caller's has been sent yet, so trying is free.
-async fn connect(view: &View, admitted: &Admitted) -> Option<TcpStream> {
+async fn connect(view: &View, admitted: &Admitted) -> Option<Target> {
     let random = Random::from_entropy().next();
     for endpoint in admitted.endpoints(view, random).into_iter().take(ENDPOINTS_TRIED) {
-        match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(endpoint.address)).await {
-            Ok(Ok(stream)) => {
-                let _ = stream.set_nodelay(true);
-                return Some(stream);
-            }
-            Ok(Err(error)) => tracing::debug!(endpoint = %endpoint.id, %error, "endpoint does not answer"),
-            Err(_) => tracing::debug!(endpoint = %endpoint.id, "endpoint does not answer in time"),
+        match Target::dial(endpoint.address).await {
+            Ok(target) => return Some(target),
+            Err(error) => tracing::debug!(endpoint = %endpoint.id, %error, "endpoint does not answer"),
         }
     }
     None

@@ -49,3 +49,22 @@ fn what_is_not_tls_is_refused() {
     let huge = vec![0x16; MAX_CLIENT_HELLO_BYTES + 1];
     assert_eq!(read(&huge), Verdict::Refused(NoHello::TooLarge.into()));
 }
+
+/// What is passed on for its name must not come to a port that takes plain text as that.
+#[test]
+fn no_name_is_read_in_what_a_permissive_port_takes_for_plain_text() {
+    use hanse_proxy::plain::{Begins, begins};
+    let hello = client_hello(&gateway().to_name().unwrap());
+    let mut read_so = 0;
+    for at in 0..hanse_proxy::plain::LOOKED_AT {
+        for byte in 0..=u8::MAX {
+            let mut other = hello.clone();
+            other[at] = byte;
+            if let Verdict::Name(_) = read(&other) {
+                read_so += 1;
+                assert_eq!(begins(&other), Begins::Tls, "{byte:#x} at {at}");
+            }
+        }
+    }
+    assert!(read_so > 256, "the version of the record is nobody's to judge: {read_so}");
+}

@@ -58,6 +58,7 @@ pub struct Inbound {
     service_texts: BTreeMap<ServiceName, Text>,
     app: Option<Rc<App>>,
     in_flight: InFlight,
+    plain: plain::Plain,
     limits: Arc<Limits>,
     streams: Streams,
     /// Ports that are plain TCP, and where the app takes them.
@@ -153,6 +154,7 @@ impl Inbound {
             service_texts,
             app,
             in_flight,
+            plain: plain::Plain::default(),
             limits,
             streams,
             tcp_ports,
@@ -190,9 +192,9 @@ impl Inbound {
         }
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         let admitted = self.admit(&caller, &mut request, &mut record);
-        let full = self.in_flight.count() >= MAX_IN_FLIGHT;
+        let full = self.is_full(&caller);
         let too_large = request.headers().len() > MAX_HEADERS;
-        let flying = self.in_flight.begin();
+        let flying = self.begin(&caller);
         let outcome = match admitted {
             Ok(_) if full => Err(Reason::Overload),
             Ok(_) if too_large => Err(Reason::HeadTooLarge),

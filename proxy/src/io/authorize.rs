@@ -75,6 +75,9 @@ pub enum Silent {
     Timeout(Duration),
     #[error("it cannot be reached: {0}")]
     Unreachable(String),
+    /// It was reached, and said no word.
+    #[error("it broke the question off: {0}")]
+    BrokeOff(String),
     #[error("it answered {0:?}: {1}")]
     Status(tonic::Code, String),
     #[error("its answer cannot be used: {0}")]
@@ -138,14 +141,7 @@ impl Authorizers {
                 // A connection that had been closed meanwhile: to ask twice changes nothing.
                 Err(_) if !fresh && sender.is_closed() => {}
                 Err(status) => {
-                    let why = status.message().to_owned();
-                    // Made here of what became of the connection, and not said by anybody.
-                    let is_ours = std::error::Error::source(&status).is_some();
-                    return Err(if is_ours {
-                        Silent::Unreachable(why)
-                    } else {
-                        Silent::Status(status.code(), why)
-                    });
+                    return Err(Silent::of(&status));
                 }
             }
         }
@@ -193,21 +189,47 @@ impl Authorizers {
     }
 }
 
+/// What our own outbound side, or the authorizer's proxy, says in its place where it is there: a bound, or that it was reached and
+/// broke off. Such an answer is a reason and nothing else.
+const THERE: [Reason; 5] =
+    [Reason::Overload, Reason::Overflow, Reason::Shed, Reason::AppReset, Reason::ConnectionLost];
+
 impl Silent {
-    /// Whether nobody is there to answer. Neither what it says that cannot be used is that, nor that it failed, which a request
-    /// may have brought about, nor a bound, ours or its own, which whoever sends enough requests could reach.
+    /// Tells what was said from what is made here of the end of a connection.
+    fn of(status: &tonic::Status) -> Self {
+        let why = status.message().to_owned();
+        let mut cause = std::error::Error::source(status);
+        if cause.is_none() {
+            return Self::Status(status.code(), why);
+        }
+        while let Some(error) = cause {
+            if error.downcast_ref::<h2::Error>().is_some_and(is_said) {
+                return Self::BrokeOff(why);
+            }
+            cause = error.source();
+        }
+        Self::Unreachable(why)
+    }
+
+    /// Whether nobody is there to answer. Neither what it says that cannot be used is that, nor that it failed or broke off, which
+    /// a request may have brought about, nor a bound, ours or its own, which whoever sends enough requests could reach.
     pub fn is_absence(&self) -> bool {
-        let is_bound =
-            |why: &str| [Reason::Overload, Reason::Overflow].iter().any(|bound| bound.as_str() == why);
+        let is_there = |why: &str| THERE.iter().any(|reason| reason.as_str() == why);
         match self {
-            Self::Busy | Self::Unusable(_) => false,
+            Self::Busy | Self::Unusable(_) | Self::BrokeOff(_) => false,
             Self::Timeout(_) | Self::Unreachable(_) => true,
-            // What our own outbound side says in its place is a reason and nothing else.
-            Self::Status(tonic::Code::Unavailable, why) => !is_bound(why),
+            Self::Status(tonic::Code::Unavailable, why) => !is_there(why),
             // Said by somebody who is there.
             Self::Status(..) => false,
         }
     }
+}
+
+/// Whether somebody has said this in frames, by breaking the rules perhaps: a stream that was reset, a connection that was ended for
+/// what was asked. A connection that is gone says nothing, and who says goodbye is leaving.
+fn is_said(error: &h2::Error) -> bool {
+    let goodbye = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    !error.is_io() && !goodbye
 }
 
 impl Drop for Asking {
@@ -263,5 +285,30 @@ impl tower::Service<Request<Body>> for Wire {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_there_is_not_away() {
+        let said = |reason: Reason| Silent::Status(tonic::Code::Unavailable, reason.as_str().to_owned());
+        for away in
+            [Reason::NoHealthyEndpoint, Reason::NoSuchService, Reason::Unreachable, Reason::AppUnreachable]
+        {
+            assert!(said(away).is_absence(), "{away:?}");
+        }
+        for there in THERE {
+            assert!(!said(there).is_absence(), "{there:?}");
+        }
+        let broke = |error: h2::Error| Silent::of(&tonic::Status::from_error(Box::new(error)));
+        for reason in [h2::Reason::REFUSED_STREAM, h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR] {
+            let silent = broke(reason.into());
+            assert!(matches!(silent, Silent::BrokeOff(_)) && !silent.is_absence(), "{silent:?}");
+        }
+        let gone = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(Silent::of(&tonic::Status::from_error(Box::new(gone))).is_absence());
     }
 }

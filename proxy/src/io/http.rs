@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::metered::Metered;
+use super::peek::Pauses;
 use crate::connections::{Live, Order};
 use crate::headers::is_framing_plain;
 use crate::runtime::drain::Stop;
@@ -43,8 +44,6 @@ pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How a server finds out that a client is gone without a word.
 const SERVER_PING_EVERY: Duration = Duration::from_secs(15);
 const SERVER_PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a first byte is looked at again when it decides nothing yet.
-const PEEK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Streams that one HTTP/2 connection for streams may carry, and their windows: together no more than the connection's,
 /// so that ends which do not read hold up nobody else's.
@@ -195,6 +194,7 @@ pub async fn detect(stream: &TcpStream) -> Option<Protocol> {
     const PREFACE: &[u8; 3] = b"PRI";
     let mut first = [0u8; 3];
     let looked = async {
+        let mut pauses = Pauses::default();
         loop {
             let n = stream.peek(&mut first).await.ok().filter(|n| *n > 0)?;
             if first[..n] != PREFACE[..n] {
@@ -203,7 +203,7 @@ pub async fn detect(stream: &TcpStream) -> Option<Protocol> {
             if n == PREFACE.len() {
                 return Some(Protocol::Http2);
             }
-            tokio::time::sleep(PEEK_AGAIN).await;
+            pauses.next().await;
         }
     };
     tokio::time::timeout(FIRST_BYTES_TIMEOUT, looked).await.ok().flatten()

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::body::ByteCount;
 use super::listen::{Flying, InFlight};
+use super::peek::Pauses;
 use super::record::Record;
 use crate::server_name::{self, Hello, MAX_CLIENT_HELLO_BYTES, NoHello};
 
@@ -24,9 +25,6 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(3600);
 const JOIN_WITHIN: Duration = Duration::from_secs(5);
 /// Longest wait for a ClientHello where a route goes by the name in it.
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
-/// How soon it is looked again when it is there in part, at first and at most: who stays there has to cost little.
-const PEEK_AGAIN: Duration = Duration::from_millis(2);
-const PEEK_AGAIN_AT_MOST: Duration = Duration::from_millis(64);
 /// How long a client may take to hear why it is sent away.
 const ALERT_WITHIN: Duration = Duration::from_secs(1);
 /// A DATA frame of that many bytes and its header fill one TLS record.
@@ -136,7 +134,7 @@ pub async fn server_name(client: &TcpStream) -> Option<String> {
 pub async fn hello(client: &TcpStream) -> Option<Hello> {
     let mut buffer = vec![0; MAX_CLIENT_HELLO_BYTES];
     let looked = async {
-        let (mut seen, mut pause) = (0, PEEK_AGAIN);
+        let (mut seen, mut pauses) = (0, Pauses::default());
         loop {
             let there = client.peek(&mut buffer).await.ok().filter(|there| *there > 0)?;
             if there > seen {
@@ -147,8 +145,7 @@ pub async fn hello(client: &TcpStream) -> Option<Hello> {
                     told => return Some(told),
                 }
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PEEK_AGAIN_AT_MOST);
+            pauses.next().await;
         }
     };
     tokio::time::timeout(HELLO_WITHIN, looked).await.unwrap_or(Some(Hello::More))

@@ -141,6 +141,11 @@ impl Knowledge {
         self.believed.send_if_modified(|before| std::mem::replace(before, believed) != believed);
     }
 
+    /// Resolves when our own SVID is no longer believed, or is again.
+    pub fn belief(&self) -> watch::Receiver<bool> {
+        self.believed.subscribe()
+    }
+
     /// Resolves on every new revision.
     pub fn revisions(&self) -> watch::Receiver<Revision> {
         self.revisions.subscribe()

@@ -304,7 +304,7 @@ impl Default for Telemetry {
         new.register("hanse_refused", "Connections and requests refused, by reason", new.refused.clone());
         new.register(
             "hanse_connections_closed",
-            "Live mesh connections closed by a sweep, by cause",
+            "Live connections closed by us, by cause",
             new.closed.clone(),
         );
         new.register("istio_requests", "Requests, as the reporter saw them", new.requests.clone());

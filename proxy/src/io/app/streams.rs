@@ -15,10 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::standing::{Asked, Standing};
-use super::{
-    App, Caller, Inbound, InboundResponse, MAX_IN_FLIGHT, Serving, broke_off, connect_app, mesh_answer,
-    prepare,
-};
+use super::{App, Caller, Inbound, InboundResponse, Serving, broke_off, connect_app, mesh_answer, prepare};
 use crate::answer::Reason;
 use crate::headers;
 use crate::inbound::admit_stream;
@@ -57,7 +54,7 @@ impl Inbound {
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         let outcome = match (wanted, self.admit(&caller, &mut request, &mut record)) {
             (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
-            (Ok(_), Ok(_)) if self.in_flight.count() >= MAX_IN_FLIGHT => Err(Reason::Overload),
+            (Ok(_), Ok(_)) if self.is_full(&caller) => Err(Reason::Overload),
             (Ok(_), Ok(_)) if request.headers().len() > MAX_HEADERS => Err(Reason::HeadTooLarge),
             (Ok(wanted), Ok((admitted, user))) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => {

@@ -268,6 +268,51 @@ fn without_an_answer_nothing_goes_on_unless_the_policy_says_so() {
     });
 }
 
+/// An authorizer that takes every question and resets its stream.
+async fn resetting() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = hyper::service::service_fn(|_: Request<hyper::body::Incoming>| async {
+                Err::<http::Response<Full<Bytes>>, _>(std::io::Error::other("no"))
+            });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let served = hyper::server::conn::http2::Builder::new(crate::runtime::worker::LocalExecutor)
+                .serve_connection(io, answer);
+            tokio::task::spawn_local(async move { drop(served.await) });
+        }
+    });
+    address
+}
+
+#[test]
+fn one_that_resets_is_there_and_opens_nothing() {
+    on_local_set(async {
+        let (mut shop, _authz, _running) = guarded().await;
+        let address = resetting().await;
+        let behind = Sidecar::start(Some(&shop.east.workload("reset")), &["shop/reset"], Some(address));
+        let (id, inbound) = (shop.east.id("reset"), behind.inbound);
+        shop.change(|view| {
+            add_service(view, "shop/reset", std::slice::from_ref(&id), None);
+            add_endpoint(view, "reset-1", "shop/reset", &id, inbound);
+        });
+        behind.publish(&shop.view);
+        for whom in [format!("address: \"{address}\""), "backendRef: { name: reset }".to_owned()] {
+            shop.apply(&format!(
+                "apiVersion: hanse.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{ name: reviews-writes, namespace: shop }}\n\
+                 spec:\n  targetRefs: [{{ kind: Service, name: reviews }}]\n  action: External\n  \
+                 external: {{ {whom}, timeout: 5s, failOpen: true }}\n  rules: [{{}}]\n"
+            ));
+            let answer = ask(&shop, "GET", &[]).await;
+            let said = (answer.status.as_u16(), answer.header("x-hanse-reason"));
+            assert_eq!(said, (403, "authorizer-silent"), "{whom}");
+        }
+        assert!(counted(&shop, "failed") && !counted(&shop, "failed-open"));
+    });
+}
+
 #[test]
 fn an_upgrade_is_asked_about_too() {
     on_local_set(async {

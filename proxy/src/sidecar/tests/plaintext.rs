@@ -1,8 +1,9 @@
 //! Callers in plain text through real sidecars: the example of PeerAuthentication, who they are to policies, and their end.
 
 use hanse_federation::Change;
+use hanse_federation::policy::document::peer::MAX_PERMISSIVE;
 use hanse_federation::policy::{PolicyDocument, PolicyKey, PolicyKind, in_time, parse, validate};
-use hanse_identity::Timestamp;
+use hanse_identity::{Closing, Timestamp};
 
 use super::*;
 use crate::runtime::now;
@@ -22,9 +23,44 @@ fn example(view: &View, service: &str, port: u16, until: Timestamp) -> Change {
     Change::PolicyPut(Box::new(PolicyDocument { created: now(), ..document }))
 }
 
-fn open(shop: &mut Shop, lasts: Duration) {
-    let change = example(&shop.view, "reviews", shop.reviews.inbound.port(), now() + lasts);
+fn open(shop: &mut Shop) {
+    let change = example(&shop.view, "reviews", shop.reviews.inbound.port(), now() + HOUR);
     shop.change(|view| view.apply(&change));
+}
+
+/// Has the example be as old as no document may become, in a moment.
+fn nearly_over(shop: &mut Shop) {
+    let change = example(&shop.view, "reviews", shop.reviews.inbound.port(), now() + HOUR);
+    let Change::PolicyPut(mut document) = change else { panic!("the example is a document") };
+    document.created = now() + Duration::from_millis(300) - MAX_PERMISSIVE;
+    shop.change(|view| view.apply(&Change::PolicyPut(document)));
+}
+
+/// A caller in plain text whose answer has begun and never ends.
+async fn held(shop: &Shop) -> TcpStream {
+    let mut client = TcpStream::connect(shop.reviews.inbound).await.unwrap();
+    client.write_all(b"GET /forever HTTP/1.1\r\nhost: reviews.shop\r\n\r\n").await.unwrap();
+    let mut head = [0; 12];
+    client.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    client
+}
+
+/// It is cut, and not taken for complete.
+async fn is_ended(mut client: TcpStream) {
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), client.read_to_end(&mut rest)).await;
+    let _ = read.expect("it is cut");
+    assert!(!rest.ends_with(b"0\r\n\r\n"));
+}
+
+fn refused(sidecar: &Sidecar, reason: &'static str) -> u64 {
+    sidecar.plane.telemetry.refused.get_or_create(&Refused { reason }).get()
+}
+
+fn closed(sidecar: &Sidecar, cause: &str) -> bool {
+    let metrics = sidecar.plane.telemetry.to_text();
+    metrics.contains(&format!("hanse_connections_closed_total{{cause=\"{cause}\"}} 1"))
 }
 
 /// Asks the inbound port as a program does that knows of no mesh; `None`: it got no answer.
@@ -50,7 +86,7 @@ fn the_example_lets_callers_without_identity_in_and_tells_of_them() {
             request
         };
         assert!(plainly(&shop, asked()).await.is_none(), "strict is what it is without a word");
-        open(&mut shop, HOUR);
+        open(&mut shop);
         let answer = plainly(&shop, asked()).await.unwrap();
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         let seen = answer.seen();
@@ -101,7 +137,7 @@ fn the_example_lets_callers_without_identity_in_and_tells_of_them() {
 fn nobody_is_meant_by_a_rule_that_asks_for_an_identity() {
     on_local_set(async {
         let mut shop = Shop::open().await;
-        open(&mut shop, HOUR);
+        open(&mut shop);
         for (action, rule, expected) in [
             ("Allow", "{ from: { identities: [\"spiffe://**\"] } }", 403),
             ("Allow", "{ from: { namespaces: [shop] } }", 403),
@@ -123,31 +159,20 @@ fn nobody_is_meant_by_a_rule_that_asks_for_an_identity() {
 fn a_port_closes_by_the_clock_and_by_the_view_and_cuts_who_is_there() {
     on_local_set(async {
         let mut shop = Shop::open().await;
-        let held = async |shop: &Shop| {
-            let mut client = TcpStream::connect(shop.reviews.inbound).await.unwrap();
-            client.write_all(b"GET /forever HTTP/1.1\r\nhost: reviews.shop\r\n\r\n").await.unwrap();
-            let mut head = [0; 12];
-            client.read_exact(&mut head).await.unwrap();
-            assert_eq!(&head, b"HTTP/1.1 200");
-            client
-        };
-        let ended = async |mut client: TcpStream| {
-            let mut rest = Vec::new();
-            let read = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut rest)).await;
-            let _ = read.expect("it is cut");
-            assert!(!rest.ends_with(b"0\r\n\r\n"), "and not taken for complete");
-        };
         // Nobody takes it away: the proxy's clock does.
-        open(&mut shop, Duration::from_millis(900));
-        ended(held(&shop).await).await;
+        open(&mut shop);
+        let client = held(&shop).await;
+        nearly_over(&mut shop);
+        is_ended(client).await;
+        assert!(closed(&shop.reviews, "strict"));
         assert!(plainly(&shop, get(REVIEWS)).await.is_none());
 
-        open(&mut shop, HOUR);
+        open(&mut shop);
         let client = held(&shop).await;
         let key =
             PolicyKey { kind: PolicyKind::PeerAuthentication, name: "shop/reviews-moving".parse().unwrap() };
         shop.change(|view| view.apply(&Change::PolicyGone(key)));
-        ended(client).await;
+        is_ended(client).await;
         assert!(plainly(&shop, get(REVIEWS)).await.is_none());
         let metrics = shop.reviews.plane.telemetry.to_text();
         let port = shop.reviews.inbound.port();
@@ -181,12 +206,10 @@ fn a_server_that_speaks_first_is_heard_by_a_plain_caller() {
         tcp::heard(&mut client, "hello").await;
         client.write_all(b"PING").await.unwrap();
         tcp::heard(&mut client, "PING").await;
-        // Who speaks at once is not kept waiting either, and a Deny cuts both.
-        let started = std::time::Instant::now();
+        // A Deny cuts who has waited and who has spoken.
         let mut other = TcpStream::connect(redis.inbound).await.unwrap();
         other.write_all(b"PING").await.unwrap();
         tcp::heard(&mut other, "helloPING").await;
-        assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
         let deny = access::policy("closed", "Deny", &format!("[{{ to: {{ ports: [{port}] }} }}]"));
         let (document, _) =
             parse("test", &deny.replace("name: reviews }", "name: redis }")).unwrap().remove(0);
@@ -196,5 +219,68 @@ fn a_server_that_speaks_first_is_heard_by_a_plain_caller() {
         for client in [&mut client, &mut other] {
             assert!(tcp::is_reset(client).await);
         }
+    });
+}
+
+#[test]
+fn who_is_revoked_serves_nobody_in_plain_text_either() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        open(&mut shop);
+        let client = held(&shop).await;
+        let mut revocation = revoke(&shop.east.id("reviews"), 1);
+        revocation.closing = Closing::Never;
+        shop.change(|view| view.revocations.insert(revocation.clone()));
+        assert!(plainly(&shop, get(REVIEWS)).await.is_none());
+        assert_eq!(refused(&shop.reviews, "own_revoked"), 1);
+        let still = tokio::time::timeout(Duration::from_millis(50), client.readable()).await;
+        assert!(
+            still.is_err() || client.try_read(&mut [0; 1 << 16]).is_ok_and(|read| read > 0),
+            "left alone"
+        );
+        revocation.closing = Closing::Now;
+        shop.change(|view| view.revocations.insert(revocation.clone()));
+        is_ended(client).await;
+        assert!(closed(&shop.reviews, "own_revoked"));
+        shop.change(|view| drop(view.revocations.remove(&revocation.id)));
+        assert_eq!(plainly(&shop, get(REVIEWS)).await.unwrap().status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn callers_without_identity_leave_room_for_the_mesh() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        open(&mut shop);
+        // As many as there may be, in its own tests: one with the requests that all may have, and three that say nothing.
+        let mut sender = http2(TcpStream::connect(shop.reviews.inbound).await.unwrap()).await;
+        let mut answers = Vec::new();
+        for _ in 0..6 {
+            let request = Request::get("http://reviews.shop/forever").body(Full::default()).unwrap();
+            let answer = sender.send_request(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            answers.push(answer);
+        }
+        let request = Request::get("http://reviews.shop/x").body(Full::default()).unwrap();
+        let answer = Answer::of(sender.send_request(request).await.unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-hanse-reason")), (503, "overload"));
+        assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK, "the mesh has room");
+
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            silent.push(TcpStream::connect(shop.reviews.inbound).await.unwrap());
+        }
+        assert!(plainly(&shop, get(REVIEWS)).await.is_none(), "a fifth");
+        assert_eq!(refused(&shop.reviews, "plaintext_connections"), 1);
+        let second = Sidecar::start(Some(&shop.east.workload("productpage")), &[], None);
+        second.publish(&shop.view);
+        assert_eq!(second.get(REVIEWS).await.status, StatusCode::OK, "who begins TLS is let in");
+        silent.pop();
+        drop(answers);
+        until("there is room again", async || {
+            let answer = plainly(&shop, get(REVIEWS)).await;
+            answer.is_some_and(|answer| answer.status == StatusCode::OK)
+        })
+        .await;
     });
 }
