@@ -178,6 +178,22 @@ fn a_burst_of_bodies_that_are_still_to_come_does_not_pass_whole() {
 }
 
 #[test]
+fn what_an_app_does_not_find_is_an_answer_however_long_it_looks() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.policy("  limits: { concurrency: {} }");
+        until("the limit rises with demand", async || {
+            let asked =
+                (0..14).map(|_| shop.product.get("http://reviews.shop.svc.clusterset.local/late/404"));
+            let answers = futures_util::future::join_all(asked).await;
+            assert!(answers.iter().all(|answer| [404, 503].contains(&answer.status.as_u16())), "{answers:?}");
+            counted(&shop.reviews, "hanse_concurrency_limit") > 20
+        })
+        .await;
+    });
+}
+
+#[test]
 fn who_waits_for_an_authorizer_holds_no_place_and_takes_one_afterwards() {
     on_local_set(async {
         let (mut shop, _authz, running) = authorize::guarded().await;

@@ -408,7 +408,7 @@ where
 }
 
 /// An app: says its name, and what it was asked, as JSON. `/status/N` answers with N; `/forever` never ends,
-/// `/silent` is never answered.
+/// `/silent` is never answered, `/late/404` after 150 ms.
 pub struct App {
     pub address: SocketAddr,
     task: tokio::task::JoinHandle<()>,
@@ -460,6 +460,11 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
     if parts.uri.path() == "/silent" {
         // The body is not read either.
         std::future::pending::<()>().await;
+    }
+    if parts.uri.path() == "/late/404" {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let nothing = http_body_util::Either::Left(Full::default());
+        return Ok(Response::builder().status(404).body(nothing).unwrap());
     }
     let body = body.collect().await?;
     let trailers: Vec<_> =
