@@ -12,6 +12,7 @@ use hanse_identity::{ServiceName, Timestamp};
 use super::drain::Stop;
 use super::telemetry::{PortLabels, Telemetry};
 use super::{Plane, now};
+use crate::plain::ASKED_AGAIN;
 
 const WARN_EVERY: Duration = Duration::from_secs(3600);
 
@@ -29,7 +30,7 @@ pub async fn follow(plane: Arc<Plane>, services: Arc<BTreeSet<ServiceName>>, mut
     loop {
         let next = match plane.knowledge.view() {
             Some(view) => alarm.tell(PermissivePorts::build(&view, &services), now(), &plane.telemetry),
-            None => WARN_EVERY,
+            None => ASKED_AGAIN,
         };
         tokio::select! {
             () = stop.ended() => return,
@@ -40,7 +41,7 @@ pub async fn follow(plane: Arc<Plane>, services: Arc<BTreeSet<ServiceName>>, mut
 }
 
 impl Alarm {
-    /// Tells what has changed; after which time there may be more to tell.
+    /// Tells what has changed; after which time there may be more to tell, by a clock that may be set.
     fn tell(&mut self, said: PermissivePorts, now: Timestamp, telemetry: &Telemetry) -> Duration {
         let open = said.at(now);
         for (port, _) in self.open.iter().filter(|(port, _)| open.open(*port, now).is_none()) {
@@ -64,7 +65,7 @@ impl Alarm {
         }
         let ends = open.iter().map(|(_, permissive)| permissive.until.left(now)).min();
         self.open = open;
-        ends.map_or(WARN_EVERY, |ends| ends.min(WARN_EVERY))
+        ends.map_or(ASKED_AGAIN, |ends| ends.min(ASKED_AGAIN))
     }
 }
 
@@ -92,14 +93,16 @@ mod tests {
         let shown = |telemetry: &Telemetry| {
             telemetry.to_text().contains("hanse_permissive_until_timestamp_seconds{port=\"9080\"} 1800007200")
         };
-        assert_eq!(alarm.tell(ports.clone(), at, &telemetry), WARN_EVERY);
+        assert_eq!(alarm.tell(ports.clone(), at, &telemetry), ASKED_AGAIN);
         assert!(shown(&telemetry) && alarm.warned == Some(at));
         let later = at + Duration::from_secs(3599);
-        assert_eq!(alarm.tell(ports.clone(), later, &telemetry), WARN_EVERY);
+        assert_eq!(alarm.tell(ports.clone(), later, &telemetry), ASKED_AGAIN);
         assert_eq!(alarm.warned, Some(at), "once an hour");
         let later = at + Duration::from_secs(3601);
-        assert_eq!(alarm.tell(ports.clone(), later, &telemetry), Duration::from_secs(3599));
+        alarm.tell(ports.clone(), later, &telemetry);
         assert_eq!(alarm.warned, Some(later));
+        let last = until - Duration::from_secs(9);
+        assert_eq!(alarm.tell(ports.clone(), last, &telemetry), Duration::from_secs(9));
         alarm.tell(ports, until, &telemetry);
         assert!(!shown(&telemetry), "{}", telemetry.to_text());
     }

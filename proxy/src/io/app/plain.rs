@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hanse_identity::tls::{IdentitySource as _, TrustSource as _};
 use http::{Request, StatusCode};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
 
@@ -14,6 +15,7 @@ use super::standing::{Asked, Standing};
 use super::{Caller, CallerNames, Inbound, MAX_IN_FLIGHT, PermissivePorts, connect_app};
 use crate::answer::Reason;
 use crate::connections::{Cause, judge_own};
+use crate::headers;
 use crate::inbound::admit_stream;
 use crate::io::body::OnEnd as _;
 use crate::io::forward::captured::original_destination;
@@ -23,6 +25,7 @@ use crate::io::peek::Pauses;
 use crate::io::record::{Direction, Record, TCP};
 use crate::io::stream::{self, Ending};
 use crate::plain::{Begins, Door, LOOKED_AT, Over, begins, door, stays};
+use crate::request_id::REQUEST_ID;
 use crate::runtime::drain::Stop;
 use crate::runtime::knowledge::HANDSHAKE_WAITS;
 use crate::runtime::now;
@@ -177,8 +180,11 @@ impl Inbound {
     async fn serve_requests(self: Rc<Self>, stream: TcpStream, caller: Rc<Caller>, stop: Stop) {
         let telemetry = Arc::clone(&self.plane.telemetry);
         let Some(protocol) = detect(&stream).await else { return };
-        let service =
-            service_fn(move |request| Box::pin(Rc::clone(&self).handle(Rc::clone(&caller), request)));
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            // As at a Gateway: no proxy of the mesh has said it, and who may choose it could hide among another's lines.
+            headers::remove_as_read(request.headers_mut(), REQUEST_ID.as_str());
+            Box::pin(Rc::clone(&self).handle(Rc::clone(&caller), request))
+        });
         serve(stream, protocol, service, None, stop, &telemetry).await;
     }
 

@@ -77,7 +77,13 @@ fn the_example_lets_callers_without_identity_in_and_tells_of_them() {
         let mut shop = Shop::open().await;
         let asked = || {
             let mut request = get(REVIEWS);
-            for name in ["x-forwarded-client-cert", "X_Forwarded_Client_Cert", "x-hanse-cluster"] {
+            for name in [
+                "x-forwarded-client-cert",
+                "X_Forwarded_Client_Cert",
+                "x-hanse-cluster",
+                "x-request-id",
+                "X_Request_Id",
+            ] {
                 let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
                 request
                     .headers_mut()
@@ -97,6 +103,8 @@ fn the_example_lets_callers_without_identity_in_and_tells_of_them() {
             .filter(|name| crate::headers::is_reserved(name))
             .collect();
         assert!(named.is_empty(), "nobody's word tells the app who calls: {named:?}");
+        let request_id = seen["headers"]["x-request-id"].as_str().unwrap();
+        assert!(!request_id.contains("admin") && seen["headers"]["x_request_id"].is_null(), "{seen}");
         let logged = shop.reviews.logged().await;
         assert_eq!((logged.response_code, logged.source_spiffe.as_str()), (200, ""));
         assert_eq!((logged.source_cluster.as_str(), logged.destination_cluster.as_str()), ("", "east"));
