@@ -29,7 +29,7 @@ use super::authorize::Authorizers;
 use super::body::{OnEnd, RequestBody, ResponseBody};
 use super::concurrency::Held;
 use super::forward::mark;
-use super::http::{CONNECTION_WINDOW, MAX_HEAD_BYTES, MAX_HEADERS, STREAM_WINDOW};
+use super::http::{CONNECTION_WINDOW, MAX_CARRIED_HEADERS, MAX_HEAD_BYTES, STREAM_WINDOW};
 use super::limits::Limits;
 use super::listen::{Flying, InFlight};
 use super::record::{Direction, Record, Reporter};
@@ -193,7 +193,7 @@ impl Inbound {
         let mut record = Record::begin(&self.reporter, Direction::Inbound, &request);
         let admitted = self.admit(&caller, &mut request, &mut record);
         let full = self.is_full(&caller);
-        let too_large = request.headers().len() > MAX_HEADERS;
+        let too_large = request.headers().len() > MAX_CARRIED_HEADERS;
         let flying = self.begin(&caller);
         let outcome = match admitted {
             Ok(_) if full => Err(Reason::Overload),

@@ -27,6 +27,8 @@ use crate::runtime::worker::LocalExecutor;
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Fields of a request's head. HTTP/2 compresses them: what is one byte on the wire is a hundred in memory.
 pub const MAX_HEADERS: usize = 128;
+/// The same of a request that another proxy sends on: with what that puts in, such as its ID, its trace and its client.
+pub const MAX_CARRIED_HEADERS: usize = MAX_HEADERS + 8;
 /// Requests that one HTTP/2 connection may have in flight.
 pub const MAX_STREAMS: u32 = 1024;
 /// Requests that a client took back before we had looked at them.

@@ -21,7 +21,7 @@ use crate::headers;
 use crate::inbound::admit_stream;
 use crate::io::body::{RequestBody, ResponseBody};
 use crate::io::forward::upgrade::{METHOD, STATUS};
-use crate::io::http::MAX_HEADERS;
+use crate::io::http::MAX_CARRIED_HEADERS;
 use crate::io::record::{Direction, Record, TCP};
 use crate::io::stream::{self, Ending};
 
@@ -55,7 +55,7 @@ impl Inbound {
         let outcome = match (wanted, self.admit(&caller, &mut request, &mut record)) {
             (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
             (Ok(_), Ok(_)) if self.is_full(&caller) => Err(Reason::Overload),
-            (Ok(_), Ok(_)) if request.headers().len() > MAX_HEADERS => Err(Reason::HeadTooLarge),
+            (Ok(_), Ok(_)) if request.headers().len() > MAX_CARRIED_HEADERS => Err(Reason::HeadTooLarge),
             (Ok(wanted), Ok((admitted, user))) => match self.within_limits(&caller, &request, &mut record) {
                 Ok(()) => {
                     let _asking = self.in_flight.begin();

@@ -7,6 +7,9 @@ use hanse_federation::wire::watch as pb;
 use hanse_federation::wire::{decode, encode};
 
 use super::*;
+use crate::io::http::MAX_HEADERS;
+
+const HEAD_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
 
 /// The one line of that family with all of these labels: all of its labels, and its value.
 fn line(sidecar: &Sidecar, family: &str, labels: &[&str]) -> Option<(String, f64)> {
@@ -118,6 +121,25 @@ async fn told_id(sidecar: &Sidecar) -> String {
     .await;
     assert_eq!(ids.len(), 1);
     ids.remove(0)
+}
+
+/// A request with as many headers as an app may send gets to the other one, with what proxies put in.
+#[test]
+fn what_a_proxy_puts_in_is_not_one_header_too_many() {
+    on_local_set(async {
+        let shop = Shop::open().await;
+        let mut sender = http2(TcpStream::connect(shop.product.outbound).await.unwrap()).await;
+        for (headers, status) in [(MAX_HEADERS, StatusCode::OK), (MAX_HEADERS + 1, HEAD_TOO_LARGE)] {
+            let mut request = Request::new(Full::default());
+            *request.uri_mut() = REVIEWS.parse().unwrap();
+            for number in 0..headers {
+                let name: http::HeaderName = format!("x-{number}").parse().unwrap();
+                request.headers_mut().insert(name, "1".parse().unwrap());
+            }
+            let answer = Answer::of(sender.send_request(request).await.unwrap()).await;
+            assert_eq!(answer.status, status, "{headers}: {answer:?}");
+        }
+    });
 }
 
 #[test]
