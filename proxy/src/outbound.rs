@@ -6,7 +6,7 @@ use std::time::Duration;
 use hanse_federation::choose::{NoChoice, stable_hash};
 use hanse_federation::host::ServiceHost;
 use hanse_federation::policy::document::balance::HashOn;
-use hanse_federation::policy::route::{NO_TIMEOUT, NoRoute};
+use hanse_federation::policy::route::{Cors, NO_TIMEOUT, NoRoute, preflight_method};
 use hanse_federation::policy::{Filters, RequestParts, RouteTable, Routed};
 
 use hanse_identity::SpiffeId;
@@ -45,15 +45,27 @@ pub fn destination(bound: Option<&ServiceHost>, authority: Option<&str>) -> Resu
     }
 }
 
-/// Has `ask` look at what routes may look at of a request.
-pub fn with_parts<B, T>(request: &Request<B>, ask: impl FnOnce(&RequestParts<'_>) -> T) -> T {
+/// Has `ask` look at what routes may look at of a request. A preflight is first looked at as what it asks leave for: a rule
+/// for one method is none for OPTIONS, and its CORS filter is meant for those who ask whether they may.
+pub fn plan_for<B>(
+    request: &Request<B>,
+    ask: impl Fn(&RequestParts<'_>) -> Result<Plan, Reason>,
+) -> Result<Plan, Reason> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    ask(&RequestParts {
+    let parts = RequestParts {
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query(),
         header: &header,
-    })
+    };
+    let wanted = preflight_method(request.method(), request.headers());
+    if let Some(method) = wanted.and_then(|method| method.to_str().ok()) {
+        let answers = |plan: &Plan| plan.cors().is_some();
+        if let Some(plan) = ask(&RequestParts { method, ..parts }).ok().filter(answers) {
+            return Ok(plan);
+        }
+    }
+    ask(&parts)
 }
 
 /// Whether the time until a response tells how loaded its target is. An error does not, and a refusal for want of room is
@@ -96,6 +108,13 @@ pub fn planned<'r>(routed: Routed, header: impl Fn(&str) -> Option<&'r str>, is_
         request_timeout,
         attempt_timeout: routed.attempt_timeout,
         filters: routed.filters,
+    }
+}
+
+impl Plan {
+    /// Whose pages may ask, and read the answer, where the route says so.
+    pub fn cors(&self) -> Option<&Cors> {
+        self.filters.as_ref()?.cors()
     }
 }
 

@@ -12,6 +12,7 @@ pub mod authentication;
 pub mod backend;
 pub mod balance;
 pub mod concurrency;
+pub mod cors;
 pub mod edge;
 pub mod fault;
 pub mod filter;

@@ -20,9 +20,12 @@ use super::refers_to;
 use crate::host::{Reach, ServiceHost};
 use crate::view::View;
 
+mod cors;
 mod fault;
 mod filter;
 
+pub(super) use cors::Origin;
+pub use cors::{Cors, origin_of, preflight_method};
 pub use fault::{Abort, Fault, Injected};
 pub(super) use filter::only_prefix;
 pub use filter::{Filters, Redirect};

@@ -17,6 +17,7 @@ mod authorizer;
 mod backend;
 mod check;
 mod concurrency;
+mod cors;
 mod route;
 mod text;
 

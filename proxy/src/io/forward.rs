@@ -44,6 +44,7 @@ pub(super) use answers::mark;
 use answers::{grpc_answer, mesh_answer, terse_answer};
 use backend::Backends;
 use connect::Unconnected;
+use cors::{Crossing, preflight};
 use failed::Failed;
 use hosts::{Host, Hosts};
 use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected, was_shed};
@@ -57,6 +58,7 @@ mod answers;
 mod backend;
 pub mod captured;
 mod connect;
+mod cors;
 mod describe;
 mod egress;
 mod failed;
@@ -240,9 +242,14 @@ impl Outbound {
             false => self.tables(view, &plan.backend),
         };
         record.entry.upstream_cluster = tables.names.service.clone();
+        if let Some(answer) = preflight(&plan, &request, record) {
+            return Ok(answer);
+        }
+        let crossing = Crossing::of(&plan, request.headers());
         if let Some(redirect) = plan.filters.as_ref().and_then(|filters| filters.redirect()) {
             let asked = (authority.unwrap_or(NO_AUTHORITY), door.is_secure());
-            return redirected(redirect, asked, request.uri(), &plan, record);
+            let answer = redirected(redirect, asked, request.uri(), &plan, record)?;
+            return Ok(crossing.told(&plan, answer));
         }
         let within = plan.backend.reach != Reach::External;
         let handed = self.hand_over(view, door, &mut plan, authority);
@@ -296,6 +303,7 @@ impl Outbound {
             leaves: handed.is_some(),
         };
         let response = self.try_until_answered(outgoing, request, record).await?;
+        let response = crossing.told(&plan, response);
         Ok(match upgrade {
             Some(upgrade) => upgrade.answered(response),
             None => response,
@@ -325,7 +333,7 @@ impl Outbound {
         is_grpc: bool,
     ) -> Result<Plan, Reason> {
         let tables = self.tables_of(view, host);
-        outbound::with_parts(request, |parts| {
+        outbound::plan_for(request, |parts| {
             outbound::plan(&host.service, &tables.routes, parts, is_grpc, self.random.next())
         })
     }

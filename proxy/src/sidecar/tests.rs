@@ -5,6 +5,7 @@ mod authorize;
 mod balancing;
 mod bodies;
 mod closing;
+mod cors;
 mod egress;
 mod faults;
 mod framing;

@@ -3,6 +3,7 @@
 use hanse_identity::ServiceName;
 use serde::{Deserialize, Serialize};
 
+use super::cors::Cors;
 use super::fault::ExtensionRef;
 use super::{Label, RefKind, named, service_kind};
 
@@ -23,6 +24,8 @@ pub struct RouteFilter {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_mirror: Option<RequestMirror>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extension_ref: Option<ExtensionRef>,
 }
 
@@ -34,6 +37,8 @@ pub enum FilterKind {
     #[serde(rename = "URLRewrite")]
     UrlRewrite,
     RequestMirror,
+    #[serde(rename = "CORS")]
+    Cors,
     ExtensionRef,
 }
 
@@ -156,12 +161,13 @@ pub struct QueryMatch {
 }
 
 impl FilterKind {
-    pub const ALL: [FilterKind; 6] = [
+    pub const ALL: [FilterKind; 7] = [
         Self::RequestHeaderModifier,
         Self::ResponseHeaderModifier,
         Self::RequestRedirect,
         Self::UrlRewrite,
         Self::RequestMirror,
+        Self::Cors,
         Self::ExtensionRef,
     ];
 
@@ -172,6 +178,7 @@ impl FilterKind {
             Self::RequestRedirect => "RequestRedirect",
             Self::UrlRewrite => "URLRewrite",
             Self::RequestMirror => "RequestMirror",
+            Self::Cors => "CORS",
             Self::ExtensionRef => "ExtensionRef",
         }
     }
@@ -184,6 +191,7 @@ impl FilterKind {
             Self::RequestRedirect => "requestRedirect",
             Self::UrlRewrite => "urlRewrite",
             Self::RequestMirror => "requestMirror",
+            Self::Cors => "cors",
             Self::ExtensionRef => "extensionRef",
         }
     }
@@ -198,6 +206,7 @@ impl RouteFilter {
             self.request_redirect.is_some(),
             self.url_rewrite.is_some(),
             self.request_mirror.is_some(),
+            self.cors.is_some(),
             self.extension_ref.is_some(),
         ];
         FilterKind::ALL.into_iter().zip(present).filter(|(_, there)| *there).map(|(kind, _)| kind)

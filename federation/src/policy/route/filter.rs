@@ -10,7 +10,7 @@ use super::super::document::filter::{
     Scheme,
 };
 use super::super::document::{PathMatch, PathMatchKind, RouteRule};
-use super::{Fault, reached};
+use super::{Cors, Fault, reached};
 use crate::host::ServiceHost;
 use crate::view::View;
 
@@ -24,6 +24,7 @@ pub struct Filters {
     path: Option<PathEdit>,
     mirrors: Vec<Mirror>,
     fault: Option<Fault>,
+    cors: Option<Cors>,
 }
 
 /// Edits of headers: replace, append, drop.
@@ -88,6 +89,9 @@ impl Filters {
             self.host.clone_from(&rewrite.hostname);
             self.path = rewrite.path.as_ref().and_then(|path| PathEdit::compile(path, rule));
         }
+        if let Some(cors) = &filter.cors {
+            self.cors = Some(Cors::compile(cors));
+        }
         self.mirrors.extend(filter.request_mirror.as_ref().map(|mirror| Mirror::compile(mirror, namespace)));
     }
 
@@ -99,6 +103,11 @@ impl Filters {
     /// What goes wrong on purpose.
     pub fn fault(&self) -> Option<&Fault> {
         self.fault.as_ref()
+    }
+
+    /// Whose pages may ask, and read answers.
+    pub fn cors(&self) -> Option<&Cors> {
+        self.cors.as_ref()
     }
 
     pub fn edit_request(&self, headers: &mut HeaderMap) {

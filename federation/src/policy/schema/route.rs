@@ -1,5 +1,6 @@
 //! The shapes of HTTPRoute and GRPCRoute, and of the FaultInjections that their filters name.
 
+use super::cors::CORS;
 use super::text::{
     ANY_TEXT, DURATION, GRPC_NAME, HEADER_NAME, HEADER_VALUE, HOST_NAME, LABEL, NEW_PATH, PORT,
     PRECISE_HOST_NAME, QUERY_NAME, RULE_NAME,
@@ -86,6 +87,7 @@ static FILTER: Shape = Shape::Object(&[
             "RequestRedirect",
             "URLRewrite",
             "RequestMirror",
+            "CORS",
             "ExtensionRef",
         ]),
     ),
@@ -94,7 +96,7 @@ static FILTER: Shape = Shape::Object(&[
     optional("requestRedirect", &REDIRECT),
     optional("urlRewrite", &REWRITE),
     optional("requestMirror", &MIRROR),
-    not_yet("cors", "let the app answer preflight requests"),
+    optional("cors", &CORS),
     not_yet("externalAuth", "let the app decide"),
     optional("extensionRef", &EXTENSION),
 ]);

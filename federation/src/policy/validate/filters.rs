@@ -3,6 +3,7 @@
 
 use super::Findings;
 use super::alone::{check_group, check_namespace};
+use crate::policy::document::cors::{ANY, Cors};
 use crate::policy::document::filter::{
     HeaderModifier, PathModifier, PathModifierKind, RequestMirror, RequestRedirect, UrlRewrite,
 };
@@ -60,6 +61,9 @@ fn check_content(
     }
     if let Some(UrlRewrite { path: Some(modifier), .. }) = &filter.url_rewrite {
         check_path(modifier, rule, &format!("{}.path", field(FilterKind::UrlRewrite)), findings);
+    }
+    if let Some(cors) = &filter.cors {
+        check_cors(cors, &field(FilterKind::Cors), findings);
     }
     if let Some(mirror) = &filter.request_mirror {
         check_mirror(mirror, &field(FilterKind::RequestMirror), namespace, findings);
@@ -162,6 +166,41 @@ fn check_mirror(mirror: &RequestMirror, path: &str, namespace: &str, findings: &
         let message = format!("{} of {} is more than all", fraction.numerator, fraction.denominator);
         let fix = format!("write numerator: {} or less", fraction.denominator);
         findings.error("E4005", format!("{path}.fraction.numerator"), message, fix);
+    }
+}
+
+/// A star stands for all, and so alone.
+fn check_cors(cors: &Cors, path: &str, findings: &mut Findings<'_>) {
+    let has_any = |list: &[String]| list.iter().any(|name| name == ANY);
+    for (field, list) in [
+        ("allowOrigins", &cors.allow_origins),
+        ("allowMethods", &cors.allow_methods),
+        ("allowHeaders", &cors.allow_headers),
+    ] {
+        if list.len() > 1 && has_any(list) {
+            let message = format!("{field} has * and others beside it");
+            let fix = "write * alone, or leave it out".to_owned();
+            findings.error("E4005", format!("{path}.{field}"), message, fix);
+        }
+    }
+    let mut warn = |path: String, message: &str, fix: &str| {
+        findings.warning("E4144", path, message.to_owned(), fix.to_owned());
+    };
+    if cors.allow_origins.is_empty() {
+        let fix = "add allowOrigins: [https://shop.example]";
+        warn(path.to_owned(), "no page of another origin may ask", fix);
+    }
+    if cors.allow_credentials != Some(true) {
+        return;
+    }
+    if has_any(&cors.allow_origins) {
+        let fix = "name the origins that may, or remove allowCredentials";
+        let message = "any page may ask in its visitor's name, and read the answer";
+        warn(format!("{path}.allowCredentials"), message, fix);
+    }
+    if has_any(&cors.expose_headers) {
+        let message = "with credentials browsers take * for the name of a header";
+        warn(format!("{path}.exposeHeaders"), message, "name the headers");
     }
 }
 

@@ -5,6 +5,8 @@ use crate::catalog::{Export, Service, ServiceSummary};
 use crate::change::{Change, PeerFact, PeerRecord};
 use crate::policy::{locate, parse};
 
+mod cors;
+
 /// west with shop/reviews (exported, no endpoint) and shop/web; peers east (exports shop/reviews-v2) and north.
 fn view() -> View {
     let mut view = View::new("west".parse().unwrap(), "west.example".parse().unwrap());
@@ -315,7 +317,11 @@ fn what_no_header_and_no_path_may_hold_is_refused_with_its_place() {
             "starts with /",
         ),
         ("{ type: URLRewrite, urlRewrite: { hostname: '*.example' } }", "without *"),
-        ("{ type: CORS, cors: {} }", "cors is not supported by this version"),
+        ("{ type: ExternalAuth, externalAuth: {} }", "externalAuth is not supported by this version"),
+        ("{ type: CORS, cors: { allowOrigins: [shop.example] } }", "is no origin"),
+        ("{ type: CORS, cors: { allowOrigins: ['https://a.example/x'] } }", "is no origin"),
+        ("{ type: CORS, cors: { allowMethods: [FETCH] } }", "cannot be"),
+        ("{ type: CORS, cors: { maxAge: 0 } }", "has to be 1"),
     ] {
         let text = route(&format!("  - {{ filters: [{filter}], backendRefs: [{{ name: web }}] }}"));
         let found = parse("f.yaml", &text).expect_err(filter);

@@ -91,7 +91,7 @@ impl Outbound {
             // Who was shown one listener's certificate is not let in by another's.
             return Err(Reason::Misdirected);
         }
-        outbound::with_parts(request, |parts| {
+        outbound::plan_for(request, |parts| {
             let routed = listener.route(&host, parts, self.random.next())?;
             Ok(outbound::planned(routed, parts.header, is_grpc))
         })
