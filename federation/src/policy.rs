@@ -2,7 +2,7 @@
 //! checked and put to use.
 //!
 //! `document` has the types and `parse` reads them from YAML with file, line and suggestion for what is wrong;
-//! `validate` holds documents against a View; `route` and `access` are what the request path asks. The same functions run in the
+//! `validate` holds documents against a View; `route` and `access` are what the request path asks, `grant` what routes may name. The same functions run in the
 //! CLI, the control node and the proxy. `workload` reads registrations written in the same form.
 
 pub mod access;
@@ -12,6 +12,7 @@ pub mod concurrency;
 pub mod condition;
 pub mod document;
 pub mod external;
+pub mod grant;
 mod hosts;
 pub mod ingress;
 pub mod limit;
@@ -33,7 +34,7 @@ use crate::view::View;
 pub use document::{
     AccessPolicy, BackendPolicy, BackendTlsPolicy, Diagnostic, ExternalService, FaultInjection, Gateway,
     GrpcRoute, HttpRoute, PeerAuthentication, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind,
-    Severity, TargetRef, TcpRoute, TlsRoute,
+    ReferenceGrant, Severity, TargetRef, TcpRoute, TlsRoute,
 };
 pub use parse::{locate, parse};
 pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};

@@ -17,6 +17,8 @@ pub enum Reason {
     UnknownHost,
     NoRoute,
     NoBackend,
+    /// The backend is in another namespace, where no ReferenceGrant lets the route name it.
+    RefNotPermitted,
     /// No cluster that we know offers it.
     NoSuchService,
     NoHealthyEndpoint,
@@ -87,6 +89,7 @@ impl Reason {
             Self::UnknownHost => "unknown-host",
             Self::NoRoute => "no-route",
             Self::NoBackend => "no-backend",
+            Self::RefNotPermitted => "ref-not-permitted",
             Self::NoSuchService => "no-such-service",
             Self::NoHealthyEndpoint => "no-healthy-endpoint",
             Self::NotReady => "not-ready",
@@ -116,7 +119,7 @@ impl Reason {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::UnknownHost | Self::NoRoute | Self::NothingServed => StatusCode::NOT_FOUND,
-            Self::NoBackend => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NoBackend | Self::RefNotPermitted => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::Revoked | Self::NotAllowed => StatusCode::FORBIDDEN,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
@@ -139,7 +142,11 @@ impl Reason {
     /// Envoy's response flag, or `-`.
     pub const fn flags(self) -> &'static str {
         match self {
-            Self::UnknownHost | Self::NoRoute | Self::NoBackend | Self::NothingServed => "NR",
+            Self::UnknownHost
+            | Self::NoRoute
+            | Self::NoBackend
+            | Self::RefNotPermitted
+            | Self::NothingServed => "NR",
             Self::NoSuchService => "NC",
             Self::NoHealthyEndpoint => "UH",
             Self::Overload | Self::Overflow => "UO",

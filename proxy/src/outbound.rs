@@ -163,6 +163,7 @@ impl From<NoRoute> for Reason {
         match no {
             NoRoute::NoMatch => Self::NoRoute,
             NoRoute::NoBackend => Self::NoBackend,
+            NoRoute::RefNotPermitted => Self::RefNotPermitted,
         }
     }
 }

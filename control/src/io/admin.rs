@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hanse_federation::policy::grant::refused;
 use hanse_federation::policy::{PeerAuthentication, PolicyDuration, PolicySpec};
 use hanse_identity::NodeName;
 use tokio::sync::mpsc;
@@ -249,6 +250,9 @@ impl Call {
     }
 }
 
+/// Most references without a grant that an answer names.
+const MAX_REFUSED_TOLD: usize = 32;
+
 impl Reading {
     /// Nodes that did not answer make the reading partial.
     pub fn silent<'n>(&mut self, nodes: impl IntoIterator<Item = &'n NodeName>) {
@@ -276,6 +280,26 @@ impl Reading {
                 );
                 self.warnings.push(Warning { code: "E4142".to_owned(), message });
             }
+        }
+    }
+
+    /// Routes that name what nobody has granted them.
+    pub fn not_permitted(&mut self) {
+        let mut refused = refused(&self.state.view);
+        let told = refused.by_ref().take(MAX_REFUSED_TOLD).map(|(route, to)| {
+            let there = to.service.namespace();
+            let message = format!(
+                "{route}: RefNotPermitted: no ReferenceGrant in {there} lets it name {} {} ({})",
+                to.kind, to.service, to.path
+            );
+            Warning { code: "E4108".to_owned(), message }
+        });
+        let told: Vec<Warning> = told.collect();
+        let more = refused.count();
+        self.warnings.extend(told);
+        if more > 0 {
+            let message = format!("RefNotPermitted: {more} more references of routes are not granted");
+            self.warnings.push(Warning { code: "E4108".to_owned(), message });
         }
     }
 

@@ -17,6 +17,7 @@ pub mod edge;
 pub mod fault;
 pub mod filter;
 pub mod gateway;
+pub mod grant;
 pub mod grpc;
 pub mod kind;
 pub mod limit;
@@ -35,6 +36,7 @@ pub use edge::{BackendTlsPolicy, ExternalService, MeshConfig};
 pub use fault::FaultInjection;
 pub use filter::{FilterKind, QueryMatch, RouteFilter};
 pub use gateway::Gateway;
+pub use grant::ReferenceGrant;
 pub use grpc::GrpcRoute;
 pub use kind::PolicyKind;
 pub use limit::RateLimit;
@@ -100,6 +102,7 @@ pub enum PolicySpec {
     MeshConfig(MeshConfig),
     Gateway(Gateway),
     PeerAuthentication(PeerAuthentication),
+    ReferenceGrant(ReferenceGrant),
 }
 
 /// What a reference may point at.
@@ -113,6 +116,27 @@ pub enum RefKind {
     ExternalService,
     /// Where clients from outside come in; a parent of routes only, group `gateway.networking.k8s.io`.
     Gateway,
+}
+
+impl RefKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::ServiceImport => "ServiceImport",
+            Self::ExternalService => "ExternalService",
+            Self::Gateway => "Gateway",
+        }
+    }
+
+    /// Its API group.
+    pub const fn group(self) -> &'static str {
+        match self {
+            Self::Service => "",
+            Self::ServiceImport => IMPORT_GROUP,
+            Self::ExternalService => HANSE_GROUP,
+            Self::Gateway => GATEWAY_GROUP,
+        }
+    }
 }
 
 /// A parent of a route or the target of a policy.
@@ -179,6 +203,7 @@ impl PolicyDocument {
             PolicySpec::MeshConfig(_) => PolicyKind::MeshConfig,
             PolicySpec::Gateway(_) => PolicyKind::Gateway,
             PolicySpec::PeerAuthentication(_) => PolicyKind::PeerAuthentication,
+            PolicySpec::ReferenceGrant(_) => PolicyKind::ReferenceGrant,
         }
     }
 
@@ -212,6 +237,7 @@ impl PolicyDocument {
             PolicySpec::MeshConfig(config) => serde_json::to_value(config),
             PolicySpec::Gateway(gateway) => serde_json::to_value(gateway),
             PolicySpec::PeerAuthentication(spec) => serde_json::to_value(spec),
+            PolicySpec::ReferenceGrant(grant) => serde_json::to_value(grant),
         };
         serde_json::json!({
             "apiVersion": self.kind().api_version(),
@@ -246,12 +272,7 @@ impl std::fmt::Display for PolicyKey {
 
 impl std::fmt::Display for RefKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Service => "Service",
-            Self::ServiceImport => "ServiceImport",
-            Self::ExternalService => "ExternalService",
-            Self::Gateway => "Gateway",
-        })
+        f.pad(self.as_str())
     }
 }
 

@@ -66,6 +66,12 @@ impl Ingress {
         let listener = self.shown(port, name).ok_or(NoRoute::NoMatch)?;
         listener.streams.route(port, name, random)?.ok_or(NoRoute::NoMatch)
     }
+
+    /// Whether such a connection that was led to `backend` may stay open: it is taken still, and its route may name that one.
+    pub fn keeps(&self, port: u16, name: Option<&str>, backend: &ServiceHost) -> bool {
+        let taken = !matches!(self.stream(port, name, 0), Err(NoRoute::NoMatch | NoRoute::NoBackend));
+        taken && self.shown(port, name).is_some_and(|listener| !listener.streams.refuses(port, name, backend))
+    }
 }
 
 /// The name of the certificate for who asks for `server_name` on a port, by the listener that it means; who asks for none

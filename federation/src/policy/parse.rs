@@ -13,8 +13,7 @@ use super::value::near;
 use super::workload::WORKLOAD_KIND;
 
 /// Kinds of the plan and of Gateway API that this version does not carry out.
-const NOT_YET: [&str; 6] =
-    ["ClusterPeer", "ExportPolicy", "ReferenceGrant", "Revocation", "ServiceExport", "ServiceImport"];
+const NOT_YET: [&str; 5] = ["ClusterPeer", "ExportPolicy", "Revocation", "ServiceExport", "ServiceImport"];
 
 /// Reads every document of a file (YAML, several documents, or JSON). All diagnostics, not only the first.
 /// `file` is the name to show. Documents come with the line they start at.
@@ -79,6 +78,7 @@ fn document(node: &Node) -> Result<PolicyDocument, Vec<Problem>> {
             PolicyKind::MeshConfig => &schema::edge::MESH_CONFIG,
             PolicyKind::Gateway => &schema::gateway::GATEWAY,
             PolicyKind::PeerAuthentication => &schema::peer::PEER_AUTHENTICATION,
+            PolicyKind::ReferenceGrant => &schema::grant::REFERENCE_GRANT,
         };
         schema::check(shape, spec, "spec", &mut problems);
     }
@@ -113,7 +113,7 @@ fn kind_of(node: &Node) -> Result<Option<PolicyKind>, Option<Problem>> {
         });
     };
     match field("apiVersion") {
-        Some((at, version)) if version != kind.api_version() => {
+        Some((at, version)) if !kind.reads(version) => {
             let shown: String = version.chars().take(80).collect();
             let message = format!("{kind} has no version {shown:?} here");
             Err(problem(
@@ -154,6 +154,7 @@ fn typed(kind: PolicyKind, spec: &Node) -> Result<PolicySpec, Problem> {
         PolicyKind::MeshConfig => serde_json::from_value(json).map(PolicySpec::MeshConfig),
         PolicyKind::Gateway => serde_json::from_value(json).map(PolicySpec::Gateway),
         PolicyKind::PeerAuthentication => serde_json::from_value(json).map(PolicySpec::PeerAuthentication),
+        PolicyKind::ReferenceGrant => serde_json::from_value(json).map(PolicySpec::ReferenceGrant),
     };
     read.map_err(|e| Problem {
         code: "E4005",

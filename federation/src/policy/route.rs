@@ -15,6 +15,7 @@ use super::document::{
     BackendRef, HeaderMatch, HttpMethod, HttpRoute, PathMatch, PathMatchKind, PolicyDocument, PolicyDuration,
     PolicyKind, PolicySpec, QueryMatch, RefKind, RouteMatch, RouteRule,
 };
+use super::grant::Referrer;
 use super::matching::{PathTest, ValueTest};
 use super::refers_to;
 use crate::host::{Reach, ServiceHost};
@@ -82,6 +83,9 @@ pub enum NoRoute {
     /// The rule has no usable backend: 500 (Gateway API).
     #[error("the matching rule has no backend with weight")]
     NoBackend,
+    /// The chosen backend is in another namespace, and nobody there has granted the reference: 500 (Gateway API).
+    #[error("no ReferenceGrant permits the chosen backend")]
+    RefNotPermitted,
 }
 
 /// One match of one rule.
@@ -110,8 +114,11 @@ struct QueryTest {
 /// One rule's backends, each ready to be handed out.
 #[derive(Debug)]
 struct Rule {
-    backends: Vec<(Routed, u32)>,
+    backends: Vec<(Chosen, u32)>,
 }
+
+/// `None`: the route may not name it. It keeps its share.
+type Chosen = Option<Routed>;
 
 /// Where a match stands among the others; smaller goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -161,7 +168,7 @@ impl RouteTable {
                     let Some(entry) = Entry::compile(&wanted, table.rules.len()) else { continue };
                     ranked.push((precedence(&wanted), entry));
                 }
-                table.rules.push(Rule::compile(view, rule, index, &name, document.name.namespace(), host));
+                table.rules.push(Rule::compile(view, rule, index, &name, Referrer::of(document), host));
             }
         }
         // Stable: what is equal stays in the order of routes and rules.
@@ -195,12 +202,8 @@ impl RouteTable {
     pub(super) fn matched(&self, request: &RequestParts<'_>, random: u64) -> Result<Routed, NoRoute> {
         let rule = self.matching(request).ok_or(NoRoute::NoMatch)?;
         let chosen = weighted(&rule.backends, |(_, weight)| *weight, random);
-        chosen.map(|(routed, _)| routed.clone()).ok_or(NoRoute::NoBackend)
-    }
-
-    /// Every backend that the request could go to, with its weight: for `policy simulate`. Empty if nothing matches.
-    pub fn backends(&self, request: &RequestParts<'_>) -> Vec<(Routed, u32)> {
-        self.matching(request).map(|rule| rule.backends.clone()).unwrap_or_default()
+        let (chosen, _) = chosen.ok_or(NoRoute::NoBackend)?;
+        chosen.clone().ok_or(NoRoute::RefNotPermitted)
     }
 
     fn matching(&self, request: &RequestParts<'_>) -> Option<&Rule> {
@@ -259,13 +262,13 @@ impl Rule {
         rule: &RouteRule,
         index: usize,
         route: &Arc<str>,
-        namespace: &str,
+        from: Referrer<'_>,
         parent: &ServiceHost,
     ) -> Self {
         let name: Arc<str> = rule.name.clone().unwrap_or_else(|| format!("#{index}")).into();
         let timeouts = rule.timeouts.unwrap_or_default();
         let limit = |duration: PolicyDuration| if duration.is_zero() { NO_TIMEOUT } else { duration.get() };
-        let filters = Filters::compile(rule, namespace, view);
+        let filters = Filters::compile(rule, from, view);
         let routed = |backend: ServiceHost, port: Option<u16>| Routed {
             port: port.filter(|_| backend.reach == Reach::External),
             backend: Arc::new(backend),
@@ -277,10 +280,15 @@ impl Rule {
         };
         let backends: Vec<_> = match &filters {
             // Nobody is asked: the answer is ready.
-            Some(filters) if filters.redirect().is_some() => vec![(routed(parent.clone(), None), 1)],
+            Some(filters) if filters.redirect().is_some() => vec![(Some(routed(parent.clone(), None)), 1)],
             _ => {
                 let each = rule.backend_refs.iter();
-                each.map(|b| (routed(backend_host(b, namespace), b.port), b.weight)).collect()
+                let chosen = |backend: &BackendRef| {
+                    let host = backend_host(backend, from.namespace);
+                    let permitted = from.may_name(view, backend.kind, &host.service);
+                    permitted.then(|| routed(host, backend.port))
+                };
+                each.map(|backend| (chosen(backend), backend.weight)).collect()
             }
         };
         Self { backends }
@@ -303,7 +311,7 @@ pub(super) fn weighted<T>(backends: &[T], weight: impl Fn(&T) -> u32, random: u6
 }
 
 /// The service that a backend names, and how far: a Service stays in this cluster, a ServiceImport may leave it.
-pub fn backend_host(backend: &BackendRef, namespace: &str) -> ServiceHost {
+pub(super) fn backend_host(backend: &BackendRef, namespace: &str) -> ServiceHost {
     reached(backend.kind, backend.service(namespace))
 }
 

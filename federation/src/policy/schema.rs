@@ -9,6 +9,7 @@ use text::{ANY_TEXT, GROUP, HEADER_NAME, LABEL, MIRROR_KIND, PORT, REF_KIND};
 
 pub mod edge;
 pub mod gateway;
+pub mod grant;
 pub mod peer;
 pub mod stream;
 

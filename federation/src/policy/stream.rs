@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::document::stream::StreamRule;
-use super::document::{PolicyDocument, PolicyKind, PolicySpec, TargetRef};
+use super::document::{BackendRef, PolicyDocument, PolicyKind, PolicySpec, TargetRef};
+use super::grant::Referrer;
 use super::hosts::Hosts;
 use super::route::{NoRoute, backend_host, weighted};
 use super::{Label, refers_to};
@@ -34,7 +35,16 @@ struct Route {
     /// The server names that it is for; `None`: whatever it is, TLS or not.
     names: Option<Hosts>,
     document: Arc<str>,
-    backends: Vec<(Arc<ServiceHost>, Option<u16>, u32)>,
+    backends: Vec<Backend>,
+}
+
+#[derive(Debug)]
+struct Backend {
+    host: Arc<ServiceHost>,
+    /// Whether the route may name it. It keeps its share if not.
+    permitted: bool,
+    port: Option<u16>,
+    weight: u32,
 }
 
 impl StreamRoutes {
@@ -91,9 +101,9 @@ impl StreamRoutes {
             // One without a port means all.
             let ports: Option<Vec<u16>> = parents.iter().map(|parent| parent.port).collect();
             let ports = ports.unwrap_or_default();
-            let label: Arc<str> = document.name.to_string().into();
+            let (label, from): (Arc<str>, _) = (document.name.to_string().into(), Referrer::of(document));
             for name in names {
-                routes.push(Route::compile(name, &ports, rule, &label, namespace));
+                routes.push(Route::compile(name, &ports, rule, &label, from, view));
             }
         }
         Self::ordered(routes)
@@ -123,6 +133,23 @@ impl StreamRoutes {
     /// `Ok(None)`: no route is for that port. `name`: the server name, where the client has begun TLS with one. `random`
     /// is uniform over u64 and decides weights.
     pub fn route(&self, port: u16, name: Option<&str>, random: u64) -> Result<Option<StreamTo>, NoRoute> {
+        let Some(route) = self.taking(port, name)? else { return Ok(None) };
+        let chosen = weighted(&route.backends, |b| b.weight, random).ok_or(NoRoute::NoBackend)?;
+        if !chosen.permitted {
+            return Err(NoRoute::RefNotPermitted);
+        }
+        let (backend, port) = (Arc::clone(&chosen.host), chosen.port.unwrap_or(port));
+        Ok(Some(StreamTo { backend, port, route: Arc::clone(&route.document) }))
+    }
+
+    /// Whether the route of such a connection names that backend and may not (any more).
+    pub fn refuses(&self, port: u16, name: Option<&str>, backend: &ServiceHost) -> bool {
+        let route = self.taking(port, name).ok().flatten();
+        route.is_some_and(|route| route.backends.iter().any(|b| !b.permitted && *b.host == *backend))
+    }
+
+    /// The route that decides, where any is for that port.
+    fn taking(&self, port: u16, name: Option<&str>) -> Result<Option<&Route>, NoRoute> {
         let mut routes = self.0.iter().filter(|route| route.is_for(port)).peekable();
         if routes.peek().is_none() {
             return Ok(None);
@@ -133,11 +160,7 @@ impl StreamRoutes {
             (Some(_), None) => false,
             (None, _) => true,
         };
-        let route = routes.find(matches).ok_or(NoRoute::NoMatch)?;
-        let (backend, to, _) =
-            weighted(&route.backends, |(_, _, weight)| *weight, random).ok_or(NoRoute::NoBackend)?;
-        let (backend, port) = (Arc::clone(backend), to.unwrap_or(port));
-        Ok(Some(StreamTo { backend, port, route: Arc::clone(&route.document) }))
+        routes.find(matches).map(Some).ok_or(NoRoute::NoMatch)
     }
 }
 
@@ -147,10 +170,16 @@ impl Route {
         ports: &[u16],
         rule: &StreamRule,
         document: &Arc<str>,
-        namespace: &str,
+        from: Referrer<'_>,
+        view: &View,
     ) -> Self {
-        let backends = rule.backend_refs.iter();
-        let backends = backends.map(|b| (Arc::new(backend_host(b, namespace)), b.port, b.weight)).collect();
+        let backend = |reference: &BackendRef| Backend {
+            host: Arc::new(backend_host(reference, from.namespace)),
+            permitted: from.may_name(view, reference.kind, &reference.service(from.namespace)),
+            port: reference.port,
+            weight: reference.weight,
+        };
+        let backends = rule.backend_refs.iter().map(backend).collect();
         Self { ports: ports.to_vec(), names, document: Arc::clone(document), backends }
     }
 

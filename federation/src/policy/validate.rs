@@ -22,6 +22,7 @@ mod edge;
 mod fault;
 mod filters;
 mod gateway;
+mod grant;
 mod limit;
 mod peer;
 mod stream;
@@ -33,10 +34,11 @@ const MAX_LISTED: usize = 8;
 /// the line of the document and the path of the field; `locate` finds the field's own line where the text is at hand.
 pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::new();
-    let others = others(view, documents);
+    let (others, grants) = (others(view, documents), grant::Grants::of(view, documents));
     for (document, line) in documents {
         let mut findings = Findings { file, line: *line, diagnostics: &mut diagnostics, others: &others };
         let namespace = document.name.namespace();
+        grant::check_references(&grants, document, &mut findings);
         match &document.spec {
             PolicySpec::HttpRoute(route) => {
                 alone::check_route(route, namespace, &mut findings);
@@ -86,6 +88,7 @@ pub fn validate(view: &View, file: &str, documents: &[(PolicyDocument, usize)]) 
             }
             PolicySpec::Gateway(gateway) => gateway::check(gateway, &mut findings),
             PolicySpec::PeerAuthentication(policy) => peer::check(view, policy, namespace, &mut findings),
+            PolicySpec::ReferenceGrant(grant) => grant::check(&grants, document, grant, &mut findings),
             PolicySpec::MeshConfig(_) => edge::check_config(view, documents, document, &mut findings),
             PolicySpec::RateLimit(policy) => limit::check(view, policy, namespace, &mut findings),
             PolicySpec::BackendPolicy(policy) => {
@@ -187,7 +190,7 @@ fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut F
             if abroad.is_empty() {
                 let message = format!(
                     "backend {service} exists in no cluster{effect} ({})",
-                    known_names(view, namespace)
+                    known_names(view, service.namespace())
                 );
                 findings.error("E4107", path, message, suggestion(view, &service));
             } else if backend.kind == RefKind::Service {
@@ -203,7 +206,7 @@ fn check_route(view: &View, route: &HttpRoute, namespace: &str, findings: &mut F
                 let path = format!("spec.rules[{r}].filters[{f}].requestMirror.backendRef.name");
                 let message = format!(
                     "copies go to {service}, which exists in no cluster ({})",
-                    known_names(view, namespace)
+                    known_names(view, service.namespace())
                 );
                 findings.error("E4107", path, message, suggestion(view, &service));
             }

@@ -63,6 +63,7 @@ mod describe;
 mod egress;
 mod failed;
 mod fault;
+mod granted;
 mod hosts;
 pub mod ingress;
 mod message;

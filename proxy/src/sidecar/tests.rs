@@ -9,6 +9,7 @@ mod cors;
 mod egress;
 mod faults;
 mod framing;
+mod grants;
 mod grpc;
 mod health;
 mod hostile;

@@ -34,6 +34,7 @@ pub async fn list(call: Call, _: ClusterListRequest) -> Result<Listing<ClusterIt
     let mut reading = call.read().await;
     reading.silent(&gathered.silent);
     reading.permissive();
+    reading.not_permitted();
     let mut reports: BTreeMap<ClusterName, Vec<PeerLinkReport>> = BTreeMap::new();
     for (_, part) in gathered.parts {
         if let Part::PeerLinks(links) = part {

@@ -118,6 +118,7 @@ pub async fn get(call: Call, request: PolicyGetRequest) -> Result<Listing<Policy
         })
         .collect();
     reading.permissive();
+    reading.not_permitted();
     for item in &items {
         reading.warnings.extend(item.issuers.iter().filter_map(|issuer| stale(item, issuer)));
     }

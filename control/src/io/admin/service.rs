@@ -22,6 +22,7 @@ use crate::io::status::refused;
 pub async fn list(call: Call, _: ServiceListRequest) -> Result<Listing<ServiceItem>, Status> {
     let mut reading = call.read().await;
     reading.permissive();
+    reading.not_permitted();
     let items = services(&reading.state.view);
     Ok(Listing { meta: reading.meta, items, warnings: reading.warnings })
 }

@@ -18,7 +18,7 @@ pub enum PolicyCommand {
     /// Print policies, of a kind, or one
     Get {
         /// HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, BackendPolicy, AccessPolicy, FaultInjection, RateLimit, RequestAuthentication,
-        /// ExternalService, BackendTLSPolicy, MeshConfig, Gateway or PeerAuthentication
+        /// ExternalService, BackendTLSPolicy, MeshConfig, Gateway, PeerAuthentication or ReferenceGrant
         kind: Option<hanse_federation::policy::PolicyKind>,
         /// NAMESPACE/NAME, or NAME with -n
         name: Option<String>,
@@ -26,7 +26,7 @@ pub enum PolicyCommand {
     /// Delete policies
     Delete {
         /// HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, BackendPolicy, AccessPolicy, FaultInjection, RateLimit, RequestAuthentication,
-        /// ExternalService, BackendTLSPolicy, MeshConfig, Gateway or PeerAuthentication
+        /// ExternalService, BackendTLSPolicy, MeshConfig, Gateway, PeerAuthentication or ReferenceGrant
         kind: hanse_federation::policy::PolicyKind,
         /// NAMESPACE/NAME, or NAME with -n
         #[arg(required = true)]

@@ -28,10 +28,11 @@ pub enum PolicyKind {
     MeshConfig,
     Gateway,
     PeerAuthentication,
+    ReferenceGrant,
 }
 
 impl PolicyKind {
-    pub const ALL: [PolicyKind; 14] = [
+    pub const ALL: [PolicyKind; 15] = [
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
@@ -46,6 +47,7 @@ impl PolicyKind {
         Self::MeshConfig,
         Self::Gateway,
         Self::PeerAuthentication,
+        Self::ReferenceGrant,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -64,6 +66,7 @@ impl PolicyKind {
             Self::MeshConfig => "MeshConfig",
             Self::Gateway => "Gateway",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
     }
 
@@ -74,9 +77,22 @@ impl PolicyKind {
             | Self::TcpRoute
             | Self::TlsRoute
             | Self::BackendTlsPolicy
-            | Self::Gateway => GATEWAY_API_VERSION,
+            | Self::Gateway
+            | Self::ReferenceGrant => GATEWAY_API_VERSION,
             _ => HANSE_API_VERSION,
         }
+    }
+
+    /// Its API group.
+    pub fn group(self) -> &'static str {
+        self.api_version().split_once('/').map_or("", |(group, _)| group)
+    }
+
+    /// Whether a document of that version is read. ReferenceGrant was v1beta1 for years, with the same fields, and most are
+    /// written so; told again they are v1.
+    pub fn reads(self, api_version: &str) -> bool {
+        api_version == self.api_version()
+            || (self == Self::ReferenceGrant && api_version == "gateway.networking.k8s.io/v1beta1")
     }
 }
 

@@ -147,7 +147,7 @@ spec:
 
 #[test]
 fn a_document_that_is_no_yaml_does_not_hide_the_next() {
-    let found = diagnose("kind: [\n---\nkind: HTTPRoute\nspec: {}\n---\n}\n---\nkind: ReferenceGrant\n");
+    let found = diagnose("kind: [\n---\nkind: HTTPRoute\nspec: {}\n---\n}\n---\nkind: ServiceExport\n");
     assert!(found[0].contains("E4000"), "{found:#?}");
     assert!(found.iter().any(|d| d.starts_with("3:1 E4004 apiVersion")), "{found:#?}");
     assert!(found.iter().any(|d| d.starts_with("6:") && d.contains("E4000")), "{found:#?}");
@@ -260,6 +260,7 @@ fn shape_and_types_agree() {
         serde_json::from_value::<BackendTlsPolicy>(least(&schema::edge::BACKEND_TLS_POLICY, all)).unwrap();
         serde_json::from_value::<Gateway>(least(&schema::gateway::GATEWAY, all)).unwrap();
         serde_json::from_value::<MeshConfig>(least(&schema::edge::MESH_CONFIG, all)).unwrap();
+        serde_json::from_value::<ReferenceGrant>(least(&schema::grant::REFERENCE_GRANT, all)).unwrap();
     }
     // And the other way: all that serde writes, the shape knows.
     let json = least(&schema::BACKEND_POLICY, true);

@@ -10,6 +10,7 @@ use super::super::document::filter::{
     Scheme,
 };
 use super::super::document::{PathMatch, PathMatchKind, RouteRule};
+use super::super::grant::Referrer;
 use super::{Cors, Fault, reached};
 use crate::host::ServiceHost;
 use crate::view::View;
@@ -68,18 +69,18 @@ const FOUND: u16 = 302;
 
 impl Filters {
     /// `None` where there is nothing to do. What is not as it should be does nothing; validation has refused it.
-    pub(super) fn compile(rule: &RouteRule, namespace: &str, view: &View) -> Option<Arc<Self>> {
+    pub(super) fn compile(rule: &RouteRule, from: Referrer<'_>, view: &View) -> Option<Arc<Self>> {
         let mut filters = Self::default();
         for filter in &rule.filters {
-            filters.add(filter, rule, namespace);
+            filters.add(filter, rule, from, view);
             if let Some(reference) = &filter.extension_ref {
-                filters.fault = Fault::find(view, reference, namespace);
+                filters.fault = Fault::find(view, reference, from.namespace);
             }
         }
         (filters != Self::default()).then(|| Arc::new(filters))
     }
 
-    fn add(&mut self, filter: &RouteFilter, rule: &RouteRule, namespace: &str) {
+    fn add(&mut self, filter: &RouteFilter, rule: &RouteRule, from: Referrer<'_>, view: &View) {
         self.request.extend(filter.request_header_modifier.as_ref().map(HeaderEdits::compile));
         self.response.extend(filter.response_header_modifier.as_ref().map(HeaderEdits::compile));
         if let Some(redirect) = &filter.request_redirect {
@@ -92,7 +93,8 @@ impl Filters {
         if let Some(cors) = &filter.cors {
             self.cors = Some(Cors::compile(cors));
         }
-        self.mirrors.extend(filter.request_mirror.as_ref().map(|mirror| Mirror::compile(mirror, namespace)));
+        let mirror = filter.request_mirror.as_ref();
+        self.mirrors.extend(mirror.and_then(|mirror| Mirror::compile(mirror, from, view)));
     }
 
     /// The answer in the backend's place, if there is to be one.
@@ -214,14 +216,16 @@ impl PathEdit {
 }
 
 impl Mirror {
-    fn compile(mirror: &RequestMirror, namespace: &str) -> Self {
+    /// `None`: the route may not name whom it is for, who gets nothing.
+    fn compile(mirror: &RequestMirror, from: Referrer<'_>, view: &View) -> Option<Self> {
         let backend = &mirror.backend_ref;
         let (numerator, denominator) = match (mirror.percent, mirror.fraction) {
             (_, Some(fraction)) => (fraction.numerator, fraction.denominator),
             (Some(percent), None) => (percent, 100),
             (None, None) => (1, 1),
         };
-        Self { to: Arc::new(reached(backend.kind, backend.service(namespace))), numerator, denominator }
+        let to = Arc::new(reached(backend.kind, backend.service(from.namespace)));
+        from.may_name(view, backend.kind, &to.service).then_some(Self { to, numerator, denominator })
     }
 
     fn takes(&self, random: u64) -> bool {

@@ -6,9 +6,8 @@ use super::Findings;
 use super::filters::check_filters;
 use crate::policy::document::retry::RetryPolicy;
 use crate::policy::document::{
-    BackendPolicy, GATEWAY_GROUP, GrpcRoute, HANSE_GROUP, HeaderMatch, HeaderMatchKind, HttpMethod,
-    HttpRoute, IMPORT_GROUP, LocalityPolicy, LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch,
-    RefKind, RouteMatch, RouteRule, TargetRef,
+    BackendPolicy, GrpcRoute, HeaderMatch, HeaderMatchKind, HttpMethod, HttpRoute, LocalityPolicy,
+    LocalityPolicyMode, PathMatch, PathMatchKind, QueryMatch, RefKind, RouteMatch, RouteRule, TargetRef,
 };
 use crate::policy::matching::{PatternError, compile_pattern};
 use crate::policy::route::{distinct_headers, distinct_queries, matches_of};
@@ -17,7 +16,7 @@ use crate::policy::value::Label;
 pub(super) fn check_route(route: &HttpRoute, namespace: &str, findings: &mut Findings<'_>) {
     check_targets("parentRefs", &route.parent_refs, namespace, findings);
     for (index, rule) in route.rules.iter().enumerate() {
-        check_rule(rule, &format!("spec.rules[{index}]"), namespace, findings);
+        check_rule(rule, &format!("spec.rules[{index}]"), findings);
     }
     check_reached(&route.rules, findings);
 }
@@ -92,36 +91,24 @@ pub(super) fn check_targets(
 
 /// The same document has to mean the same thing in Kubernetes, where a kind without its group is another kind.
 pub(super) fn check_group(group: &str, kind: RefKind, path: &str, findings: &mut Findings<'_>) {
-    let wanted = match kind {
-        RefKind::Service if matches!(group, "" | "core") => return,
-        RefKind::ServiceImport if group == IMPORT_GROUP => return,
-        RefKind::ExternalService if group == HANSE_GROUP => return,
-        RefKind::Gateway if group == GATEWAY_GROUP => return,
-        RefKind::Service => "\"\"",
-        RefKind::ServiceImport => IMPORT_GROUP,
-        RefKind::ExternalService => HANSE_GROUP,
-        RefKind::Gateway => GATEWAY_GROUP,
-    };
+    if group == kind.group() || (kind == RefKind::Service && group == "core") {
+        return;
+    }
+    let wanted = if kind.group().is_empty() { "\"\"" } else { kind.group() };
     let message = format!("{kind} is not in group {group:?}");
     findings.error("E4005", format!("{path}.group"), message, format!("write group: {wanted}"));
 }
 
-pub(super) fn check_namespace(
-    other: Option<&Label>,
-    namespace: &str,
-    path: &str,
-    findings: &mut Findings<'_>,
-) {
+/// What a document is for is in its own namespace: no ReferenceGrant changes that.
+fn check_namespace(other: Option<&Label>, namespace: &str, path: &str, findings: &mut Findings<'_>) {
     if let Some(other) = other.filter(|other| other.as_str() != namespace) {
-        let message = format!(
-            "a reference from namespace {namespace} to {other} needs a grant, which this version does not have"
-        );
+        let message = format!("a document of namespace {namespace} has no say over what is in {other}");
         let fix = format!("put the document into namespace {other}, with the service");
         findings.error("E4108", format!("{path}.namespace"), message, fix);
     }
 }
 
-fn check_rule(rule: &RouteRule, path: &str, namespace: &str, findings: &mut Findings<'_>) {
+fn check_rule(rule: &RouteRule, path: &str, findings: &mut Findings<'_>) {
     for (index, wanted) in rule.matches.iter().enumerate() {
         let path = format!("{path}.matches[{index}]");
         if let Some(wanted) = &wanted.path {
@@ -138,7 +125,7 @@ fn check_rule(rule: &RouteRule, path: &str, namespace: &str, findings: &mut Find
             }
         }
     }
-    check_filters(rule, path, namespace, findings);
+    check_filters(rule, path, findings);
     if !rule.backend_refs.is_empty() && rule.backend_refs.iter().all(|backend| backend.weight == 0) {
         let message = "the weights sum to 0: every request of the rule would get 500".to_owned();
         let fix = "give at least one backend a weight above 0".to_owned();
@@ -147,7 +134,6 @@ fn check_rule(rule: &RouteRule, path: &str, namespace: &str, findings: &mut Find
     for (index, backend) in rule.backend_refs.iter().enumerate() {
         let path = format!("{path}.backendRefs[{index}]");
         check_group(&backend.group, backend.kind, &path, findings);
-        check_namespace(backend.namespace.as_ref(), namespace, &path, findings);
     }
     let timeouts = rule.timeouts.unwrap_or_default();
     if let (Some(request), Some(attempt)) = (timeouts.request, timeouts.backend_request)

@@ -2,7 +2,7 @@
 //! that are not for policies to write.
 
 use super::Findings;
-use super::alone::{check_group, check_namespace};
+use super::alone::check_group;
 use crate::policy::document::cors::{ANY, Cors};
 use crate::policy::document::filter::{
     HeaderModifier, PathModifier, PathModifierKind, RequestMirror, RequestRedirect, UrlRewrite,
@@ -14,7 +14,7 @@ use crate::reserved::{FRAMING, is_reserved};
 /// What a redirect may answer (Gateway API v1).
 const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 
-pub(super) fn check_filters(rule: &RouteRule, path: &str, namespace: &str, findings: &mut Findings<'_>) {
+pub(super) fn check_filters(rule: &RouteRule, path: &str, findings: &mut Findings<'_>) {
     for (index, filter) in rule.filters.iter().enumerate() {
         let path = format!("{path}.filters[{index}]");
         check_fields(filter, &path, findings);
@@ -23,7 +23,7 @@ pub(super) fn check_filters(rule: &RouteRule, path: &str, namespace: &str, findi
             let message = format!("the rule has a {} already", filter.kind.as_str());
             findings.error("E4005", format!("{path}.type"), message, "make one of the two".to_owned());
         }
-        check_content(filter, rule, &path, namespace, findings);
+        check_content(filter, rule, &path, findings);
     }
     check_together(rule, path, findings);
 }
@@ -42,13 +42,7 @@ fn check_fields(filter: &RouteFilter, path: &str, findings: &mut Findings<'_>) {
     }
 }
 
-fn check_content(
-    filter: &RouteFilter,
-    rule: &RouteRule,
-    path: &str,
-    namespace: &str,
-    findings: &mut Findings<'_>,
-) {
+fn check_content(filter: &RouteFilter, rule: &RouteRule, path: &str, findings: &mut Findings<'_>) {
     let field = |kind: FilterKind| format!("{path}.{}", kind.field());
     if let Some(modifier) = &filter.request_header_modifier {
         check_modifier(modifier, &field(FilterKind::RequestHeaderModifier), findings);
@@ -66,7 +60,7 @@ fn check_content(
         check_cors(cors, &field(FilterKind::Cors), findings);
     }
     if let Some(mirror) = &filter.request_mirror {
-        check_mirror(mirror, &field(FilterKind::RequestMirror), namespace, findings);
+        check_mirror(mirror, &field(FilterKind::RequestMirror), findings);
     }
 }
 
@@ -154,10 +148,9 @@ fn check_path(modifier: &PathModifier, rule: &RouteRule, path: &str, findings: &
     }
 }
 
-fn check_mirror(mirror: &RequestMirror, path: &str, namespace: &str, findings: &mut Findings<'_>) {
+fn check_mirror(mirror: &RequestMirror, path: &str, findings: &mut Findings<'_>) {
     let at = format!("{path}.backendRef");
     check_group(&mirror.backend_ref.group, mirror.backend_ref.kind, &at, findings);
-    check_namespace(mirror.backend_ref.namespace.as_ref(), namespace, &at, findings);
     if mirror.percent.is_some() && mirror.fraction.is_some() {
         let message = "percent and fraction are two words for the same thing".to_owned();
         findings.error("E4005", format!("{path}.percent"), message, "remove one of them".to_owned());

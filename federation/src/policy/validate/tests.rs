@@ -257,10 +257,6 @@ fn filters_that_contradict_themselves_or_each_other_are_told() {
             "{ type: RequestMirror, requestMirror: { backendRef: { name: nobody } } }",
             "E4107 spec.rules[0].filters[0].requestMirror.backendRef.name",
         ),
-        (
-            "{ type: RequestMirror, requestMirror: { backendRef: { name: web, namespace: other } } }",
-            "E4108 spec.rules[0].filters[0].requestMirror.backendRef.namespace",
-        ),
     ] {
         let rule = format!("  - {{ filters: [{filters}], backendRefs: [{{ name: web }}] }}");
         let found = findings(&route(&rule));

@@ -35,7 +35,7 @@ impl Outbound {
         };
         match opened {
             Ok(opened) => {
-                let closed = self.closed_to(&gate, name.as_deref());
+                let closed = self.closed_to(&gate, name.as_deref(), Arc::clone(&opened.1.backend));
                 self.run(opened, client, record, closed).await;
             }
             Err(reason) => {
@@ -56,11 +56,15 @@ impl Outbound {
         Ok(ingress.stream(gate.port, name, self.random.next())?)
     }
 
-    /// Resolves when no listener or route of the Gateway would take such a connection any more.
-    async fn closed_to(&self, gate: &Gate, name: Option<&str>) {
+    /// Resolves when no listener or route of the Gateway would take such a connection any more, or the route may no longer name
+    /// the backend that has it.
+    async fn closed_to(&self, gate: &Gate, name: Option<&str>, backend: Arc<ServiceHost>) {
         let mut revisions = self.plane.knowledge.revisions();
         let is_open = || match self.plane.knowledge.view() {
-            Some(view) => self.entered(&view, gate, name).is_ok(),
+            Some(view) => {
+                let ingress = self.ingress(&view, &gate.gateway);
+                ingress.is_some_and(|ingress| ingress.keeps(gate.port, name, &backend))
+            }
             None => true,
         };
         while is_open() {

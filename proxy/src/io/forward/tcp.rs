@@ -39,6 +39,8 @@ pub struct TcpTarget {
 /// A stream that the far app has taken.
 pub(super) struct Opened {
     mesh: OnUpgrade,
+    /// Whose it is.
+    pub backend: Arc<ServiceHost>,
     /// Its place on its connection.
     _carried: Option<Carried>,
 }
@@ -55,12 +57,16 @@ impl Outbound {
             Some(place) => {
                 let name = self.server_name(&target, &client).await;
                 let opened = self.open_to(&target, name.as_deref(), &mut record).await;
-                opened.map(|opened| (place, opened))
+                opened.map(|opened| (place, opened, name))
             }
             None => Err(Reason::Overload),
         };
         match opened {
-            Ok(opened) => self.run(opened, client, record, std::future::pending()).await,
+            Ok((place, opened, name)) => {
+                let (target, backend) = (Arc::clone(&target), Arc::clone(&opened.backend));
+                let withdrawn = Rc::clone(&self).no_longer_permitted(target, name, backend);
+                self.run((place, opened), client, record, withdrawn).await;
+            }
             Err(reason) => {
                 record.refused(reason);
                 record.on_end(0, true);
@@ -109,10 +115,11 @@ impl Outbound {
             Err(reason) => return Ok(mesh_answer(reason, false, record)),
         };
         let idle = self.streams.idle();
+        let withdrawn = Rc::clone(&self).no_longer_permitted(Arc::new(target), None, opened.backend);
         tokio::task::spawn_local(async move {
             let (_place, _carried) = (place, opened._carried);
             let Some((mut client, mut mesh)) = stream::joined(client, opened.mesh).await else { return };
-            stream::carry(&mut client, &mut mesh, record, idle).await;
+            stream::carry_while(&mut client, &mut mesh, record, idle, withdrawn).await;
         });
         Ok(Response::new(ResponseBody::none()))
     }
@@ -203,7 +210,7 @@ impl Outbound {
             Some(mesh) => {
                 // Open, it is a connection and no request: it takes no place of one, for hours perhaps.
                 record.under_way = None;
-                Ok(Opened { mesh, _carried: carried })
+                Ok(Opened { mesh, backend: plan.backend, _carried: carried })
             }
             None => {
                 let reason = response.headers().get(headers::REASON).and_then(|reason| reason.to_str().ok());

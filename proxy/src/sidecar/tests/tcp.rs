@@ -420,3 +420,46 @@ fn the_examples_of_routes_send_connections_where_they_say() {
         }
     });
 }
+
+#[test]
+fn a_connection_into_another_namespace_ends_with_its_grant() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let server = Server::start("trial").await;
+        let ports = [(PORT, server.address)];
+        let trial = sidecar(&tcp.east.workload("trial"), &["trial/redis"], &ports, &[]);
+        let id = tcp.east.id("trial");
+        tcp.change(|view| {
+            add_service(view, "trial/redis", std::slice::from_ref(&id), None);
+            add_endpoint(view, "trial-1", "trial/redis", &id, trial.inbound);
+        });
+        let text = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: { name: shop, namespace: trial }
+spec:
+  from: [{ group: gateway.networking.k8s.io, kind: TCPRoute, namespace: shop }]
+  to: [{ group: '', kind: Service, name: redis }]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: { name: redis, namespace: shop }
+spec:
+  parentRefs: [{ kind: Service, name: redis }]
+  rules: [{ backendRefs: [{ name: redis, namespace: trial }] }]
+";
+        apply(&mut tcp, text);
+        trial.publish(&tcp.view);
+        let mut open = tcp.connect().await;
+        heard(&mut open, "trial").await;
+        // What else changes does not touch it.
+        tcp.change(|view| add_service(view, "shop/other", &[], None));
+        open.write_all(b"PING").await.unwrap();
+        heard(&mut open, "PING").await;
+        tcp.change(|view| view.policies.retain(|key, _| key.kind != PolicyKind::ReferenceGrant));
+        assert!(is_reset(&mut open).await);
+        assert!(is_reset(&mut tcp.connect().await).await);
+        until("it is logged", async || tcp.product.logged().await.hanse_reason == "ref-not-permitted").await;
+        assert_eq!((server.taken.get(), tcp.server.taken.get()), (1, 0));
+    });
+}

@@ -4,6 +4,8 @@ use super::*;
 use crate::policy::document::{PolicySpec, RouteRule};
 use crate::policy::parse;
 
+const FROM: Referrer<'_> = Referrer { kind: crate::policy::PolicyKind::HttpRoute, namespace: "shop" };
+
 /// The rule as a document would have it.
 fn rule(text: &str) -> RouteRule {
     let text = format!(
@@ -18,7 +20,7 @@ fn rule(text: &str) -> RouteRule {
 fn filters(filter: &str, prefix: &str) -> Arc<Filters> {
     let matches = format!("matches: [{{ path: {{ type: PathPrefix, value: {prefix:?} }} }}]");
     let view = View::new("east".parse().unwrap(), "east.example".parse().unwrap());
-    Filters::compile(&rule(&format!("{{ {matches}, filters: [{filter}] }}")), "shop", &view).unwrap()
+    Filters::compile(&rule(&format!("{{ {matches}, filters: [{filter}] }}")), FROM, &view).unwrap()
 }
 
 #[test]
