@@ -323,6 +323,44 @@ async fn a_refused_policy_changes_nothing() {
     east.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_into_another_namespace_is_taken_and_told_until_that_grants_it() {
+    let east = found("east", 1).await;
+    let client = east.client().await;
+    let apply = async |text: String| {
+        let (file, files) = ("r.yaml".to_owned(), Default::default());
+        let reply = client.call(&PolicyApplyRequest { file, text, dry_run: false, files }).await.unwrap();
+        let told = reply.diagnostics.into_iter().map(|d| d.code).collect::<Vec<_>>();
+        let listed = client.call(&PolicyGetRequest::default()).await.unwrap().warnings;
+        (reply.applied, told, listed.into_iter().map(|w| (w.code, w.message)).collect::<Vec<_>>())
+    };
+    let outside = |namespace: &str| {
+        format!(
+            "apiVersion: hanse.dev/v1alpha1\nkind: ExternalService\nmetadata: {{name: api, namespace: {namespace}}}\nspec: \
+             {{hosts: [api.{namespace}.example], ports: [{{port: 80, protocol: HTTP}}]}}\n---\n"
+        )
+    };
+    let gateway_api = "apiVersion: gateway.networking.k8s.io/v1\n";
+    let route = format!(
+        "{gateway_api}kind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\nspec:\n  \
+         parentRefs: [{{group: hanse.dev, kind: ExternalService, name: api}}]\n  \
+         rules: [{{backendRefs: [{{group: hanse.dev, kind: ExternalService, name: api, namespace: trial}}]}}]\n"
+    );
+    let (applied, told, listed) = apply(format!("{}{}{route}", outside("shop"), outside("trial"))).await;
+    assert!(applied && told == ["E4108"], "{told:?}");
+    let [(code, message)] = listed.as_slice() else { panic!("{listed:?}") };
+    assert_eq!(code, "E4108");
+    assert!(message.starts_with("HTTPRoute/shop/r: RefNotPermitted: "), "{message}");
+    let grant = format!(
+        "{gateway_api}kind: ReferenceGrant\nmetadata: {{name: shop, namespace: trial}}\nspec:\n  \
+         from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}}]\n  \
+         to: [{{group: hanse.dev, kind: ExternalService}}]\n"
+    );
+    let (applied, told, listed) = apply(grant).await;
+    assert!(applied && told.is_empty() && listed.is_empty(), "{told:?} {listed:?}");
+    east.stop().await;
+}
+
 async fn join_lines(client: &Client, token: String) -> Vec<JoinEvent> {
     let stream = client.join(&ClusterJoinRequest { token, dry_run: false }).await.unwrap();
     tokio::time::timeout(PATIENCE, stream.map(Result::unwrap).collect()).await.expect("a join ends")

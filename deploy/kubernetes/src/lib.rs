@@ -1,6 +1,7 @@
 //! hanse-kubernetes: objects of Kubernetes turned into Commands. Pure: an object in, Commands out.
 //!
-//! Knows `ServiceExport` (MCS API), `HTTPRoute`, `GRPCRoute`, `TCPRoute` and `TLSRoute` (Gateway API v1), `BackendPolicy` and `AccessPolicy`;
+//! Knows `ServiceExport` (MCS API), `HTTPRoute`, `GRPCRoute`, `TCPRoute`, `TLSRoute` and `ReferenceGrant` (Gateway API v1), `BackendPolicy` and
+//! `AccessPolicy`;
 //! the documents mean exactly what they mean to `hanse policy apply`, because the same parser reads them. Watching an
 //! API server is not part of this crate yet.
 
@@ -41,6 +42,7 @@ pub fn commands(object: &Value, event: Event) -> Result<Vec<Command>, Untranslat
             }])
         }
         ("gateway.networking.k8s.io/v1", "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute")
+        | ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant")
         | ("hanse.dev/v1alpha1", "BackendPolicy" | "AccessPolicy") => policy(object, event),
         (api_version, kind) => {
             Err(Untranslated::UnknownKind { api_version: api_version.to_owned(), kind: kind.to_owned() })
@@ -107,6 +109,24 @@ mod tests {
         assert_eq!(format!("{} {}", key.kind, key.name), "HTTPRoute shop/reviews");
         let deleted = commands(&object, Event::Deleted).unwrap();
         assert_eq!(deleted, vec![Command::PolicyDelete { keys: vec![documents[0].key()] }]);
+    }
+
+    #[test]
+    fn a_reference_grant_is_read_in_both_versions_as_one_document() {
+        let key = |version: &str| {
+            let object = json!({
+                "apiVersion": format!("gateway.networking.k8s.io/{version}"), "kind": "ReferenceGrant",
+                "metadata": { "name": "shop", "namespace": "trial", "uid": "7" },
+                "spec": {
+                    "from": [{ "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "shop" }],
+                    "to": [{ "group": "", "kind": "Service" }],
+                },
+            });
+            let applied = commands(&object, Event::Applied).unwrap();
+            let [Command::PolicyApply { documents }] = applied.as_slice() else { panic!("{applied:?}") };
+            documents[0].key().to_string()
+        };
+        assert_eq!((key("v1").as_str(), key("v1beta1")), ("ReferenceGrant/trial/shop", key("v1")));
     }
 
     #[test]
