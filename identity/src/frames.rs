@@ -96,7 +96,8 @@ impl Frames {
                 RST_STREAM => match resets {
                     // One that is given back by the next request, and one that is not.
                     Some(resets) => spend(resets, 2),
-                    None => true,
+                    // A server's, after each of our requests: that has earned more.
+                    None => spend(credit, 1),
                 },
                 _ => spend(credit, 1),
             };

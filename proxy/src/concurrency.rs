@@ -350,8 +350,9 @@ impl Limiter {
     /// The app has the whole request now.
     pub fn begin(&self, counted: Counted, now: Duration) -> Counted {
         if let Counted::Arriving(slot) = counted {
-            let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+            // Left before it is counted again: one too many for an instant is better than a whole priority shed for nothing.
             self.arriving.leave(slot);
+            let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
             self.note(under_way + self.arriving.count(now));
         }
         Counted::UnderWay

@@ -135,7 +135,12 @@ pub fn may_upgrade_to(protocol: &HeaderValue) -> bool {
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
     let (mut lengths, mut codings, mut chunked) = (0u32, 0u32, false);
     // A name comes as often as it has values.
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     for (name, value) in headers {
+        // HTTP/2 brings it malformed (RFC 9113 §8.2.1), and HTTP/1.1 trims it: the app would read another value than we compare.
+        if blank(value.as_bytes().first()) || blank(value.as_bytes().last()) {
+            return false;
+        }
         if *name == header::CONTENT_LENGTH {
             lengths += 1;
         } else if *name == header::TRANSFER_ENCODING {
@@ -198,8 +203,7 @@ pub fn authority<B>(request: &http::Request<B>) -> Result<Option<&str>, &'static
 }
 
 /// Tells every value of a (lower-case) header as the app gets it: for `host` the authority, whatever a Host beside it says, as
-/// a host in lower case, without a port and without the dot at its end. Nobody names a host in a way of his own to be no
-/// rule's business.
+/// a host in lower case, without a port and without the dot at its end. Other names of the same service are other values.
 pub fn each_value<B>(request: &http::Request<B>, name: &str, tell: &mut dyn FnMut(&[u8])) {
     if name != header::HOST.as_str() {
         return request.headers().get_all(name).iter().for_each(|value| tell(value.as_bytes()));
@@ -207,7 +211,8 @@ pub fn each_value<B>(request: &http::Request<B>, name: &str, tell: &mut dyn FnMu
     if let Ok(Some(authority)) = authority(request) {
         match host_of(authority) {
             Some((host, _)) => tell(host.as_bytes()),
-            None => tell(authority.as_bytes()),
+            // No host that could be compared, whatever the app makes of it: no text, which nothing allows and a Deny holds for.
+            None => tell(b"\xff"),
         }
     }
 }

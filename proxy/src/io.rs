@@ -23,6 +23,7 @@ pub mod limits;
 pub mod listen;
 pub mod loops;
 pub mod metered;
+mod not_tls;
 pub mod outside;
 pub mod peek;
 pub mod record;

@@ -164,6 +164,7 @@ async fn serve_inbound(
                     Told::Tls => {}
                     Told::Plain => return inbound.serve_plain(stream, opening, stop).await,
                     Told::Nothing => return plane.telemetry.refused("handshake_timeout"),
+                    Told::Gone => return,
                 }
             }
             let about = About { side: Side::Inbound, service: None, cluster: None };

@@ -168,6 +168,11 @@ impl Telling {
         bytes <= MAX_ENCODED && self.meter.take(self.since.elapsed())
     }
 
+    /// So many more were left out, to be told of with what comes next.
+    pub fn omit(&mut self, left_out: u64) {
+        self.left_out = self.left_out.saturating_add(left_out);
+    }
+
     /// The stream has told this, which took so many bytes on the wire.
     pub fn put(&mut self, mut part: TapPart, bytes: usize) {
         part.left_out = part.left_out.saturating_add(std::mem::take(&mut self.left_out));
@@ -193,10 +198,11 @@ impl Stream for Tapping {
     type Item = TapPart;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<TapPart>> {
-        match self.parts.poll_recv(cx) {
-            Poll::Pending if self.end.as_mut().poll(cx).is_ready() => Poll::Ready(None),
-            next => next.map(|waiting| Some(waiting?.part)),
+        // First: whoever tells without an end does not keep it open.
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
         }
+        self.parts.poll_recv(cx).map(|waiting| Some(waiting?.part))
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! The port tells by first bytes, and takes silence for a client whose server speaks first. So these bytes are read here, and
 //! judged as there; until they are whole nothing goes either way, and they come to a connection that is younger than that silence.
+//! (Where they come later all the same, the port resets what begins TLS after it.)
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +30,7 @@ const FIRST_BYTES: usize = 2 * 1024;
 pub struct Target {
     stream: TcpStream,
     address: SocketAddr,
-    /// When it was there; its other end may have taken it later, and no sooner.
+    /// When it was dialled: its other end has not taken it before.
     since: Instant,
 }
 
@@ -46,10 +47,15 @@ pub enum Ended {
 
 impl Target {
     pub async fn dial(address: SocketAddr) -> io::Result<Self> {
-        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+        // Before it: the other end may have taken it long before this task is woken.
         let since = Instant::now();
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
         let _ = stream.set_nodelay(true);
         Ok(Self { stream, address, since })
+    }
+
+    fn is_young(&self) -> bool {
+        self.since.elapsed() < YOUNG_FOR
     }
 }
 
@@ -73,7 +79,7 @@ pub async fn carry(
         }
     };
     // Asked once more: this task may have been kept waiting itself.
-    let mut target = match young.filter(|target| target.since.elapsed() < YOUNG_FOR) {
+    let mut target = match young.filter(Target::is_young) {
         Some(target) => target,
         None => Target::dial(address).await?,
     };

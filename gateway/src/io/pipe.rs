@@ -24,6 +24,8 @@ const MAX_PIPES: usize = 256;
 const MAX_IDLE_PIPES: usize = 16;
 /// Room that is asked for in a pipe; the kernel gives what it can.
 const PIPE_BYTES: usize = 256 * 1024;
+/// What a pipe has unasked; with less it is not used.
+const LEAST_PIPE_BYTES: i32 = 64 * 1024;
 /// Reads in a row that filled the buffer, after which a direction is a stream.
 const STREAM_AFTER: u32 = 16;
 /// Moves in a row of less than `BUFFER_BYTES`, after which it is none any more.
@@ -80,8 +82,12 @@ impl Pipe {
     fn new(place: OwnedSemaphorePermit) -> io::Result<Self> {
         let (read, write) = nix::unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
         let bytes = i32::try_from(PIPE_BYTES).expect("a constant of some kilobytes");
-        // What it has unasked does too.
-        let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(bytes));
+        // Above its user's limit (pipe-user-pages-soft) a pipe has two pages: then copying is cheaper.
+        if fcntl(&write, FcntlArg::F_SETPIPE_SZ(bytes)).is_err()
+            && fcntl(&write, FcntlArg::F_GETPIPE_SZ)? < LEAST_PIPE_BYTES
+        {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         Ok(Self { read, write, _place: place })
     }
 }

@@ -145,6 +145,31 @@ fn the_caller_is_named_as_envoy_does() {
 }
 
 #[test]
+fn values_with_blanks_around_them_are_malformed() {
+    for (value, plain) in
+        [("x y", true), ("", true), (" x", false), ("x ", false), ("\tx", false), (" ", false)]
+    {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        assert_eq!(is_framing_plain(&headers), plain, "{value:?}");
+    }
+}
+
+#[test]
+fn a_host_that_cannot_be_read_is_told_as_no_text() {
+    let told = |host: &str| {
+        let request = Request::get("/").header("host", host).body(()).unwrap();
+        let mut values = Vec::new();
+        each_value(&request, "host", &mut |value| values.push(value.to_vec()));
+        values
+    };
+    assert_eq!(told("Admin.Example:443"), [b"admin.example".to_vec()]);
+    for host in ["admin.example:", "admin.example:99999", "x@admin.example", " admin.example"] {
+        assert_eq!(told(host), [b"\xff".to_vec()], "{host}");
+    }
+}
+
+#[test]
 fn cookie_crumbs_are_joined() {
     let mut headers = HeaderMap::new();
     headers.append(header::COOKIE, HeaderValue::from_static("a=1"));

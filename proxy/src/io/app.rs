@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 
 use super::authentication::{Authentication, Believed};
 use super::authorize::Authorizers;
-use super::body::{OnEnd, RequestBody, ResponseBody};
+use super::body::{OnEnd, RequestBody, ResponseBody, is_all_here};
 use super::concurrency::Held;
 use super::forward::mark;
 use super::http::{CONNECTION_WINDOW, MAX_CARRIED_HEADERS, MAX_HEAD_BYTES, STREAM_WINDOW};
@@ -209,7 +209,7 @@ impl Inbound {
                             .leave(&caller, request, record, flying, |headers| edits.apply(headers))
                             .await);
                     }
-                    Ok(edits) => match room.enter(&request, &mut record) {
+                    Ok(edits) => match room.enter(is_all_here(request.body()), &mut record) {
                         Ok(place) => {
                             let served = self.serve(admitted, &caller, request, place, &mut record).await;
                             served.map(|(mut response, borrowed)| {

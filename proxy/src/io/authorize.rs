@@ -69,7 +69,7 @@ struct Asking(Rc<Known>);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Silent {
-    #[error("it was asked {MAX_ASKING} questions already")]
+    #[error("it has as many questions already as it may be asked at a time")]
     Busy,
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -99,10 +99,16 @@ impl Authorizers {
         &self.outbound
     }
 
-    /// What the authorizer says, within the policy's time.
-    pub async fn ask(&self, external: &External, question: CheckRequest) -> Result<CheckResponse, Silent> {
+    /// What the authorizer says, within the policy's time. `nobody`: the question is about a caller without an identity.
+    pub async fn ask(
+        &self,
+        external: &External,
+        question: CheckRequest,
+        nobody: bool,
+    ) -> Result<CheckResponse, Silent> {
         let known = self.known(&external.authorizer);
-        if known.asking.get() >= MAX_ASKING {
+        // These have a quarter here too, so that nobody keeps the mesh out.
+        if known.asking.get() >= if nobody { MAX_ASKING / 4 } else { MAX_ASKING } {
             return Err(Silent::Busy);
         }
         known.asking.set(known.asking.get() + 1);
@@ -140,8 +146,12 @@ impl Authorizers {
                 Ok(answer) => return Ok(answer.into_inner()),
                 // A connection that had been closed meanwhile: to ask twice changes nothing.
                 Err(_) if !fresh && sender.is_closed() => {}
+                // It was reached just now: whatever has ended this, the request may have brought it about.
                 Err(status) => {
-                    return Err(Silent::of(&status));
+                    return Err(match Silent::of(&status) {
+                        Silent::Unreachable(why) if fresh => Silent::BrokeOff(why),
+                        silent => silent,
+                    });
                 }
             }
         }

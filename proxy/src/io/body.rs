@@ -16,7 +16,8 @@ use super::concurrency::Place;
 use super::copy::{CopyReader, CopyWriter, Cut};
 use super::guard::{Fate, Guard};
 use crate::answer::Reason;
-use crate::headers::strip_reserved;
+use crate::headers::{remove_as_read, strip_reserved};
+use crate::request_id::REQUEST_ID;
 
 /// A request's body on its way out.
 pub enum RequestBody {
@@ -169,6 +170,12 @@ impl ByteCount {
     }
 }
 
+/// Whether no data is still to come: who has announced a length need not have ended the stream, and hyper does not ask for more
+/// than that either.
+pub fn is_all_here(body: &Incoming) -> bool {
+    body.is_end_stream() || body.size_hint().exact() == Some(0)
+}
+
 impl RequestBody {
     pub fn new(body: Incoming, count: ByteCount) -> Self {
         if body.is_end_stream() {
@@ -195,8 +202,8 @@ impl RequestBody {
     /// Its request has that place at the app, which works for it once all of the body is there.
     pub fn occupies(&mut self, at: &Rc<Place>) {
         match self {
-            Self::Streamed { place, .. } => *place = Some(Rc::clone(at)),
-            Self::Empty | Self::Copied(_) => at.asked(),
+            Self::Streamed { body, place, .. } if !is_all_here(body) => *place = Some(Rc::clone(at)),
+            Self::Empty | Self::Streamed { .. } | Self::Copied(_) => at.asked(),
         }
     }
 
@@ -235,6 +242,7 @@ impl Body for RequestBody {
                     // Some servers fold trailers into the headers.
                     if let Some(trailers) = frame.trailers_mut() {
                         strip_reserved(trailers);
+                        remove_as_read(trailers, REQUEST_ID.as_str());
                         if !*passed {
                             trailers.clear();
                         }
@@ -244,9 +252,11 @@ impl Body for RequestBody {
                 // Who sends it does not ask again after the last frame.
                 if matches!(polled, Poll::Ready(None)) || body.is_end_stream() {
                     copies.drain(..).for_each(CopyWriter::complete);
-                    if let Some(place) = place.take() {
-                        place.asked();
-                    }
+                }
+                if (matches!(polled, Poll::Ready(None)) || is_all_here(body))
+                    && let Some(place) = place.take()
+                {
+                    place.asked();
                 }
                 polled.map(|frame| frame.map(|frame| frame.map_err(BodyError::from)))
             }

@@ -102,10 +102,13 @@ impl Guarded {
                 Arc::new(Kept { limiter, started: Instant::now(), replaced: AtomicBool::default() })
             }
         };
-        let shed = SHED_FIRST.map(|priority| {
-            let labels = ShedLabels { policy: rules.policy.to_string(), priority: priority.as_str() };
-            telemetry.shed.get_or_create(&labels).clone()
-        });
+        let shed = match before.filter(|before| before.rules.policy == rules.policy) {
+            Some(before) => before.shed.clone(),
+            None => SHED_FIRST.map(|priority| {
+                let labels = ShedLabels { policy: rules.policy.to_string(), priority: priority.as_str() };
+                telemetry.shed.get_or_create(&labels).clone()
+            }),
+        };
         let (limit, under_way) =
             (telemetry.concurrency_limit.clone(), telemetry.concurrency_under_way.clone());
         Self { rules, kept, limit, under_way, shed }

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::body::{AnswerBody, RequestBody, ResponseBody};
 use super::dial::{Carried, DialError, For, Pool};
-use super::http::MAX_HEADERS;
+use super::http::{MAX_CARRIED_HEADERS, MAX_HEADERS};
 use super::outside::Outsiders;
 use super::record::{Direction, Record, Reporter};
 use super::stream::Streams;
@@ -218,7 +218,9 @@ impl Outbound {
         is_grpc: bool,
         record: &mut Record,
     ) -> Result<Response<AnswerBody>, Reason> {
-        if request.headers().len() > MAX_HEADERS {
+        // Only an app's request has nothing in it yet that is a proxy's.
+        let most = if matches!(door, Door::App(_)) { MAX_HEADERS } else { MAX_CARRIED_HEADERS };
+        if request.headers().len() > most {
             return Err(Reason::HeadTooLarge);
         }
         let known = self.plane.knowledge.settled(REPLACED_WITHIN).await;

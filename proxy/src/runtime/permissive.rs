@@ -48,7 +48,7 @@ impl Alarm {
             telemetry.permissive_until.remove(&PortLabels { port: port.into() });
             tracing::info!(port, "the port takes mutual TLS only, again");
         }
-        let again = self.warned.is_none_or(|warned| now.since(warned) >= WARN_EVERY);
+        let again = self.warned.is_none_or(|warned| now < warned || now.since(warned) >= WARN_EVERY);
         for (port, permissive) in open.iter() {
             let until = i64::try_from(permissive.until.seconds()).unwrap_or(i64::MAX);
             telemetry.permissive_until.get_or_create(&PortLabels { port: port.into() }).set(until);

@@ -41,6 +41,10 @@ impl Subscription {
     pub(super) fn pass_on(&mut self, tapped: Tapped) {
         let Some(telling) = self.tapped.iter_mut().find(|telling| telling.id() == tapped.tap) else { return };
         let (mut requests, mut bytes, mut left_out) = (Vec::new(), 0, tapped.left_out);
+        // To say only how much was left out is to tell, too.
+        if tapped.request.is_empty() && !telling.takes(0) {
+            return telling.omit(left_out);
+        }
         for request in &tapped.request {
             if !telling.takes(request.len()) {
                 left_out = left_out.saturating_add(1);

@@ -36,7 +36,8 @@ impl Inbound {
             let mut response = Edits::default();
             for external in &admitted.granted().external {
                 let asked = question(external, &caller.names.source, &caller.names.destination, request);
-                let answered = match self.authorizers.ask(external, asked).await {
+                let nobody = caller.verified.is_none();
+                let answered = match self.authorizers.ask(external, asked, nobody).await {
                     Ok(answer) => verdict(answer).map_err(Silent::from),
                     Err(silent) => Err(silent),
                 };

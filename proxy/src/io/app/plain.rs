@@ -21,6 +21,7 @@ use crate::io::body::OnEnd as _;
 use crate::io::forward::captured::original_destination;
 use crate::io::http::{FIRST_BYTES_TIMEOUT, detect, serve};
 use crate::io::listen::{Flying, InFlight, MAX_CONNECTIONS};
+use crate::io::not_tls::NotTls;
 use crate::io::peek::Pauses;
 use crate::io::record::{Direction, Record, TCP};
 use crate::io::stream::{self, Ending};
@@ -59,8 +60,10 @@ pub struct Opening {
 pub enum Told {
     Tls,
     Plain,
-    /// Nothing, in all the time that there is, or the caller has left.
+    /// Nothing, in all the time that there is.
     Nothing,
+    /// The caller has left.
+    Gone,
 }
 
 impl Inbound {
@@ -227,7 +230,8 @@ impl Inbound {
                 over = self.over(dialled) => self.ended(dialled, &over),
             }
         };
-        let ending = stream::carry_while(&mut client, &mut app, record, idle, withdrawn).await;
+        let ending =
+            stream::carry_while(&mut NotTls::new(&mut client), &mut app, record, idle, withdrawn).await;
         if !matches!(ending, Ending::Complete) {
             tracing::debug!(?ending, "a TCP connection in plain text ended");
             stream::reset(&client);
@@ -251,7 +255,7 @@ impl Opening {
             let mut pauses = Pauses::default();
             loop {
                 let there = stream.peek(&mut first).await.ok().filter(|there| *there > 0);
-                let Some(there) = there else { return Told::Nothing };
+                let Some(there) = there else { return Told::Gone };
                 seen = there;
                 match begins(&first[..there]) {
                     Begins::Tls => return Told::Tls,
@@ -291,6 +295,7 @@ mod tests {
             Told::Tls => "tls",
             Told::Plain => "plain",
             Told::Nothing => "nothing",
+            Told::Gone => "gone",
         };
         (told, began.elapsed().min(Duration::from_secs(60)))
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hanse_federation::policy::document::concurrency::Priority;
 use http::{HeaderValue, Request, header};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 
 use super::{Caller, Inbound, InboundResponse, mesh_answer};
 use crate::answer::Reason;
@@ -52,14 +52,10 @@ impl Inbound {
 }
 
 impl Room {
-    /// Takes the place.
-    pub(super) fn enter(
-        self,
-        request: &Request<Incoming>,
-        record: &mut Record,
-    ) -> Result<Option<Held>, Turned> {
+    /// Takes the place. `whole`: nothing of the request is still to come.
+    pub(super) fn enter(self, whole: bool, record: &mut Record) -> Result<Option<Held>, Turned> {
         let Some((guarded, priority)) = self.0 else { return Ok(None) };
-        let entered = Arc::clone(&guarded).enter(priority, request.body().is_end_stream());
+        let entered = Arc::clone(&guarded).enter(priority, whole);
         entered.map_err(|after| shed(&guarded, priority, after, record))
     }
 }

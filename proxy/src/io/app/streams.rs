@@ -18,7 +18,7 @@ use super::standing::{Asked, Standing};
 use super::{App, Caller, Inbound, InboundResponse, Serving, broke_off, connect_app, mesh_answer, prepare};
 use crate::answer::Reason;
 use crate::headers;
-use crate::inbound::admit_stream;
+use crate::inbound::{admit_stream, came_to};
 use crate::io::body::{RequestBody, ResponseBody};
 use crate::io::forward::upgrade::{METHOD, STATUS};
 use crate::io::http::MAX_CARRIED_HEADERS;
@@ -56,27 +56,38 @@ impl Inbound {
             (_, Err(reason)) | (Err(reason), Ok(_)) => Err(reason),
             (Ok(_), Ok(_)) if self.is_full(&caller) => Err(Reason::Overload),
             (Ok(_), Ok(_)) if request.headers().len() > MAX_CARRIED_HEADERS => Err(Reason::HeadTooLarge),
-            (Ok(wanted), Ok((admitted, user))) => match self.within_limits(&caller, &request, &mut record) {
-                Ok(()) => {
-                    let _asking = self.in_flight.begin();
-                    // Before anybody edits it: what is asked again is what was asked.
-                    let standing = Standing::new(&self, &caller, Asked::Request(head(&request), user));
-                    let edits = match self.authorize(&admitted, &caller, &mut request, &mut record).await {
-                        Ok(edits) => edits,
-                        Err(stopped) => {
-                            let mut response = stopped.answer(record);
-                            stand_in(&mut response);
-                            return response;
+            (Ok(wanted), Ok((admitted, user))) => {
+                match self.room(&admitted, &caller, &user, &request, &mut record) {
+                    Ok(room) => {
+                        let _asking = self.in_flight.begin();
+                        // Before anybody edits it: what is asked again is what was asked.
+                        let standing = Standing::new(&self, &caller, Asked::Request(head(&request), user));
+                        let edits = match self.authorize(&admitted, &caller, &mut request, &mut record).await
+                        {
+                            Ok(edits) => edits,
+                            Err(stopped) => {
+                                let mut response = stopped.answer(record);
+                                stand_in(&mut response);
+                                return response;
+                            }
+                        };
+                        // Any request may say that it would be something else: until the answer it is one like all.
+                        let place = match room.enter(true, &mut record) {
+                            Ok(place) => place.inspect(|held| held.place().asked()),
+                            Err(turned) => return turned.answer(record),
+                        };
+                        let upgraded = self.upgrade(wanted, &caller, request, &mut record).await;
+                        if let (Some(held), Ok((response, _))) = (place, &upgraded) {
+                            held.answered(came_to(response));
                         }
-                    };
-                    let upgraded = self.upgrade(wanted, &caller, request, &mut record).await;
-                    upgraded.map(|(mut response, ends)| {
-                        edits.apply(response.headers_mut());
-                        (response, ends.map(|ends| (ends, standing)))
-                    })
+                        upgraded.map(|(mut response, ends)| {
+                            edits.apply(response.headers_mut());
+                            (response, ends.map(|ends| (ends, standing)))
+                        })
+                    }
+                    Err(turned) => return turned.answer(record),
                 }
-                Err(turned) => return turned.answer(record),
-            },
+            }
         };
         match outcome {
             Ok((response, Some((ends, standing)))) => self.carry(response, ends, standing, record),

@@ -109,7 +109,12 @@ impl Reporter {
             response_flags: entry.response_flags,
             ends: direction.ends(entry),
         };
-        let overflow = |labels: RequestLabels| RequestLabels { ends: labels.ends.overflow(), ..labels };
+        // The app chooses its codes: where there is no room, only their class is told.
+        let overflow = |labels: RequestLabels| RequestLabels {
+            response_code: labels.response_code / 100 * 100,
+            ends: labels.ends.overflow(),
+            ..labels
+        };
         let mut is_own = self.requests.borrow().has_room(&labels);
         let mut sizes = self.sizes.borrow_mut();
         let received = sizes.received.handle(&telemetry.request_bytes, labels.clone(), overflow).clone();

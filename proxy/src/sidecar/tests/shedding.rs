@@ -56,7 +56,8 @@ fn prefetch() -> Request<Full<Bytes>> {
 fn the_example_of_concurrency_refuses_who_is_less_important_first() {
     on_local_set(async {
         let mut shop = Shop::open().await;
-        shop.apply(&example("backend-policy-concurrency"));
+        // A slow machine may see the first window end meanwhile: it is to have no more room then.
+        shop.apply(&example("backend-policy-concurrency").replace("maxLimit: 200", "maxLimit: 20"));
         assert_eq!(shop.product.request(prefetch()).await.status, StatusCode::OK);
         assert_eq!(counted(&shop.reviews, "hanse_concurrency_limit"), 20, "nothing is known yet");
         let first = shop.silent_until(14, 14).await;
@@ -245,5 +246,67 @@ fn a_limit_that_is_taken_away_is_told_of_no_more() {
         drop(held);
         until("they have gone", async || counted(&shop.reviews, "hanse_concurrency_under_way") == 0).await;
         assert_eq!(counted(&shop.reviews, "hanse_concurrency_limit"), 0);
+    });
+}
+
+/// Has a length, and no end.
+struct Unended(Option<Bytes>);
+
+impl hyper::body::Body for Unended {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        self.0.take().map_or(std::task::Poll::Pending, |data| {
+            std::task::Poll::Ready(Some(Ok(hyper::body::Frame::data(data))))
+        })
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        hyper::body::SizeHint::with_exact(4)
+    }
+}
+
+#[test]
+fn a_request_is_here_with_its_last_byte_whether_or_not_its_stream_has_ended() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.policy("  limits: { concurrency: { maxLimit: 1 } }");
+        let stream = TcpStream::connect(shop.product.outbound).await.unwrap();
+        let http = hyper::client::conn::http2::handshake(
+            crate::runtime::worker::LocalExecutor,
+            hyper_util::rt::TokioIo::new(stream),
+        );
+        let (mut sender, connection) = http.await.unwrap();
+        tokio::task::spawn_local(connection);
+        let body = Unended(Some(Bytes::from_static(b"body")));
+        let asked = sender.send_request(Request::post("http://reviews.shop/silent").body(body).unwrap());
+        tokio::task::spawn_local(async move { drop(asked.await) });
+        until("it is under way", async || counted(&shop.reviews, "hanse_concurrency_under_way") == 1).await;
+    });
+}
+
+#[test]
+fn whoever_says_that_he_would_upgrade_needs_a_place_too() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        shop.policy("  limits: { concurrency: { maxLimit: 1 } }");
+        let ask = async || {
+            let mut client = TcpStream::connect(shop.product.outbound).await.unwrap();
+            let head =
+                "GET /silent HTTP/1.1\r\nhost: reviews.shop\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+            client.write_all(head.as_bytes()).await.unwrap();
+            client
+        };
+        let first = ask().await;
+        until("it is under way", async || counted(&shop.reviews, "hanse_concurrency_under_way") == 1).await;
+        let head = upgrade::read_head(&mut ask().await).await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 503") && head.contains("x-hanse-reason: shed"), "{head}");
+        drop(first);
+        until("there is room again", async || shop.product.get(REVIEWS).await.status == 200).await;
+        assert_eq!(counted(&shop.reviews, "hanse_concurrency_under_way"), 0);
     });
 }

@@ -199,6 +199,28 @@ pub async fn idle(target: &Target, count: usize) -> Result<Vec<Connection>> {
     Ok(idle)
 }
 
+/// So many requests on each of so many connections, which are open and used before `begins` is called.
+pub async fn repeated(
+    target: &Target,
+    connections: usize,
+    each: usize,
+    begins: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let open = idle(target, connections).await?;
+    begins()?;
+    let mut tasks = JoinSet::new();
+    for mut connection in open {
+        let target = target.clone();
+        tasks.spawn_local(async move {
+            for _ in 0..each {
+                ask(&mut connection, &target).await?;
+            }
+            Ok(())
+        });
+    }
+    finish(tasks).await
+}
+
 async fn ask(connection: &mut Connection, target: &Target) -> Result<()> {
     let answer = connection.get(&target.host, &target.path).await?;
     if answer.status != 200 || !target.path.ends_with(&format!("/{}", answer.body.len())) {
