@@ -429,7 +429,9 @@ impl App {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let service = service_fn(move |request| echo(name, request));
-                let http = hyper::server::conn::http1::Builder::new();
+                let mut http = hyper::server::conn::http1::Builder::new();
+                // More than hyper takes unasked, and proxies put some in.
+                http.max_headers(256);
                 let served = http.serve_connection(TokioIo::new(stream), service);
                 let served = tokio::task::spawn_local(async move { drop(served.await) });
                 held.borrow_mut().push(served.abort_handle());
