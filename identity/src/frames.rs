@@ -260,9 +260,16 @@ mod tests {
         let (mut client, start) = self::client();
         let half = |n: u32| [&request(4 * n + 1)[..], &request(4 * n + 3), &reset].concat();
         assert!((0..100_000).all(|n| client.received(&half(n), || start).is_ok()));
-        // A server that refuses streams refuses our own.
+        // A server that refuses streams refuses our own, as often as we open some and no more often for long.
         let mut server = Frames::of_server();
-        assert!((0..100_000).all(|_| server.received(&reset, || start).is_ok()));
+        server.sent(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        let refused = |server: &mut Frames| {
+            server.sent(&request(1));
+            server.received(&reset, || start)
+        };
+        assert!((0..100_000).all(|_| refused(&mut server).is_ok()));
+        let more = (1u32..).find(|_| server.received(&reset, || start).is_err()).unwrap();
+        assert!(more <= MAX_CREDIT + IDLE_FRAMES + 2, "{more}");
     }
 
     #[test]
