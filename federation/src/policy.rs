@@ -36,6 +36,7 @@ pub use document::{
     GrpcRoute, HttpRoute, PeerAuthentication, PolicyDocument, PolicyKey, PolicyKind, PolicySpec, RefKind,
     ReferenceGrant, Severity, TargetRef, TcpRoute, TlsRoute,
 };
+pub use grant::CrossReference;
 pub use parse::{locate, parse};
 pub use route::{Filters, NoRoute, Redirect, RequestParts, RouteTable, Routed};
 pub use stream::{StreamRoutes, StreamTo};

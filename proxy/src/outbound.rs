@@ -45,27 +45,21 @@ pub fn destination(bound: Option<&ServiceHost>, authority: Option<&str>) -> Resu
     }
 }
 
-/// Has `ask` look at what routes may look at of a request. A preflight is first looked at as what it asks leave for: a rule
-/// for one method is none for OPTIONS, and its CORS filter is meant for those who ask whether they may.
+/// Has `ask` look at what routes may look at of a request.
 pub fn plan_for<B>(
     request: &Request<B>,
-    ask: impl Fn(&RequestParts<'_>) -> Result<Plan, Reason>,
+    ask: impl FnOnce(&RequestParts<'_>) -> Result<Plan, Reason>,
 ) -> Result<Plan, Reason> {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let parts = RequestParts {
+    // What is no text is no method of any rule, and the preflight is one all the same.
+    let preflight = preflight_method(request.method(), request.headers());
+    ask(&RequestParts {
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query(),
         header: &header,
-    };
-    let wanted = preflight_method(request.method(), request.headers());
-    if let Some(method) = wanted.and_then(|method| method.to_str().ok()) {
-        let answers = |plan: &Plan| plan.cors().is_some();
-        if let Some(plan) = ask(&RequestParts { method, ..parts }).ok().filter(answers) {
-            return Ok(plan);
-        }
-    }
-    ask(&parts)
+        preflight: preflight.map(|method| method.to_str().unwrap_or_default()),
+    })
 }
 
 /// Whether the time until a response tells how loaded its target is. An error does not, and a refusal for want of room is
@@ -207,7 +201,7 @@ mod tests {
         let host = host("shop/reviews");
         let routes = RouteTable::build(&view, &host);
         let none = |_: &str| None;
-        let request = RequestParts { method: "GET", path: "/", query: None, header: &none };
+        let request = RequestParts { method: "GET", path: "/", query: None, header: &none, preflight: None };
         let plan = plan(&host, &routes, &request, false, 7).unwrap();
         let expected = Plan {
             backend: Arc::new(host),
@@ -252,7 +246,8 @@ mod tests {
         let routes = RouteTable::build(&view, &host);
         let asked = |timeout: Option<&'static str>| {
             let header = move |name: &str| timeout.filter(|_| name == "grpc-timeout");
-            let request = RequestParts { method: "POST", path: "/s/m", query: None, header: &header };
+            let (method, path) = ("POST", "/s/m");
+            let request = RequestParts { method, path, query: None, header: &header, preflight: None };
             plan(&host, &routes, &request, true, 7).unwrap().request_timeout
         };
         assert_eq!(asked(Some("250m")), Duration::from_millis(250));

@@ -26,6 +26,30 @@ pub struct Reference {
     pub weight: Option<(u32, u64)>,
 }
 
+/// What a route names in another namespace, as whoever it has led there holds it: whether it is granted can be asked at each
+/// View, whatever has become of the route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CrossReference {
+    route: PolicyKind,
+    namespace: String,
+    kind: RefKind,
+    service: ServiceName,
+}
+
+impl CrossReference {
+    /// `None`: it stays in its own namespace, where nobody has to be asked.
+    pub fn of(from: Referrer<'_>, kind: RefKind, service: &ServiceName) -> Option<Self> {
+        let namespace = from.namespace.to_owned();
+        let leaves = namespace != service.namespace();
+        leaves.then(|| Self { route: from.kind, namespace, kind, service: service.clone() })
+    }
+
+    pub fn is_granted(&self, view: &View) -> bool {
+        let from = Referrer { kind: self.route, namespace: &self.namespace };
+        from.may_name(view, self.kind, &self.service)
+    }
+}
+
 impl<'d> Referrer<'d> {
     pub fn of(document: &'d PolicyDocument) -> Self {
         Self { kind: document.kind(), namespace: document.name.namespace() }

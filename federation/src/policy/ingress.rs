@@ -67,10 +67,9 @@ impl Ingress {
         listener.streams.route(port, name, random)?.ok_or(NoRoute::NoMatch)
     }
 
-    /// Whether such a connection that was led to `backend` may stay open: it is taken still, and its route may name that one.
-    pub fn keeps(&self, port: u16, name: Option<&str>, backend: &ServiceHost) -> bool {
-        let taken = !matches!(self.stream(port, name, 0), Err(NoRoute::NoMatch | NoRoute::NoBackend));
-        taken && self.shown(port, name).is_some_and(|listener| !listener.streams.refuses(port, name, backend))
+    /// Whether a listener and a route take such a connection, wherever that leads it.
+    pub fn takes(&self, port: u16, name: Option<&str>) -> bool {
+        !matches!(self.stream(port, name, 0), Err(NoRoute::NoMatch | NoRoute::NoBackend))
     }
 }
 
@@ -241,7 +240,8 @@ spec:
         assert_eq!(certificate(&view, &gateway, 80, None), None);
 
         let to = |port, host, path| {
-            let request = RequestParts { method: "GET", path, query: None, header: &|_| None };
+            let request =
+                RequestParts { method: "GET", path, query: None, header: &|_| None, preflight: None };
             let routed = ingress.listener(port, host).unwrap().route(host, &request, 0);
             routed.map(|routed| routed.backend.service.name().to_owned())
         };

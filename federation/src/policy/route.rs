@@ -43,6 +43,8 @@ pub struct RequestParts<'r> {
     pub query: Option<&'r str>,
     /// Value of the (lower-case) header, if present.
     pub header: &'r dyn Fn(&str) -> Option<&'r str>,
+    /// Of a preflight the method that it asks leave for (Fetch, "CORS protocol"): a rule for that method is one for it too.
+    pub preflight: Option<&'r str>,
 }
 
 /// The routes of one service, in order of precedence (Gateway API v1 HTTPRoute, GRPCRoute).
@@ -115,6 +117,8 @@ struct QueryTest {
 #[derive(Debug)]
 struct Rule {
     backends: Vec<(Chosen, u32)>,
+    /// With a CORS filter: preflights are answered by it, whoever would get the request.
+    preflight: Option<Routed>,
 }
 
 /// `None`: the route may not name it. It keeps its share.
@@ -201,6 +205,9 @@ impl RouteTable {
     /// As `route`, where something that has no routes is nowhere to go to.
     pub(super) fn matched(&self, request: &RequestParts<'_>, random: u64) -> Result<Routed, NoRoute> {
         let rule = self.matching(request).ok_or(NoRoute::NoMatch)?;
+        if let (Some(_), Some(answered)) = (request.preflight, &rule.preflight) {
+            return Ok(answered.clone());
+        }
         let chosen = weighted(&rule.backends, |(_, weight)| *weight, random);
         let (chosen, _) = chosen.ok_or(NoRoute::NoBackend)?;
         chosen.clone().ok_or(NoRoute::RefNotPermitted)
@@ -221,7 +228,9 @@ impl Entry {
 
     fn holds(&self, request: &RequestParts<'_>) -> bool {
         self.path.holds(request.path)
-            && self.method.is_none_or(|method| method.as_str() == request.method)
+            && self.method.is_none_or(|method| {
+                method.as_str() == request.method || Some(method.as_str()) == request.preflight
+            })
             && self.headers.iter().all(|test| test.holds(request))
             && self.queries.iter().all(|test| test.holds(request.query))
     }
@@ -278,9 +287,11 @@ impl Rule {
             attempt_timeout: timeouts.backend_request.map(limit),
             filters: filters.clone(),
         };
+        // Nobody is asked: the answer is ready.
+        let answered = || routed(parent.clone(), None);
+        let preflight = filters.as_ref().and_then(|filters| filters.cors()).map(|_| answered());
         let backends: Vec<_> = match &filters {
-            // Nobody is asked: the answer is ready.
-            Some(filters) if filters.redirect().is_some() => vec![(Some(routed(parent.clone(), None)), 1)],
+            Some(filters) if filters.redirect().is_some() => vec![(Some(answered()), 1)],
             _ => {
                 let each = rule.backend_refs.iter();
                 let chosen = |backend: &BackendRef| {
@@ -291,7 +302,7 @@ impl Rule {
                 each.map(|backend| (chosen(backend), backend.weight)).collect()
             }
         };
-        Self { backends }
+        Self { backends, preflight }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::document::stream::StreamRule;
 use super::document::{BackendRef, PolicyDocument, PolicyKind, PolicySpec, TargetRef};
-use super::grant::Referrer;
+use super::grant::{CrossReference, Referrer};
 use super::hosts::Hosts;
 use super::route::{NoRoute, backend_host, weighted};
 use super::{Label, refers_to};
@@ -26,6 +26,8 @@ pub struct StreamTo {
     pub port: u16,
     /// `namespace/name` of the route.
     pub route: Arc<str>,
+    /// What has led there, where that is another namespace: the connection is to end when it is no longer granted.
+    pub crossing: Option<Arc<CrossReference>>,
 }
 
 #[derive(Debug)]
@@ -41,6 +43,7 @@ struct Route {
 #[derive(Debug)]
 struct Backend {
     host: Arc<ServiceHost>,
+    crossing: Option<Arc<CrossReference>>,
     /// Whether the route may name it. It keeps its share if not.
     permitted: bool,
     port: Option<u16>,
@@ -138,14 +141,12 @@ impl StreamRoutes {
         if !chosen.permitted {
             return Err(NoRoute::RefNotPermitted);
         }
-        let (backend, port) = (Arc::clone(&chosen.host), chosen.port.unwrap_or(port));
-        Ok(Some(StreamTo { backend, port, route: Arc::clone(&route.document) }))
-    }
-
-    /// Whether the route of such a connection names that backend and may not (any more).
-    pub fn refuses(&self, port: u16, name: Option<&str>, backend: &ServiceHost) -> bool {
-        let route = self.taking(port, name).ok().flatten();
-        route.is_some_and(|route| route.backends.iter().any(|b| !b.permitted && *b.host == *backend))
+        Ok(Some(StreamTo {
+            backend: Arc::clone(&chosen.host),
+            port: chosen.port.unwrap_or(port),
+            route: Arc::clone(&route.document),
+            crossing: chosen.crossing.clone(),
+        }))
     }
 
     /// The route that decides, where any is for that port.
@@ -173,11 +174,16 @@ impl Route {
         from: Referrer<'_>,
         view: &View,
     ) -> Self {
-        let backend = |reference: &BackendRef| Backend {
-            host: Arc::new(backend_host(reference, from.namespace)),
-            permitted: from.may_name(view, reference.kind, &reference.service(from.namespace)),
-            port: reference.port,
-            weight: reference.weight,
+        let backend = |reference: &BackendRef| {
+            let host = backend_host(reference, from.namespace);
+            let crossing = CrossReference::of(from, reference.kind, &host.service).map(Arc::new);
+            Backend {
+                permitted: crossing.as_ref().is_none_or(|crossing| crossing.is_granted(view)),
+                host: Arc::new(host),
+                crossing,
+                port: reference.port,
+                weight: reference.weight,
+            }
         };
         let backends = rule.backend_refs.iter().map(backend).collect();
         Self { ports: ports.to_vec(), names, document: Arc::clone(document), backends }

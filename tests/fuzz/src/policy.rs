@@ -22,7 +22,8 @@ pub fn run(bytes: &[u8]) -> bool {
     }
     let host = ServiceHost::parse("reviews.shop").expect("a constant");
     let header = |name: &str| (name == "x-canary").then_some("yes");
-    let parts = RequestParts { method: "GET", path: "/a/b", query: Some("q=1"), header: &header };
+    let (method, path, query) = ("OPTIONS", "/a/b", Some("q=1"));
+    let parts = RequestParts { method, path, query, header: &header, preflight: Some("GET") };
     // Of any random number comes a backend or a word why there is none.
     for random in [0, 7, u64::MAX] {
         let _ = RouteTable::build(&view, &host).route(&host, &parts, random);

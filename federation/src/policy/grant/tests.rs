@@ -42,7 +42,8 @@ fn web() -> ServiceHost {
 
 /// Where a request goes, as `namespace/name`, or why nowhere; `random` at the given part of all weights.
 fn to(view: &View, percent: u64) -> String {
-    let parts = RequestParts { method: "POST", path: "/a.B/C", query: None, header: &|_| None };
+    let (method, path) = ("POST", "/a.B/C");
+    let parts = RequestParts { method, path, query: None, header: &|_| None, preflight: None };
     match RouteTable::build(view, &web()).route(&web(), &parts, u64::MAX / 100 * percent) {
         Ok(routed) => routed.backend.service.to_string(),
         Err(no) => format!("{no:?}"),
@@ -120,7 +121,8 @@ fn whom_the_route_may_not_name_gets_no_copies() {
     let mut view = view();
     put(&mut view, &route("HTTPRoute", rules));
     let copies = |view: &View| {
-        let parts = RequestParts { method: "GET", path: "/", query: None, header: &|_| None };
+        let (method, path) = ("GET", "/");
+        let parts = RequestParts { method, path, query: None, header: &|_| None, preflight: None };
         let routed = RouteTable::build(view, &web()).route(&web(), &parts, 0).unwrap();
         routed.filters.map_or(0, |filters| filters.mirrors(|| 0).count())
     };
@@ -139,13 +141,19 @@ fn connections_are_not_led_where_the_route_may_not_name() {
     ] {
         let mut view = view();
         put(&mut view, &route(kind, &rest));
-        let (to, db) = (|view: &View| StreamRoutes::build(view, &web()).route(7, name, 0), "db.trial");
-        let backend = ServiceHost { reach: crate::host::Reach::Cluster, ..ServiceHost::parse(db).unwrap() };
-        let refuses = |view: &View| StreamRoutes::build(view, &web()).refuses(7, name, &backend);
-        assert_eq!((to(&view), refuses(&view)), (Err(NoRoute::RefNotPermitted), true));
+        let to = |view: &View| StreamRoutes::build(view, &web()).route(7, name, 0);
+        assert_eq!(to(&view), Err(NoRoute::RefNotPermitted));
         let all = "{ group: '', kind: Service }";
         put(&mut view, &grant("trial", &FROM.replace("HTTPRoute", kind), all));
-        assert_eq!(to(&view).unwrap().unwrap().backend.service.to_string(), "trial/db");
-        assert!(!refuses(&view));
+        let led = to(&view).unwrap().unwrap();
+        assert_eq!(led.backend.service.to_string(), "trial/db");
+        // What has led there is asked about again by itself, whatever has become of the route.
+        let crossing = led.crossing.unwrap();
+        view.policies.retain(|key, _| key.kind == PolicyKind::ReferenceGrant);
+        assert!(crossing.is_granted(&view));
+        withdraw(&mut view);
+        assert!(!crossing.is_granted(&view));
+        put(&mut view, &route(kind, &rest.replace(", namespace: trial", "")));
+        assert_eq!(to(&view).unwrap().unwrap().crossing, None, "nobody has to grant what stays at home");
     }
 }

@@ -85,7 +85,7 @@ impl Cors {
     /// What the answer to a preflight with these headers says; to an origin that is not allowed, nothing.
     pub fn preflight(&self, asked: &HeaderMap) -> HeaderMap {
         let mut answer = HeaderMap::new();
-        self.vary(&mut answer);
+        vary(&mut answer);
         let Some(origin) = origin_of(asked).filter(|origin| self.is_allowed(origin)) else { return answer };
         self.grant(origin, &mut answer);
         let named = [
@@ -110,12 +110,9 @@ impl Cors {
     /// Says in the answer to a request with that `Origin` who may read it.
     pub fn edit_response(&self, origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
         DECIDING.iter().for_each(|name| drop(answer.remove(name)));
-        self.vary(answer);
+        vary(answer);
         let Some(origin) = origin.filter(|origin| self.is_allowed(origin)) else { return };
         self.grant(origin, answer);
-        if let Some(expose) = &self.expose {
-            answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
-        }
     }
 
     fn is_allowed(&self, origin: &HeaderValue) -> bool {
@@ -126,13 +123,6 @@ impl Cors {
         })
     }
 
-    /// The same for every origin, or by origin: caches have to know.
-    fn vary(&self, answer: &mut HeaderMap) {
-        if self.origins.is_some() || self.credentials {
-            answer.append(header::VARY, HeaderValue::from_static("Origin"));
-        }
-    }
-
     fn grant(&self, origin: &HeaderValue, answer: &mut HeaderMap) {
         let any = self.origins.is_none() && !self.credentials;
         let origin = if any { HeaderValue::from_static(ANY) } else { origin.clone() };
@@ -140,7 +130,15 @@ impl Cors {
         if self.credentials {
             answer.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
         }
+        if let Some(expose) = &self.expose {
+            answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone());
+        }
     }
+}
+
+/// Even where all origins hear the same, who names none hears nothing: caches have to know.
+fn vary(answer: &mut HeaderMap) {
+    answer.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
 /// Where a request comes from, as its browser says; two are nobody's.

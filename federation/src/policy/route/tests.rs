@@ -49,7 +49,17 @@ impl Ask<'_> {
     ) -> Result<Routed, NoRoute> {
         let header = |name: &str| headers.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
-        self.table.route(&reviews(), &RequestParts { method, path, query, header: &header }, random)
+        let parts = RequestParts { method, path, query, header: &header, preflight: None };
+        self.table.route(&reviews(), &parts, random)
+    }
+
+    /// Whether this table answers the preflight, by which rule, and which service is its backend.
+    fn preflight(&self, path: &str, wanted: &str, random: u64) -> (bool, String, String) {
+        let (method, preflight) = ("OPTIONS", Some(wanted));
+        let parts = RequestParts { method, path, query: None, header: &|_| None, preflight };
+        let routed = self.table.route(&reviews(), &parts, random).unwrap();
+        let answers = routed.filters.is_some_and(|filters| filters.cors().is_some());
+        (answers, routed.rule.to_string(), routed.backend.service.to_string())
     }
 
     fn rule(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> String {
@@ -273,4 +283,38 @@ fn a_grpc_route_matches_services_methods_and_headers_and_decides_alone() {
         assert_eq!(ask.rule("POST", path, &headers), expected, "{path} {headers:?}");
     }
     assert_eq!(ask.rule("GET", "/grpcecho.Echo/Echo", &[]), "NoMatch", "a call is a POST");
+}
+
+#[test]
+fn a_preflight_goes_by_precedence_for_either_method_and_by_no_dice() {
+    let cors = "filters: [{ type: CORS, cors: { allowOrigins: ['https://a.example'] } }]";
+    let rules = format!(
+        "  - {{ name: asked, matches: [{{ path: {{ value: /own }}, method: OPTIONS }}], backendRefs: [{{ name: own }}] }}
+  - {{ name: write, matches: [{{ method: PUT }}], {cors}, backendRefs: [{{ name: none, weight: 0 }}] }}
+  - {{ name: bare, matches: [{{ method: DELETE }}], backendRefs: [{{ name: bare }}] }}
+  - {{ name: rest, {cors}, backendRefs: [{{ name: some }}, {{ name: some, namespace: trial }}] }}"
+    );
+    let table = RouteTable::build(&view(&[("a", &rules)]), &reviews());
+    let ask = Ask { table: &table };
+    const MOST: u64 = u64::MAX;
+    for (path, wanted, answers, rule, backend) in [
+        ("/", "PUT", true, "write", "shop/reviews"),
+        ("/", "PATCH", true, "rest", "shop/reviews"),
+        ("/", "", true, "rest", "shop/reviews"),
+        // A rule for what is asked about, without a filter: its app is asked.
+        ("/", "DELETE", false, "bare", "shop/bare"),
+        // One for OPTIONS that is more precise than those with a filter.
+        ("/own", "PUT", false, "asked", "shop/own"),
+        ("/own/x", "PATCH", false, "asked", "shop/own"),
+    ] {
+        for random in [0, MOST] {
+            let expected = (answers, rule.to_owned(), backend.to_owned());
+            assert_eq!(ask.preflight(path, wanted, random), expected, "{path} {wanted}");
+        }
+    }
+    // The requests themselves have no such leave.
+    assert_eq!(ask.ask("PUT", "/", &[], 0), Err(NoRoute::NoBackend));
+    assert_eq!(ask.ask("PATCH", "/", &[], MOST), Err(NoRoute::RefNotPermitted));
+    assert_eq!(ask.rule("OPTIONS", "/", &[]), "rest");
+    assert_eq!(ask.rule("OPTIONS", "/own", &[]), "asked");
 }

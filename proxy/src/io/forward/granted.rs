@@ -1,35 +1,21 @@
 //! Connections of our app that a TCPRoute or TLSRoute has led into another namespace: they end when the grant for that is
-//! withdrawn, as the next one would not be opened.
+//! withdrawn, whatever has become of the route meanwhile.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hanse_federation::host::ServiceHost;
+use hanse_federation::policy::CrossReference;
 
 use super::Outbound;
-use super::tcp::TcpTarget;
 
 impl Outbound {
-    /// Resolves when the route of such a connection may no longer name the backend that has it. `name`: the server name that
-    /// its client has asked for.
-    pub(super) async fn no_longer_permitted(
-        self: Rc<Self>,
-        target: Arc<TcpTarget>,
-        name: Option<String>,
-        backend: Arc<ServiceHost>,
-    ) {
+    /// Resolves when what has led a connection is no longer granted.
+    pub(super) async fn no_longer_granted(self: Rc<Self>, crossing: Option<Arc<CrossReference>>) {
         // Within one namespace there is nothing to withdraw.
-        if backend.service.namespace() == target.host.service.namespace() {
-            return std::future::pending().await;
-        }
+        let Some(crossing) = crossing else { return std::future::pending().await };
         let mut revisions = self.plane.knowledge.revisions();
-        let is_refused = || {
-            let view = self.plane.knowledge.view();
-            view.is_some_and(|view| {
-                self.tables(&view, &target.host).streams.refuses(target.port, name.as_deref(), &backend)
-            })
-        };
-        while !is_refused() {
+        let is_granted = || self.plane.knowledge.view().is_none_or(|view| crossing.is_granted(&view));
+        while is_granted() {
             if revisions.changed().await.is_err() {
                 return std::future::pending().await;
             }

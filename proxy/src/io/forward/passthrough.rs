@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use hanse_federation::View;
 use hanse_federation::host::{Reach, ServiceHost};
-use hanse_federation::policy::StreamTo;
+use hanse_federation::policy::{CrossReference, StreamTo};
 use hanse_identity::ServiceName;
 use http::Request;
 use tokio::net::TcpStream;
@@ -35,7 +35,7 @@ impl Outbound {
         };
         match opened {
             Ok(opened) => {
-                let closed = self.closed_to(&gate, name.as_deref(), Arc::clone(&opened.1.backend));
+                let closed = self.closed_to(&gate, name.as_deref(), opened.1.crossing.clone());
                 self.run(opened, client, record, closed).await;
             }
             Err(reason) => {
@@ -56,14 +56,15 @@ impl Outbound {
         Ok(ingress.stream(gate.port, name, self.random.next())?)
     }
 
-    /// Resolves when no listener or route of the Gateway would take such a connection any more, or the route may no longer name
-    /// the backend that has it.
-    async fn closed_to(&self, gate: &Gate, name: Option<&str>, backend: Arc<ServiceHost>) {
+    /// Resolves when no listener or route of the Gateway would take such a connection any more, or what has led it into another
+    /// namespace is no longer granted.
+    async fn closed_to(&self, gate: &Gate, name: Option<&str>, crossing: Option<Arc<CrossReference>>) {
         let mut revisions = self.plane.knowledge.revisions();
         let is_open = || match self.plane.knowledge.view() {
             Some(view) => {
                 let ingress = self.ingress(&view, &gate.gateway);
-                ingress.is_some_and(|ingress| ingress.keeps(gate.port, name, &backend))
+                ingress.is_some_and(|ingress| ingress.takes(gate.port, name))
+                    && crossing.as_ref().is_none_or(|crossing| crossing.is_granted(&view))
             }
             None => true,
         };

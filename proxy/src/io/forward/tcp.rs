@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hanse_federation::View;
 use hanse_federation::host::{Reach, ServiceHost};
-use hanse_federation::policy::StreamTo;
+use hanse_federation::policy::{CrossReference, StreamTo};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -39,8 +39,8 @@ pub struct TcpTarget {
 /// A stream that the far app has taken.
 pub(super) struct Opened {
     mesh: OnUpgrade,
-    /// Whose it is.
-    pub backend: Arc<ServiceHost>,
+    /// What has led it into another namespace, if it is there.
+    pub crossing: Option<Arc<CrossReference>>,
     /// Its place on its connection.
     _carried: Option<Carried>,
 }
@@ -57,15 +57,14 @@ impl Outbound {
             Some(place) => {
                 let name = self.server_name(&target, &client).await;
                 let opened = self.open_to(&target, name.as_deref(), &mut record).await;
-                opened.map(|opened| (place, opened, name))
+                opened.map(|opened| (place, opened))
             }
             None => Err(Reason::Overload),
         };
         match opened {
-            Ok((place, opened, name)) => {
-                let (target, backend) = (Arc::clone(&target), Arc::clone(&opened.backend));
-                let withdrawn = Rc::clone(&self).no_longer_permitted(target, name, backend);
-                self.run((place, opened), client, record, withdrawn).await;
+            Ok(opened) => {
+                let withdrawn = Rc::clone(&self).no_longer_granted(opened.1.crossing.clone());
+                self.run(opened, client, record, withdrawn).await;
             }
             Err(reason) => {
                 record.refused(reason);
@@ -115,7 +114,7 @@ impl Outbound {
             Err(reason) => return Ok(mesh_answer(reason, false, record)),
         };
         let idle = self.streams.idle();
-        let withdrawn = Rc::clone(&self).no_longer_permitted(Arc::new(target), None, opened.backend);
+        let withdrawn = Rc::clone(&self).no_longer_granted(opened.crossing);
         tokio::task::spawn_local(async move {
             let (_place, _carried) = (place, opened._carried);
             let Some((mut client, mut mesh)) = stream::joined(client, opened.mesh).await else { return };
@@ -152,6 +151,7 @@ impl Outbound {
                 backend: Arc::new(target.host.clone()),
                 port: target.port,
                 route: Arc::default(),
+                crossing: None,
             }))
         };
         self.open(route, record).await
@@ -210,7 +210,7 @@ impl Outbound {
             Some(mesh) => {
                 // Open, it is a connection and no request: it takes no place of one, for hours perhaps.
                 record.under_way = None;
-                Ok(Opened { mesh, backend: plan.backend, _carried: carried })
+                Ok(Opened { mesh, crossing: to.crossing, _carried: carried })
             }
             None => {
                 let reason = response.headers().get(headers::REASON).and_then(|reason| reason.to_str().ok());

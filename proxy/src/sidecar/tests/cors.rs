@@ -36,7 +36,7 @@ fn the_example_of_cors_answers_preflights_and_says_who_may_read() {
         let leave =
             shop.product.request(page(Method::OPTIONS, "https://www.shop.example", Some("PUT"))).await;
         assert_eq!((leave.status.as_u16(), leave.header("x-hanse-answered-by")), (204, "mesh"), "{leave:?}");
-        assert_eq!(say(&leave, WHO), ["https://www.shop.example", "true", ""]);
+        assert_eq!(say(&leave, WHO), ["https://www.shop.example", "true", "x-app"]);
         assert_eq!(say(&leave, WHAT), ["PUT", "content-type", "600"]);
         let logged = shop.product.logged().await;
         assert_eq!(
@@ -59,6 +59,17 @@ fn the_example_of_cors_answers_preflights_and_says_who_may_read() {
         let plain = shop.product.request(page(Method::OPTIONS, "https://shop.example", None)).await;
         assert_eq!((plain.status, plain.seen()["method"].as_str()), (StatusCode::OK, Some("OPTIONS")));
         assert_eq!(say(&plain, WHO)[0], "https://shop.example");
+
+        // A rule that is written for OPTIONS, and is more precise, gets them: its app is asked, and answers as it likes.
+        let own = "  rules:\n  - matches: [{ method: OPTIONS, path: { value: /own } }]\n    \
+                   backendRefs: [{ group: multicluster.x-k8s.io, kind: ServiceImport, name: reviews, port: 9080 }]";
+        shop.apply(&example("http-route-cors").replacen("  rules:", own, 1));
+        let mut asks = page(Method::OPTIONS, "https://shop.example", Some("PUT"));
+        *asks.uri_mut() = "/own".parse().unwrap();
+        let answer = shop.product.request(asks).await;
+        assert_eq!((answer.status, answer.seen()["method"].as_str()), (StatusCode::OK, Some("OPTIONS")));
+        assert_eq!(say(&answer, WHO), ["", "", ""]);
+        shop.apply(&example("http-route-cors"));
 
         // A preflight opens nothing: what it asked about is judged where it arrives, and the page may read why not.
         shop.apply(&policy("no-writes", "Deny", "[{ to: { methods: [PUT, OPTIONS] } }]"));

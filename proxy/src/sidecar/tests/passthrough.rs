@@ -269,3 +269,48 @@ fn the_service_decides_by_the_gateways_identity_and_a_closed_door_ends_what_is_o
         assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
     });
 }
+
+#[test]
+fn what_a_gateway_has_led_into_another_namespace_ends_with_the_grant() {
+    on_local_set(async {
+        let mut edge = Edge::open().await;
+        let ports = [(PORT, server(&edge.web, "trial").await)];
+        let (svid, id) = (edge.east.workload("trial"), edge.east.id("trial"));
+        let app = Some("127.0.0.1:1".parse().unwrap());
+        let trial =
+            Sidecar::start_streaming(Some(&svid), &["trial/redis"], app, Default::default(), &ports, &[]);
+        edge.change(|view| {
+            add_service(view, "trial/redis", std::slice::from_ref(&id), None);
+            add_endpoint(view, "trial-1", "trial/redis", &id, trial.inbound);
+        });
+        let grant = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: { name: edge, namespace: trial }
+spec:
+  from: [{ group: gateway.networking.k8s.io, kind: TLSRoute, namespace: shop }]
+  to: [{ group: '', kind: Service, name: redis }]
+---
+";
+        let own = "{ group: multicluster.x-k8s.io, kind: ServiceImport, name: redis, port: 6379 }";
+        let theirs = "{ name: redis, namespace: trial, port: 6379 }";
+        let documents = example("gateway-passthrough");
+        // That of the TLSRoute is the first.
+        edge.apply(&format!("{grant}{}", documents.replacen(own, theirs, 1)));
+        trial.publish(&edge.view);
+        let mut open = edge.connect(edge.tls, DB).await.unwrap();
+        said(&mut open, "trial").await;
+        edge.change(|view| add_service(view, "shop/other", &[], None));
+        open.write_all(b"PING").await.unwrap();
+        said(&mut open, "PING").await;
+        // The route leads elsewhere and the grant is gone, both at once: it would take the connection, and names nobody wrongly.
+        let back = parse("test", &documents).unwrap();
+        edge.change(|view| {
+            view.policies.retain(|key, _| key.kind != PolicyKind::ReferenceGrant);
+            back.iter().for_each(|(document, _)| view.apply(&Change::PolicyPut(Box::new(document.clone()))));
+        });
+        let ended = tokio::time::timeout(Duration::from_secs(5), open.read(&mut [0; 1])).await;
+        assert!(ended.is_ok_and(|read| read.is_err()), "cut, and not ended");
+        said(&mut edge.connect(edge.tls, DB).await.unwrap(), "redis").await;
+    });
+}

@@ -448,18 +448,28 @@ spec:
   parentRefs: [{ kind: Service, name: redis }]
   rules: [{ backendRefs: [{ name: redis, namespace: trial }] }]
 ";
-        apply(&mut tcp, text);
-        trial.publish(&tcp.view);
-        let mut open = tcp.connect().await;
-        heard(&mut open, "trial").await;
-        // What else changes does not touch it.
-        tcp.change(|view| add_service(view, "shop/other", &[], None));
-        open.write_all(b"PING").await.unwrap();
-        heard(&mut open, "PING").await;
-        tcp.change(|view| view.policies.retain(|key, _| key.kind != PolicyKind::ReferenceGrant));
-        assert!(is_reset(&mut open).await);
+        const ROUTE: &[PolicyKind] = &[PolicyKind::TcpRoute];
+        const GRANT: &[PolicyKind] = &[PolicyKind::ReferenceGrant];
+        const BOTH: &[PolicyKind] = &[PolicyKind::TcpRoute, PolicyKind::ReferenceGrant];
+        // Both at once, the route before the grant, and the grant alone: what has led a connection is what counts.
+        for steps in [&[BOTH][..], &[ROUTE, GRANT], &[GRANT]] {
+            apply(&mut tcp, text);
+            trial.publish(&tcp.view);
+            let mut open = tcp.connect().await;
+            heard(&mut open, "trial").await;
+            // What else changes does not touch it.
+            tcp.change(|view| add_service(view, "shop/other", &[], None));
+            let (last, before) = steps.split_last().unwrap();
+            for gone in before {
+                tcp.change(|view| view.policies.retain(|key, _| !gone.contains(&key.kind)));
+            }
+            open.write_all(b"PING").await.unwrap();
+            heard(&mut open, "PING").await;
+            tcp.change(|view| view.policies.retain(|key, _| !last.contains(&key.kind)));
+            assert!(is_reset(&mut open).await, "{steps:?}");
+        }
         assert!(is_reset(&mut tcp.connect().await).await);
         until("it is logged", async || tcp.product.logged().await.hanse_reason == "ref-not-permitted").await;
-        assert_eq!((server.taken.get(), tcp.server.taken.get()), (1, 0));
+        assert_eq!((server.taken.get(), tcp.server.taken.get()), (3, 0));
     });
 }
