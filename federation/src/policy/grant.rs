@@ -129,6 +129,25 @@ pub fn references(document: &PolicyDocument) -> Vec<Reference> {
     found
 }
 
+/// References of these routes that are granted in the View, and would not be by `grants` alone.
+pub(super) fn lost<'v>(
+    view: &View,
+    routes: impl Iterator<Item = &'v PolicyDocument>,
+    grants: &[&PolicyDocument],
+) -> Vec<(PolicyKey, Reference)> {
+    let of_route = |route: &PolicyDocument| {
+        let from = Referrer::of(route);
+        let mut lost = references(route);
+        lost.retain(|to| {
+            from.may_name(view, to.kind, &to.service)
+                && !from.may_name_by(grants.iter().copied(), to.kind, &to.service)
+        });
+        let key = route.key();
+        lost.into_iter().map(move |to| (key.clone(), to))
+    };
+    routes.flat_map(of_route).collect()
+}
+
 /// Every reference of a route in force that no grant permits.
 pub fn refused(view: &View) -> impl Iterator<Item = (PolicyKey, Reference)> {
     view.policies.values().flat_map(move |document| {

@@ -15,7 +15,7 @@ pub struct Cors {
     /// Or `*` alone. GET, HEAD and POST need not be named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_methods: Vec<String>,
-    /// Of the request; `*`: any.
+    /// Of the request; `*`: any, Authorization too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_headers: Vec<String>,
     /// Of the answer, that a page may read; `*`: any.

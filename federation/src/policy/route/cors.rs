@@ -53,6 +53,8 @@ enum Host {
 
 /// Seconds, where nobody says (Gateway API).
 const DEFAULT_MAX_AGE: u32 = 5;
+/// Most lines of headers asked about that are repeated; browsers send one.
+const MAX_ASKED: usize = 16;
 /// What decides about reading an answer: ours, and nobody else's beside it.
 const DECIDING: [HeaderName; 3] = [
     header::ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -66,11 +68,12 @@ impl Cors {
         let all = cors.allow_origins.iter().any(|origin| origin == ANY);
         // What is no origin is refused when it is applied.
         let origins = cors.allow_origins.iter().filter_map(|origin| Origin::parse(origin).ok());
-        let expose = match Allowed::of(&cors.expose_headers) {
+        // With credentials a browser takes the star for a name: what is named beside it is exposed.
+        let exposed = cors.expose_headers.iter().filter(|name| !credentials || *name != ANY);
+        let expose = match Allowed::of(&exposed.cloned().collect::<Vec<_>>()) {
             Allowed::These(headers) => Some(headers),
-            Allowed::All if !credentials => Some(HeaderValue::from_static(ANY)),
-            // With credentials a browser takes the star for a name.
-            Allowed::All | Allowed::Nothing => None,
+            Allowed::All => Some(HeaderValue::from_static(ANY)),
+            Allowed::Nothing => None,
         };
         Self {
             origins: (!all).then(|| origins.collect()),
@@ -88,21 +91,14 @@ impl Cors {
         vary(&mut answer);
         let Some(origin) = origin_of(asked).filter(|origin| self.is_allowed(origin)) else { return answer };
         self.grant(origin, &mut answer);
-        let named = [
-            (&self.methods, header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_ALLOW_METHODS),
-            (&self.headers, header::ACCESS_CONTROL_REQUEST_HEADERS, header::ACCESS_CONTROL_ALLOW_HEADERS),
-        ];
-        for (allowed, wanted, name) in named {
-            let value = match allowed {
-                Allowed::Nothing => None,
-                Allowed::These(these) => Some(these.clone()),
-                Allowed::All if self.credentials => asked.get(wanted).cloned(),
-                Allowed::All => Some(HeaderValue::from_static(ANY)),
-            };
-            if let Some(value) = value {
-                answer.insert(name, value);
-            }
-        }
+        let methods = match &self.methods {
+            Allowed::Nothing => None,
+            Allowed::These(these) => Some(these.clone()),
+            Allowed::All if self.credentials => asked.get(header::ACCESS_CONTROL_REQUEST_METHOD).cloned(),
+            Allowed::All => Some(HeaderValue::from_static(ANY)),
+        };
+        answer.extend(methods.map(|methods| (header::ACCESS_CONTROL_ALLOW_METHODS, methods)));
+        self.allow_headers(asked, &mut answer);
         answer.insert(header::ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
         answer
     }
@@ -113,6 +109,22 @@ impl Cors {
         vary(answer);
         let Some(origin) = origin.filter(|origin| self.is_allowed(origin)) else { return };
         self.grant(origin, answer);
+    }
+
+    fn allow_headers(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
+        let name = header::ACCESS_CONTROL_ALLOW_HEADERS;
+        let mut lines =
+            asked.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter().take(MAX_ASKED).peekable();
+        match &self.headers {
+            Allowed::Nothing => {}
+            Allowed::These(these) => drop(answer.insert(name, these.clone())),
+            // As they were asked for: a star stands for none with credentials, and never for Authorization.
+            Allowed::All if lines.peek().is_some() => {
+                answer.extend(lines.map(|line| (name.clone(), line.clone())));
+            }
+            Allowed::All if self.credentials => {}
+            Allowed::All => drop(answer.insert(name, HeaderValue::from_static(ANY))),
+        }
     }
 
     fn is_allowed(&self, origin: &HeaderValue) -> bool {
@@ -186,6 +198,11 @@ impl Origin {
             None => return Err(wrong("names no host")),
         };
         Ok(Self { scheme, host, port })
+    }
+
+    /// Whether it is a pattern of every host's.
+    pub fn is_any_host(&self) -> bool {
+        self.host == Host::Any
     }
 
     fn of_request(text: &str) -> Option<(Scheme, String, u16)> {

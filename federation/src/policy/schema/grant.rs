@@ -1,6 +1,6 @@
 //! The shape of ReferenceGrant. Groups and kinds are whatever they are: grants for what others carry out are let through.
 
-use super::text::{LABEL, RULE_NAME};
+use super::text::{LABEL, OBJECT_NAME, shown};
 use super::{Shape, optional, required};
 use crate::policy::value::Label;
 
@@ -19,7 +19,7 @@ static FROM: Shape = Shape::Object(&[
 static TO: Shape = Shape::Object(&[
     required("group", &ANY_GROUP),
     required("kind", &ANY_KIND),
-    optional("name", &RULE_NAME),
+    optional("name", &OBJECT_NAME),
 ]);
 
 static ANY_GROUP: Shape = Shape::Text(group);
@@ -35,8 +35,4 @@ fn kind(text: &str) -> Result<(), String> {
     let inside = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
     let fits = begins && inside && !text.ends_with('-') && text.len() <= 63;
     if fits { Ok(()) } else { Err(format!("{:?} is not the name of a kind", shown(text))) }
-}
-
-fn shown(text: &str) -> String {
-    text.chars().take(80).collect()
 }

@@ -24,6 +24,7 @@ pub(super) static NEW_PATH: Shape = Shape::Text(new_path);
 pub(super) static HOST_NAME: Shape = Shape::Text(host_name);
 pub(super) static PRECISE_HOST_NAME: Shape = Shape::Text(precise_host_name);
 pub(super) static RULE_NAME: Shape = Shape::Text(rule_name);
+pub(super) static OBJECT_NAME: Shape = Shape::Text(object_name);
 
 /// Longest text that a document may say in one field.
 const MAX_FIELD_BYTES: usize = 4096;
@@ -69,7 +70,7 @@ fn header_name(text: &str) -> Result<(), String> {
     if !text.is_empty() && text.len() <= 256 && text.bytes().all(token) {
         Ok(())
     } else {
-        Err(format!("{:?} is not the name of a header", text.chars().take(80).collect::<String>()))
+        Err(format!("{:?} is not the name of a header", shown(text)))
     }
 }
 
@@ -127,15 +128,25 @@ fn host_name(text: &str) -> Result<(), String> {
     if bare.len() <= 253 && bare.split('.').all(|part| label(part).is_ok()) {
         Ok(())
     } else {
-        Err(format!("{:?} is not a host name", text.chars().take(80).collect::<String>()))
+        Err(format!("{:?} is not a host name", shown(text)))
     }
 }
 
 /// Rule names may have several labels (Gateway API SectionName).
 fn rule_name(text: &str) -> Result<(), String> {
-    if text.len() <= 253 && text.split('.').all(|part| label(part).is_ok()) {
-        Ok(())
-    } else {
-        Err(format!("{:?} is not a name for a rule", text.chars().take(80).collect::<String>()))
-    }
+    if is_subdomain(text) { Ok(()) } else { Err(format!("{:?} is not a name for a rule", shown(text))) }
+}
+
+/// The name of anything in Kubernetes (Gateway API ObjectName).
+fn object_name(text: &str) -> Result<(), String> {
+    if is_subdomain(text) { Ok(()) } else { Err(format!("{:?} is not the name of an object", shown(text))) }
+}
+
+/// RFC 1123: labels with dots between them.
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(|part| label(part).is_ok())
+}
+
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(80).collect()
 }

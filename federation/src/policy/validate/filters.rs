@@ -8,7 +8,7 @@ use crate::policy::document::filter::{
     HeaderModifier, PathModifier, PathModifierKind, RequestMirror, RequestRedirect, UrlRewrite,
 };
 use crate::policy::document::{FilterKind, RouteFilter, RouteRule};
-use crate::policy::route::only_prefix;
+use crate::policy::route::{Origin, only_prefix};
 use crate::reserved::{FRAMING, is_reserved};
 
 /// What a redirect may answer (Gateway API v1).
@@ -186,7 +186,9 @@ fn check_cors(cors: &Cors, path: &str, findings: &mut Findings<'_>) {
     if cors.allow_credentials != Some(true) {
         return;
     }
-    if has_any(&cors.allow_origins) {
+    let is_anybody =
+        |text: &String| text == ANY || Origin::parse(text).is_ok_and(|origin| origin.is_any_host());
+    if cors.allow_origins.iter().any(is_anybody) {
         let fix = "name the origins that may, or remove allowCredentials";
         let message = "any page may ask in its visitor's name, and read the answer";
         warn(format!("{path}.allowCredentials"), message, fix);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Findings, list, percent};
 use crate::policy::document::grant::ReferenceGrant;
 use crate::policy::document::{PolicyDocument, PolicyKey, PolicyKind, RefKind};
-use crate::policy::grant::{Reference, Referrer, references};
+use crate::policy::grant::{Reference, Referrer, lost, references};
 use crate::policy::value::near;
 use crate::view::View;
 
@@ -75,16 +75,11 @@ impl<'v> Grants<'v> {
         if grants.replaced.is_empty() {
             return grants;
         }
-        for route in view.policies.values().filter(is_kept) {
-            let from = Referrer::of(route);
-            for to in references(route) {
-                let had = from.may_name_by(before.iter().copied(), to.kind, &to.service);
-                if had && !grants.permit(from, &to) {
-                    let what = format!("{} to {} {}", route.key(), to.kind, to.service);
-                    grants.lost.push((to.service.namespace().to_owned(), what));
-                }
-            }
-        }
+        let lost = lost(view, view.policies.values().filter(is_kept), &grants.in_force);
+        let told = lost.into_iter().map(|(route, to)| {
+            (to.service.namespace().to_owned(), format!("{route} to {} {}", to.kind, to.service))
+        });
+        grants.lost.extend(told);
         grants
     }
 

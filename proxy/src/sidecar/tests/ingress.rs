@@ -214,3 +214,30 @@ fn a_plain_connection_is_of_no_use_at_a_listener_that_has_become_secure() {
         assert_eq!(ask().await, StatusCode::MISDIRECTED_REQUEST);
     });
 }
+
+#[test]
+fn a_gateway_answers_preflights_and_says_whose_pages_may_read() {
+    on_local_set(async {
+        let mut public = Public::open().await;
+        // The example as it is with a Gateway. Its host is any that no other route has.
+        let route = example("http-route-cors");
+        assert!(route.contains("\n  # - {"), "the Gateway is in a comment");
+        public.shop.apply(&route.replace("\n  # - {", "\n  - {"));
+        public.plane.publish(Arc::new(public.shop.view.clone()));
+        let (_, mut sender) = public.connect("www.shop.example").await.unwrap();
+        for (method, asks, status) in [("OPTIONS", Some("PUT"), 204), ("GET", None, 200)] {
+            let mut request = get("https://api.shop.example/x");
+            *request.method_mut() = method.parse().unwrap();
+            request.headers_mut().insert("origin", "https://shop.example".parse().unwrap());
+            if let Some(asks) = asks {
+                request.headers_mut().insert("access-control-request-method", asks.parse().unwrap());
+            }
+            let answer = Answer::of(sender.send_request(request).await.unwrap()).await;
+            assert_eq!(answer.status.as_u16(), status, "{answer:?}");
+            assert_eq!(answer.header("access-control-allow-origin"), "https://shop.example");
+            assert_eq!(answer.header("access-control-expose-headers"), "x-app");
+            assert_eq!(answer.header("access-control-allow-methods"), asks.unwrap_or_default());
+            assert_eq!(answer.header("x-hanse-answered-by"), "", "the mesh is nobody's business outside");
+        }
+    });
+}

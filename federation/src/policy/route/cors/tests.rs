@@ -98,11 +98,27 @@ fn a_star_is_said_only_where_no_credentials_are_allowed() {
         ]
         .map(|name| said(answer, name).to_owned())
     };
-    assert_eq!(say(&wide(false).preflight(&request)), ["*", "", "*", "*", "600", "Origin"]);
+    assert_eq!(say(&wide(false).preflight(&request)), ["*", "", "*", "x-a, x-b", "600", "Origin"]);
     let expected = ["https://a.example", "true", "PUT", "x-a, x-b", "600", "Origin"];
     assert_eq!(say(&wide(true).preflight(&request)), expected);
     let bare = asked(&[("origin", "https://a.example")]);
     assert_eq!(say(&wide(true).preflight(&bare))[2..4], ["", ""]);
+    assert_eq!(say(&wide(false).preflight(&bare))[2..4], ["*", "*"]);
+    // A star never stands for Authorization, and more may be asked about than is repeated.
+    let name = header::ACCESS_CONTROL_REQUEST_HEADERS;
+    let mut lines = asked(&[("origin", "https://a.example"), ("access-control-request-headers", "x-a")]);
+    lines.append(&name, HeaderValue::from_static("authorization"));
+    let echoed = |answer: &HeaderMap| {
+        let lines = answer.get_all(header::ACCESS_CONTROL_ALLOW_HEADERS).iter();
+        lines.map(|line| line.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for credentials in [false, true] {
+        assert_eq!(echoed(&wide(credentials).preflight(&lines)), ["x-a", "authorization"]);
+    }
+    for _ in 0..100 {
+        lines.append(&name, HeaderValue::from_static("x-b"));
+    }
+    assert_eq!(echoed(&wide(false).preflight(&lines)).len(), MAX_ASKED);
     let mut answer = HeaderMap::new();
     wide(true).edit_response(request.get(header::ORIGIN), &mut answer);
     assert_eq!(said(&answer, header::ACCESS_CONTROL_EXPOSE_HEADERS), "");
@@ -112,6 +128,18 @@ fn a_star_is_said_only_where_no_credentials_are_allowed() {
     let mut answer = HeaderMap::new();
     wide(false).edit_response(None, &mut answer);
     assert_eq!((answer.len(), said(&answer, header::VARY)), (1, "Origin"));
+}
+
+#[test]
+fn what_is_named_beside_a_star_is_exposed_with_credentials() {
+    let exposed = |credentials| {
+        let expose_headers = [ANY, "x-total", "x-page"].map(str::to_owned).to_vec();
+        let filter = Cors::compile(&Written { expose_headers, ..cors(&["https://a.example"], credentials) });
+        let mut answer = HeaderMap::new();
+        filter.edit_response(Some(&HeaderValue::from_static("https://a.example")), &mut answer);
+        said(&answer, header::ACCESS_CONTROL_EXPOSE_HEADERS).to_owned()
+    };
+    assert_eq!((exposed(true).as_str(), exposed(false).as_str()), ("x-total, x-page", "*"));
 }
 
 #[test]

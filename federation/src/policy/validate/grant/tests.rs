@@ -113,6 +113,9 @@ fn a_grant_that_permits_nothing_here_or_takes_away_is_told() {
         assert_eq!(found.len(), usize::from(expected.is_some()), "{from} {to}: {found:?}");
         assert!(expected.is_none_or(|expected| found[0].contains(expected)), "{from} {to}: {found:?}");
     }
+    let wrong = parse("f.yaml", &grant(FROM, "{ group: '', kind: Service, name: Reviews }")).unwrap_err();
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].message.contains("\"Reviews\" is not the name of an object"), "{wrong:?}");
     let mut view = view();
     put(&mut view, &format!("{}{}", grant(FROM, TO), route("HTTPRoute", SPLIT)));
     let narrower = grant(FROM, "{ group: '', kind: Service, name: db }");
