@@ -154,7 +154,7 @@ fn counted(shop: &Shop, decision: &str) -> bool {
 #[test]
 fn the_example_asks_an_authorizer_of_the_mesh_about_writes() {
     on_local_set(async {
-        let (shop, mut authz, running) = guarded().await;
+        let (mut shop, mut authz, running) = guarded().await;
         assert_eq!(ask(&shop, "GET", &[]).await.status, StatusCode::OK);
         assert_eq!(running.asked(), 0, "reading is asked about by nobody");
 
@@ -162,6 +162,11 @@ fn the_example_asks_an_authorizer_of_the_mesh_about_writes() {
         assert_eq!((answer.status.as_u16(), &answer.body[..]), (401, &b"who are you?"[..]));
         assert_eq!(answer.header("www-authenticate"), "Basic realm=\"shop\"");
         assert_eq!(answer.header("x-hanse-reason"), "denied-externally");
+        let mut denied = shop.reviews.logged().await;
+        while denied.response_code != 401 {
+            denied = shop.reviews.logged().await;
+        }
+        assert_eq!((denied.response_flags, &*denied.hanse_reason), ("UAEX", "denied-externally"));
 
         let forged = [
             ("x-verdict", "yes"),

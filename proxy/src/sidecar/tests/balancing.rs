@@ -63,6 +63,17 @@ impl Three {
         Self { shop, others }
     }
 
+    /// The endpoint of that app is not ready any more.
+    fn leaves(&mut self, app: &str) {
+        let endpoint = match app {
+            "reviews-v1" => "reviews-1",
+            "second" => "reviews-2",
+            _ => "reviews-3",
+        };
+        let id = endpoint.parse().unwrap();
+        self.shop.change(|view| view.endpoints.get_mut(&id).unwrap().ready = false);
+    }
+
     /// Who answers so many requests with these headers.
     pub async fn ask(&self, times: usize, headers: &[(&'static str, &str)]) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
@@ -197,7 +208,8 @@ fn connections_to_whom_is_out_make_room_for_one_that_answers() {
 fn with_no_retry_allowed_the_failure_is_passed_on() {
     on_local_set(async {
         let mut shop = Shop::open().await;
-        let _ailing = shop.second(routing::ailing_app().await);
+        let (ailing, _) = retries::ailing_app().await;
+        let _ailing = shop.second(ailing);
         let policy = |limits: &str| {
             format!(
                 "  retry: {{ on: [503] }}\n  loadBalancing: {{ algorithm: RoundRobin }}\n  \
@@ -320,22 +332,47 @@ fn a_session_stays_with_its_endpoint_while_that_is_well() {
         let answer = with(&three, &forged).await;
         assert!(answer.status == 200 && answer.header("set-cookie").starts_with("reviews-session=01"));
         // Its endpoint leaves: the session begins anew elsewhere, and no request fails.
-        let gone = match first.header("x-app") {
-            "reviews-v1" => "reviews-1",
-            "second" => "reviews-2",
-            _ => "reviews-3",
-        };
-        three.shop.change(|view| view.endpoints.get_mut(&gone.parse().unwrap()).unwrap().ready = false);
+        three.leaves(first.header("x-app"));
         let answer = with(&three, cookie).await;
         assert_eq!(answer.status, 200);
         assert_ne!(answer.header("x-app"), first.header("x-app"));
         assert!(answer.header("set-cookie").starts_with("reviews-session=01"));
+    });
+}
 
-        three.shop.policy("  sessionPersistence: { type: Header, sessionName: x-session }");
+#[test]
+fn a_session_by_header_is_told_with_each_answer() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.apply(&example("backend-policy-session-header"));
+        let with = async |three: &Three, token: &str| {
+            let mut request = get(REVIEWS);
+            request.headers_mut().insert("x-session", token.parse().unwrap());
+            three.shop.product.request(request).await
+        };
         let first = three.shop.product.get(REVIEWS).await;
-        let token = first.header("x-session").to_owned();
-        let counts = three.ask(12, &[("x-session", &token)]).await;
-        assert_eq!(counts.into_keys().collect::<Vec<_>>(), [first.header("x-app")]);
+        let mut token = first.header("x-session").to_owned();
+        assert!(token.starts_with("01") && first.header("set-cookie").is_empty(), "{first:?}");
+        // Version, and where it is; what follows is when.
+        let whose = |token: &str| token[..18].to_owned();
+        for _ in 0..12 {
+            let answer = with(&three, &token).await;
+            assert_eq!(answer.header("x-app"), first.header("x-app"));
+            assert_eq!(
+                whose(answer.header("x-session")),
+                whose(&token),
+                "clients keep what they were told last"
+            );
+            token = answer.header("x-session").to_owned();
+        }
+        assert_eq!(three.ask(60, &[]).await.len(), 3, "others go elsewhere");
+        let forged = format!("01{}", "ab".repeat(16));
+        let answer = with(&three, &forged).await;
+        assert!(answer.status == 200 && whose(answer.header("x-session")) != whose(&forged), "{answer:?}");
+        three.leaves(first.header("x-app"));
+        let answer = with(&three, &token).await;
+        assert!(answer.status == 200 && answer.header("x-app") != first.header("x-app"), "{answer:?}");
+        assert_ne!(whose(answer.header("x-session")), whose(&token));
     });
 }
 

@@ -6,6 +6,10 @@ use hanse_federation::policy::{parse, validate};
 
 use super::*;
 
+mod calls;
+mod matches;
+mod mirrors;
+
 /// The shop, and three versions of its reviews as services of their own.
 struct Versions {
     shop: Shop,
@@ -58,10 +62,15 @@ impl Versions {
 
     /// `request`: method, path, and headers as `name:value`, separated by spaces.
     async fn ask(&self, request: &str) -> Answer {
+        self.ask_at("reviews.shop.svc.clusterset.local", request).await
+    }
+
+    /// The same of another host.
+    async fn ask_at(&self, host: &str, request: &str) -> Answer {
         let mut words = request.split(' ');
         let (method, path) = (words.next().unwrap(), words.next().unwrap());
         let mut asked = Request::builder().method(method).uri(path);
-        asked = asked.header("host", "reviews.shop.svc.clusterset.local");
+        asked = asked.header("host", host);
         for header in words {
             let (name, value) = header.split_once(':').unwrap();
             asked = asked.header(name, value);
@@ -297,6 +306,8 @@ fn http_route_redirect() {
                 "/full",
                 "path: { type: ReplaceFullPath, replaceFullPath: /full-path }, statusCode: 307",
             ),
+            redirect("/see-other", "scheme: https, port: 8443, statusCode: 303"),
+            redirect("/for-good", "scheme: http, hostname: example.org, port: 80, statusCode: 308"),
         ]
         .concat();
         let mut versions = Versions::with(&rules).await;
@@ -308,6 +319,8 @@ fn http_route_redirect() {
             ("GET /port", 302, format!("{own}:8083/port")),
             ("GET /original-prefix/lemon", 302, format!("{own}/new/lemon")),
             ("POST /full/path/original", 307, format!("{own}/full-path")),
+            ("POST /see-other", 303, "https://reviews.shop.svc.clusterset.local:8443/see-other".to_owned()),
+            ("POST /for-good", 308, "http://example.org/for-good".to_owned()),
         ] {
             let answer = versions.ask(request).await;
             assert_eq!(
@@ -345,23 +358,57 @@ fn http_route_header_modifiers() {
     });
 }
 
-/// HTTPRouteTimeoutRequest and HTTPRouteTimeoutBackendRequest.
+/// HTTPRouteTimeoutRequest and HTTPRouteTimeoutBackendRequest: each alone, and both.
 #[test]
 fn http_route_timeouts() {
     on_local_set(async {
-        let rules = "
-  - { matches: [{ path: { value: /silent } }], timeouts: { request: 300ms, backendRequest: 100ms }, backendRefs: [{ name: reviews-v1 }] }
-  - { timeouts: { request: 0s }, backendRefs: [{ name: reviews-v2 }] }";
-        let mut versions = Versions::with(rules).await;
+        let silent = |limit: &str| {
+            format!(
+                "matches: [{{ path: {{ value: /silent }}, headers: [{{ name: x-limit, value: {limit} }}] }}]"
+            )
+        };
+        let rules = format!(
+            "
+  - {{ {}, timeouts: {{ request: 300ms, backendRequest: 50ms }}, backendRefs: [{{ name: reviews-v1 }}] }}
+  - {{ {}, timeouts: {{ request: 100ms }}, backendRefs: [{{ name: reviews-v2 }}] }}
+  - {{ {}, timeouts: {{ backendRequest: 60ms }}, backendRefs: [{{ name: reviews-v3 }}] }}
+  - {{ timeouts: {{ request: 0s }}, backendRefs: [{{ name: reviews-v2 }}] }}",
+            silent("both"),
+            silent("request"),
+            silent("attempt")
+        );
+        let mut versions = Versions::with(&rules).await;
+        // Who is late stays; and with nothing said of the whole request, it is tried once more only.
+        for (name, retry) in [("reviews-v1", "{}"), ("reviews-v3", "{ attempts: 1 }")] {
+            versions.apply(&format!(
+                "apiVersion: hanse.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{ name: {name}, namespace: shop }}\n\
+                 spec:\n  targetRefs: [{{ kind: Service, name: {name} }}]\n  retry: {retry}\n  \
+                 health: {{ outlier: {{ consecutive5xx: 100000, consecutiveGatewayErrors: 100000 }} }}\n"
+            ));
+        }
         // A POST is not repeated, so its one attempt's time is all that it has.
-        for request in ["GET /silent", "POST /silent"] {
+        let cases = [
+            ("GET /silent x-limit:both", 2..=6, 300),
+            ("POST /silent x-limit:both", 1..=1, 50),
+            ("GET /silent x-limit:request", 1..=1, 100),
+            ("GET /silent x-limit:attempt", 2..=2, 120),
+            ("POST /silent x-limit:attempt", 1..=1, 60),
+        ];
+        for (request, _, least) in &cases {
+            let begun = std::time::Instant::now();
             let answer = versions.ask(request).await;
+            let took = begun.elapsed();
             let reason = (answer.status.as_u16(), answer.header("x-hanse-reason"));
             assert_eq!(reason, (504, "timeout"), "{request}: {answer:?}");
+            // By default one attempt has 3 s, and a request 15 s.
+            let in_time = Duration::from_millis(*least)..Duration::from_secs(2);
+            assert!(in_time.contains(&took), "{request}: {took:?}");
         }
-        let (get, post) = (versions.shop.product.logged().await, versions.shop.product.logged().await);
-        assert!(get.attempts > 1, "an idempotent request is tried again within its time: {}", get.attempts);
-        assert_eq!(post.attempts, 1);
+        for (request, attempts, _) in &cases {
+            let logged = versions.shop.product.logged().await;
+            assert!(attempts.contains(&logged.attempts), "{request}: {} attempts", logged.attempts);
+            assert_eq!(logged.response_flags, "UT", "{request}");
+        }
         versions.each(&[("GET /fast", "reviews-v2")]).await;
     });
 }
@@ -387,84 +434,6 @@ fn http_route_weight() {
     });
 }
 
-/// HTTPRouteRequestMirror and HTTPRouteRequestMultipleMirrors.
-#[test]
-fn http_route_mirrors_get_what_the_backend_gets() {
-    on_local_set(async {
-        let rules = "
-  - filters:
-    - { type: RequestMirror, requestMirror: { backendRef: { name: reviews-v2 } } }
-    - { type: RequestMirror, requestMirror: { backendRef: { name: reviews-v3 }, percent: 100 } }
-    - { type: URLRewrite, urlRewrite: { path: { type: ReplacePrefixMatch, replacePrefixMatch: /copied } } }
-    backendRefs: [{ name: reviews-v1 }]";
-        let mut versions = Versions::with(rules).await;
-        let body = Bytes::from(vec![7; 100_000]);
-        let request = Request::post("/x").header("host", "reviews.shop.svc.clusterset.local");
-        let answer = versions.shop.product.request(request.body(Full::new(body.clone())).unwrap()).await;
-        assert_eq!(
-            (answer.seen()["app"].as_str(), answer.seen()["bytes"].as_u64()),
-            (Some("reviews-v1"), Some(100_000))
-        );
-        for (_, sidecar) in &mut versions.versions {
-            let logged = sidecar.logged().await;
-            assert_eq!(
-                (logged.method.as_str(), &*logged.path, logged.response_code),
-                ("POST", "/copied/x", 200)
-            );
-            assert_eq!(logged.bytes_received, body.len() as u64);
-            assert_eq!(logged.source_spiffe, versions.shop.east.id("productpage").to_string());
-        }
-        let metrics = versions.shop.product.plane.telemetry.to_text();
-        assert!(
-            metrics.contains("hanse_mirrored_total{service=\"shop/reviews-v2\",outcome=\"sent\"} 1"),
-            "{metrics}"
-        );
-    });
-}
-
-/// A mirror that answers nothing, reads nothing, or is not there is nobody's trouble.
-#[test]
-fn http_route_mirrors_never_delay_or_fail_a_request() {
-    on_local_set(async {
-        let rules = "
-  - filters:
-    - { type: RequestMirror, requestMirror: { backendRef: { name: reviews-v2 } } }
-    - { type: RequestMirror, requestMirror: { backendRef: { name: reviews-v3 } } }
-    backendRefs: [{ name: reviews-v1 }]";
-        let mut versions = Versions::with(rules).await;
-        let (app, gone) = versions.versions.remove(2);
-        app.kill();
-        gone.ended.abort();
-        // Connections to it are made, and nothing is ever read.
-        let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let id = versions.shop.east.id("reviews-v2");
-        let deaf = Sidecar::start(
-            Some(&versions.shop.east.workload("reviews-v2")),
-            &["shop/reviews-v2"],
-            Some(mute.local_addr().unwrap()),
-        );
-        let inbound = deaf.inbound;
-        versions.shop.change(|view| add_endpoint(view, "reviews-v2-1", "shop/reviews-v2", &id, inbound));
-        deaf.publish(&versions.shop.view);
-        versions.publish();
-        let mirrored = versions.shop.product.plane.telemetry.mirrored.clone();
-        for _ in 0..3 {
-            let body = Full::new(Bytes::from(vec![7; 4 * 1024 * 1024]));
-            let request = Request::post("/x").header("host", "reviews.shop.svc.clusterset.local");
-            let asked = versions.shop.product.request(request.body(body).unwrap());
-            let answer = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("nobody waits");
-            assert_eq!((answer.status, answer.header("x-app")), (StatusCode::OK, "reviews-v1"));
-            assert_eq!(answer.seen()["bytes"], 4 * 1024 * 1024);
-        }
-        let failed = crate::runtime::telemetry::MirrorLabels {
-            service: "shop/reviews-v3".to_owned(),
-            outcome: "failed",
-        };
-        until("the copies for who is gone have failed", async || mirrored.get_or_create(&failed).get() == 3)
-            .await;
-    });
-}
-
 /// Every document of `deploy/examples` is good, and does what its first line says.
 #[test]
 fn the_examples_do_what_they_say() {
@@ -478,6 +447,8 @@ fn the_examples_do_what_they_say() {
         let cases = [
             ("GET /", "reviews-v1"),
             ("GET /?preview=true", "reviews-v2"),
+            ("GET / x-build:2026-rc1", "reviews-v2"),
+            ("GET / x-build:2026-rc1-final", "reviews-v1"),
             ("GET /v2/x", "reviews-v2"),
             ("POST /reviews/7", "reviews-v2"),
             ("GET /reviews/7", "reviews-v1"),
@@ -522,79 +493,5 @@ fn the_examples_do_what_they_say() {
         versions
             .each(&[("POST /shop.Reviews/Rate", "reviews-v2"), ("POST /shop.Reviews/List", "reviews-v1")])
             .await;
-    });
-}
-
-/// An app that answers 503 to everything.
-pub(super) async fn ailing_app() -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::task::spawn_local(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let service = hyper::service::service_fn(|_: Request<hyper::body::Incoming>| async {
-                let answer = http::Response::builder().status(503).header("x-app", "ailing");
-                Ok::<_, std::convert::Infallible>(answer.body(Full::<Bytes>::default()).unwrap())
-            });
-            let http = hyper::server::conn::http1::Builder::new();
-            let served = http.serve_connection(hyper_util::rt::TokioIo::new(stream), service);
-            tokio::task::spawn_local(async move { drop(served.await) });
-        }
-    });
-    address
-}
-
-#[test]
-fn a_policy_has_a_status_tried_again_and_only_what_may_be_repeated() {
-    on_local_set(async {
-        let mut shop = Shop::open().await;
-        let _ailing = shop.second(ailing_app().await);
-        // That it is not simply left alone after some failures.
-        let text = std::fs::read_to_string(format!(
-            "{}/../deploy/examples/backend-policy-retry.yaml",
-            env!("CARGO_MANIFEST_DIR")
-        ))
-        .unwrap();
-        let stay = "  health: { outlier: { consecutive5xx: 100000, consecutiveGatewayErrors: 100000 } }\n";
-        let (mut without, with) = (0, format!("{text}{stay}"));
-        let put = |shop: &mut Shop, text: &str| {
-            let documents = parse("test", text).unwrap();
-            assert!(validate(&shop.view, "test", &documents).is_empty());
-            for (document, _) in documents {
-                shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
-            }
-        };
-        let retry = text.find("  retry:").unwrap();
-        put(&mut shop, &format!("{}{stay}", &text[..retry]));
-        for _ in 0..40 {
-            without += usize::from(shop.product.get(REVIEWS).await.status == 503);
-        }
-        assert!(
-            without > 5,
-            "what the app says is passed on where no policy says otherwise: {without} of 40"
-        );
-
-        put(&mut shop, &with);
-        let mut passed_on = 0;
-        for _ in 0..40 {
-            passed_on += usize::from(shop.product.get(REVIEWS).await.status == 503);
-        }
-        assert!(passed_on < without / 2, "{passed_on} of 40 with two retries, {without} without");
-        let mut refused = 0;
-        for _ in 0..40 {
-            let request = Request::post("/x").header("host", "reviews.shop");
-            let answer = shop.product.request(request.body(Full::default()).unwrap()).await;
-            refused += usize::from(answer.status == 503);
-            assert!(
-                answer.status != 503 || answer.header("x-app") == "ailing",
-                "the app's own words: {answer:?}"
-            );
-        }
-        assert!(refused > 5, "a POST is sent once: {refused} of 40");
-        let metrics = shop.product.plane.telemetry.to_text();
-        assert!(
-            metrics.contains("hanse_retries_total{service=\"shop/reviews\",reason=\"status\"}"),
-            "{metrics}"
-        );
     });
 }

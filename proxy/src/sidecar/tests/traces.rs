@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic_prost::ProstCodec;
 
+use super::access::policy;
 use super::world::*;
 use super::{REVIEWS, Shop};
 use crate::runtime::Plane;
@@ -173,6 +174,12 @@ fn a_collector_gets_the_spans_of_both_proxies_as_one_trace() {
             view.endpoints.clear();
             add_endpoint(view, "reviews-1", "shop/reviews", &id, inbound);
         });
+        shop.apply(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: all, namespace: shop }\n\
+             spec:\n  parentRefs: [{ kind: Service, name: reviews }]\n  rules:\n  \
+             - { backendRefs: [{ group: multicluster.x-k8s.io, kind: ServiceImport, name: reviews }] }\n",
+        );
+        shop.apply(&policy("readers", "Allow", "[{ name: shop, from: { namespaces: [shop] } }]"));
 
         assert_eq!(shop.product.get(REVIEWS).await.status, http::StatusCode::OK);
         let mut request = get(REVIEWS);
@@ -209,6 +216,11 @@ fn a_collector_gets_the_spans_of_both_proxies_as_one_trace() {
             assert_eq!(attribute(span, "http.response.status_code"), &Value::IntValue(200));
             assert_eq!(span.status, None);
         }
+        // The route that led there, and the rule that let it in.
+        assert_eq!(
+            (text(client, "mesh.policy"), text(server, "mesh.policy")),
+            ("shop/all".into(), "shop/readers#shop".into())
+        );
         assert_eq!(attribute(client, "mesh.failover"), &Value::BoolValue(false));
         assert!(!text(client, "mesh.tier").is_empty());
 

@@ -50,7 +50,7 @@ pub(super) async fn read_head(stream: &mut TcpStream) -> std::io::Result<String>
 }
 
 /// The shop with an app that upgrades behind reviews.
-async fn upgrading_shop() -> (Shop, Sidecar) {
+pub(super) async fn upgrading_shop() -> (Shop, Sidecar) {
     let mut shop = Shop::open().await;
     let app = upgrading_app().await;
     let sidecar = Sidecar::start(Some(&shop.east.workload("reviews")), &["shop/reviews"], Some(app));
@@ -61,7 +61,7 @@ async fn upgrading_shop() -> (Shop, Sidecar) {
 }
 
 /// Asks for an upgrade by the product page's sidecar; what it answered, and the connection.
-async fn ask(outbound: SocketAddr, request: &str, fields: &str) -> (String, TcpStream) {
+pub(super) async fn ask(outbound: SocketAddr, request: &str, fields: &str) -> (String, TcpStream) {
     let mut stream = TcpStream::connect(outbound).await.unwrap();
     let head = format!(
         "{request} HTTP/1.1\r\nHost: reviews.shop\r\nConnection: keep-alive, Upgrade\r\n{fields}\
@@ -72,10 +72,10 @@ async fn ask(outbound: SocketAddr, request: &str, fields: &str) -> (String, TcpS
     (answer.to_ascii_lowercase(), stream)
 }
 
-const WEBSOCKET: &str = "Upgrade: websocket\r\n";
+pub(super) const WEBSOCKET: &str = "Upgrade: websocket\r\n";
 
 /// Sends it and waits until it comes back.
-async fn echoed(stream: &mut TcpStream, bytes: &[u8]) {
+pub(super) async fn echoed(stream: &mut TcpStream, bytes: &[u8]) {
     let (mut read, mut write) = stream.split();
     let mut back = vec![0; bytes.len()];
     let (sent, received) = tokio::join!(write.write_all(bytes), read.read_exact(&mut back));

@@ -210,6 +210,8 @@ impl std::io::Write for Lines {
                 upstream_cluster: text("upstream_cluster").into(),
                 policy: text("policy"),
                 hanse_reason: text("hanse_reason"),
+                // Of few; a test ends before long.
+                response_flags: text("response_flags").leak(),
                 response_code_details: text("response_code_details"),
                 request_id: request_id(&text("request_id")),
                 trace_id: TraceId::read(&text("trace_id")),
