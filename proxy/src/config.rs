@@ -66,6 +66,10 @@ pub struct Config {
     /// A port of loopback for DNS: names of the mesh are answered with virtual addresses, the rest is forwarded
     #[arg(long, value_name = "PORT")]
     pub dns_port: Option<NonZeroU16>,
+    /// Listens where another proxy of the same user still does, to be its successor: a --name and --admin of its own, then
+    /// the old one is ended, and nobody is refused meanwhile
+    #[arg(long, conflicts_with = "dns_port")]
+    pub take_over: bool,
     /// The admin endpoint; loopback only.
     #[arg(long, value_name = "ADDRESS")]
     pub admin: SocketAddr,

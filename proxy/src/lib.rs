@@ -122,8 +122,9 @@ pub fn run(config: Config) -> Result<()> {
 fn bind(config: &Config) -> Result<Bound> {
     let count = config.workers.map_or_else(worker::default_count, usize::from);
     let mut workers: Vec<Listeners> = (0..count).map(|_| Listeners::default()).collect();
+    let bind: io::listen::Bind = if config.take_over { io::listen::take_over } else { io::listen::bind };
     let listen = |what: &str, address: SocketAddr| {
-        io::listen::bind(address, count).with_context(|| format!("cannot listen on {address} ({what})"))
+        bind(address, count).with_context(|| format!("cannot listen on {address} ({what})"))
     };
     let mut inbound = None;
     if let Some(address) = config.inbound {
@@ -141,7 +142,7 @@ fn bind(config: &Config) -> Result<Bound> {
         }
     }
     if let Some(port) = config.capture_port {
-        for addresses in io::listen::bind_loopback(port.get(), count)
+        for addresses in io::listen::bind_loopback(bind, port.get(), count)
             .with_context(|| format!("cannot listen on port {port} of loopback (--capture-port)"))?
         {
             for (worker, listener) in workers.iter_mut().zip(addresses) {

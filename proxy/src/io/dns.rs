@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::listen::bind_loopback;
+use super::listen::{self, bind_loopback};
 use crate::dns::{Decision, decide, forwarded, refusal, to_datagram};
 use crate::runtime::addresses::Directory;
 use crate::runtime::drain::Stop;
@@ -68,7 +68,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Binds a port of both loopback addresses; only of IPv4 where the host has no IPv6.
 pub fn bind(port: u16) -> io::Result<Vec<Sockets>> {
-    let connections = bind_loopback(port, 1)?.into_iter().flatten();
+    let connections = bind_loopback(listen::bind, port, 1)?.into_iter().flatten();
     connections
         .map(|connections| {
             let datagrams = std::net::UdpSocket::bind(connections.local_addr()?)?;

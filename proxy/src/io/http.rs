@@ -1,13 +1,15 @@
 //! Serving HTTP on an accepted connection: limits, timeouts, graceful ends, and obedience to the connection table.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hanse_identity::frames::Frames;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::{HttpService, service_fn};
@@ -40,6 +42,9 @@ pub const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time from the end of one HTTP/1 request to the end of the next one's head: hyper counts idleness in, so
 /// this is above the idle timeouts of common clients' pools.
 pub const NEXT_HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long an idle HTTP/1 connection of an app stays when we end. Its next request may be on its way, and is answered, with
+/// `connection: close`; whoever has none for so long is closed.
+pub const LINGER: Duration = Duration::from_millis(500);
 /// HTTP/2 flow-control windows.
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
@@ -104,13 +109,19 @@ pub async fn serve<I, S, B>(
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD_BYTES)
                 .half_close(false);
-            // Who was not understood about where its request ends is not understood about where the next one begins.
+            let ending = Rc::new(Cell::new(false));
+            let told = Rc::clone(&ending);
             let service = service_fn(move |request: Request<Incoming>| {
                 let plain = is_framing_plain(request.headers());
+                let connects = *request.method() == Method::CONNECT;
                 let answered = hyper::service::Service::call(&service, request);
+                let told = Rc::clone(&told);
                 async move {
                     let mut response = answered.await?;
-                    if !plain {
+                    // What becomes a stream is no answer that another request could follow.
+                    let becomes_stream = connects || response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    // Who was not understood about where its request ends is not understood about where the next one begins.
+                    if !plain || (told.get() && !becomes_stream) {
                         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, Infallible>(response)
@@ -121,11 +132,12 @@ pub async fn serve<I, S, B>(
                 // Only our own app may take a connection over: a stream must not outlive its place in the table.
                 None => {
                     let leave = hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown;
-                    steer(connection.with_upgrades(), leave, live, stop).await;
+                    let ends = Ends { told: ending, linger: LINGER };
+                    steer(connection.with_upgrades(), leave, live, stop, ends).await;
                 }
                 Some(_) => {
                     let leave = hyper::server::conn::http1::Connection::graceful_shutdown;
-                    steer(connection, leave, live, stop).await;
+                    steer(connection, leave, live, stop, Ends { told: ending, linger: Duration::ZERO }).await;
                 }
             }
         }
@@ -146,17 +158,38 @@ pub async fn serve<I, S, B>(
                 http.enable_connect_protocol();
             }
             let leave = hyper::server::conn::http2::Connection::graceful_shutdown;
-            steer(http.serve_connection(io, service), leave, live, stop).await;
+            steer(http.serve_connection(io, service), leave, live, stop, Ends::default()).await;
         }
     }
 }
 
+/// How a connection ends when draining begins.
+#[derive(Default)]
+struct Ends {
+    /// Set as soon as it has begun.
+    told: Rc<Cell<bool>>,
+    /// How long it goes on then before it is asked to leave.
+    linger: Duration,
+}
+
 /// Runs a connection, and obeys: a `Close` drops it with all that is on it, a `Leave` and draining let it finish.
-async fn steer<C>(connection: C, leave: impl Fn(Pin<&mut C>), mut live: Option<Live>, mut stop: Stop)
-where
+async fn steer<C>(
+    connection: C,
+    leave: impl Fn(Pin<&mut C>),
+    mut live: Option<Live>,
+    mut stop: Stop,
+    ends: Ends,
+) where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut connection = pin!(connection);
+    let mut over = pin!(async {
+        stop.draining().await;
+        ends.told.set(true);
+        if !ends.linger.is_zero() {
+            tokio::time::sleep(ends.linger).await;
+        }
+    });
     let mut leaving = false;
     loop {
         tokio::select! {
@@ -169,15 +202,16 @@ where
                 Order::Leave(_) => leave(connection.as_mut()),
                 Order::Stay => {}
             },
-            () = stop.draining(), if !leaving => {
-                leaving = true;
-                leave(connection.as_mut());
-            }
+            // Before it is asked to leave, so that what has come in already is not taken for nothing.
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "connection");
                 }
                 return;
+            }
+            () = over.as_mut(), if !leaving => {
+                leaving = true;
+                leave(connection.as_mut());
             }
         }
     }

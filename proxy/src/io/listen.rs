@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
@@ -57,11 +57,14 @@ impl Drop for Flying {
     }
 }
 
-/// Binds `address` once for each of `workers`. With several, the kernel spreads connections over them; whether the
-/// address is free is asked first, because SO_REUSEPORT would share it silently with another process of ours.
+/// Binds `address` once for each of `workers`; with several, the kernel spreads connections over them. Whether the
+/// address is free is asked first, because SO_REUSEPORT would share it silently with another process of ours; a successor
+/// that means to may `take_over`.
 pub fn bind(address: SocketAddr, workers: usize) -> std::io::Result<Vec<std::net::TcpListener>> {
     let first = bind_one(address, false)?;
     if workers <= 1 {
+        // For a successor, now that it is ours.
+        SockRef::from(&first).set_reuse_port(true)?;
         return Ok(vec![first]);
     }
     let address = first.local_addr()?;
@@ -69,8 +72,21 @@ pub fn bind(address: SocketAddr, workers: usize) -> std::io::Result<Vec<std::net
     (0..workers).map(|_| bind_one(address, true)).collect()
 }
 
+/// Binds an address that another process of the same user may still listen on: until that one ends, the kernel spreads
+/// connections over both.
+pub fn take_over(address: SocketAddr, workers: usize) -> std::io::Result<Vec<std::net::TcpListener>> {
+    (0..workers.max(1)).map(|_| bind_one(address, true)).collect()
+}
+
+/// `bind` or `take_over`.
+pub type Bind = fn(SocketAddr, usize) -> std::io::Result<Vec<std::net::TcpListener>>;
+
 /// Binds a port of both loopback addresses, each once for each worker; only of IPv4 where the host has no IPv6.
-pub fn bind_loopback(port: u16, workers: usize) -> std::io::Result<Vec<Vec<std::net::TcpListener>>> {
+pub fn bind_loopback(
+    bind: Bind,
+    port: u16,
+    workers: usize,
+) -> std::io::Result<Vec<Vec<std::net::TcpListener>>> {
     let v4 = bind((Ipv4Addr::LOCALHOST, port).into(), workers)?;
     match bind((Ipv6Addr::LOCALHOST, port).into(), workers) {
         Ok(v6) => Ok(vec![v4, v6]),
@@ -98,7 +114,8 @@ fn bind_one(address: SocketAddr, shared: bool) -> std::io::Result<std::net::TcpL
     Ok(socket.into())
 }
 
-/// Accepts until draining begins, and serves each connection as a local task that `in_flight` counts.
+/// Accepts until draining begins, and serves each connection as a local task that `in_flight` counts. Who has connected by
+/// then is served too: the kernel resets those that wait at a listener when it is closed.
 pub async fn accept_each<F>(
     listener: TcpListener,
     mut stop: Stop,
@@ -108,30 +125,41 @@ pub async fn accept_each<F>(
     F: Future<Output = ()> + 'static,
 {
     let here = InFlight::default();
+    // Nothing has ended before everybody who waits here has been taken in.
+    let _listening = in_flight.begin();
+    let take = |stream: TcpStream, from: SocketAddr| {
+        if here.count() >= MAX_CONNECTIONS {
+            tracing::warn!(%from, "connection refused: this worker serves {MAX_CONNECTIONS} already");
+            return;
+        }
+        let _ = stream.set_nodelay(true);
+        let (counted, everywhere) = (here.begin(), in_flight.begin());
+        let served = serve(stream, from);
+        tokio::task::spawn_local(async move {
+            served.await;
+            drop((counted, everywhere));
+        });
+    };
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stop.draining() => return,
+            () = stop.draining() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, from)) => {
-                if here.count() >= MAX_CONNECTIONS {
-                    tracing::warn!(%from, "connection refused: this worker serves {MAX_CONNECTIONS} already");
-                    continue;
-                }
-                let _ = stream.set_nodelay(true);
-                let (counted, everywhere) = (here.begin(), in_flight.begin());
-                let served = serve(stream, from);
-                tokio::task::spawn_local(async move {
-                    served.await;
-                    drop((counted, everywhere));
-                });
-            }
+            Ok((stream, from)) => take(stream, from),
             Err(error) => {
                 tracing::warn!(%error, "accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+    let Ok(listener) = listener.into_std() else { return };
+    for _ in 0..BACKLOG {
+        let Ok((stream, from)) = listener.accept() else { return };
+        match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+            Ok(stream) => take(stream, from),
+            Err(error) => tracing::warn!(%error, %from, "a connection that waited is lost"),
         }
     }
 }

@@ -22,6 +22,7 @@ mod passthrough;
 mod plaintext;
 mod readers;
 mod replaced;
+mod restarts;
 mod retries;
 mod routing;
 mod seen;

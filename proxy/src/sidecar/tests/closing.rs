@@ -1,10 +1,8 @@
 //! Connections that a revocation does not close at once, and handshakes that are refused because what is known is old.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
-
 use hanse_identity::{Closing, Revocation};
 
+use super::restarts::Load;
 use super::*;
 use crate::connections::Order;
 use crate::runtime::now;
@@ -100,6 +98,37 @@ fn connections_that_are_never_closed_stay_and_new_ones_are_refused() {
     });
 }
 
+/// It lives no longer than the SVIDs that it was made with: shortly before, it is left for a new one; then it is cut.
+#[test]
+fn a_connection_is_left_before_its_svid_ends_and_cut_when_it_does() {
+    on_local_set(async {
+        let shop = Shop::open().await;
+        let mut body = endless(&shop).await;
+        let facts = shop.product.plane.credentials.current().unwrap().identity.facts.clone();
+        let (known, table) = (shop.reviews.plane.knowledge.now(), &shop.reviews.plane.connections);
+        let since = || table.rows(9).iter().map(|row| row.since.clone()).collect::<Vec<_>>();
+        // By the clock that the table is given: there is time yet.
+        table.sweep(&known.trust, None, facts.not_after - Duration::from_secs(60));
+        let first = since();
+        assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
+        assert_eq!((first.len(), &first), (1, &since()), "the one that there is serves");
+        table.sweep(&known.trust, None, facts.not_after - Duration::from_secs(1));
+        until("what is new has a connection of its own", async || {
+            assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::OK);
+            table.len() == 2
+        })
+        .await;
+        assert!(!is_cut(&mut body).await, "what was under way goes on");
+
+        let ended = table.sweep(&known.trust, None, facts.not_after);
+        table.gone(ended, Duration::from_secs(5)).await;
+        assert!(is_cut(&mut body).await && table.is_empty());
+        let metrics = shop.reviews.plane.telemetry.to_text();
+        assert!(metrics.contains("hanse_connections_closed_total{cause=\"expired\"} 2"), "{metrics}");
+        assert_eq!(table.closed(), [], "nobody was revoked");
+    });
+}
+
 #[test]
 fn stale_revocations_keep_new_connections_out_until_a_control_node_is_heard() {
     on_local_set(async {
@@ -155,44 +184,16 @@ fn an_instance_that_ends_costs_no_request_whatever_its_method() {
         let mut shop = Shop::open().await;
         let other = App::start("reviews-v2").await;
         let _second = shop.second(other.address);
-        let (stop, failed) = (Rc::new(Cell::new(false)), Rc::new(RefCell::new(Vec::new())));
-        let (answered, by_other) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let clients: Vec<_> = (0..8)
-            .map(|client| {
-                let outbound = shop.product.outbound;
-                let (stop, failed) = (Rc::clone(&stop), Rc::clone(&failed));
-                let (answered, by_other) = (Rc::clone(&answered), Rc::clone(&by_other));
-                tokio::task::spawn_local(async move {
-                    let mut sender = http1(TcpStream::connect(outbound).await.unwrap()).await;
-                    while !stop.get() {
-                        let body = Full::new(Bytes::from(vec![7; 2000]));
-                        let request = match client % 2 {
-                            0 => get(REVIEWS),
-                            _ => Request::post("/x").header("host", "reviews.shop").body(body).unwrap(),
-                        };
-                        let answer = Answer::of(sender.send_request(request).await.unwrap()).await;
-                        if answer.status != StatusCode::OK {
-                            failed.borrow_mut().push(answer);
-                            continue;
-                        }
-                        answered.set(answered.get() + 1);
-                        by_other.set(by_other.get() + usize::from(answer.header("x-app") == "reviews-v2"));
-                        // As clients have it that do something else too: the sidecars have the same thread.
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
-                })
-            })
-            .collect();
-        until("both are asked", async || by_other.get() > 20 && answered.get() - by_other.get() > 20).await;
+        let load = Load::begin(shop.product.outbound, 8);
+        until("both are asked", async || {
+            load.answered_by("reviews-v1") > 20 && load.answered_by("reviews-v2") > 20
+        })
+        .await;
         shop.reviews.drain.begin();
         let ended = tokio::time::timeout(crate::sidecar::DRAIN_WITHIN / 2, &mut shop.reviews.ended).await;
         ended.expect("it waits for nothing but what is in flight").unwrap().unwrap();
-        let before = answered.get();
-        until("the other one has them all", async || answered.get() > before + 200).await;
-        stop.set(true);
-        for client in clients {
-            client.await.unwrap();
-        }
-        assert!(failed.borrow().is_empty(), "{:?} of {} requests", failed.borrow(), answered.get());
+        load.goes_on(200).await;
+        let failed = load.end().await;
+        assert!(failed.is_empty(), "{failed:?}");
     });
 }

@@ -288,13 +288,26 @@ impl Sidecar {
         ports: &[(u16, SocketAddr)],
         upstreams: &[&str],
     ) -> Self {
+        let outbound = crate::io::listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+        Self::start_at(outbound, plane, svid, services, app, ports, upstreams)
+    }
+
+    /// Where the app sends its requests, too.
+    pub fn start_at(
+        outbound: std::net::TcpListener,
+        plane: Plane,
+        svid: Option<&Svid>,
+        services: &[&str],
+        app: Option<SocketAddr>,
+        ports: &[(u16, SocketAddr)],
+        upstreams: &[&str],
+    ) -> Self {
         let plane = Arc::new(plane);
         if let Some(svid) = svid {
             plane.credentials.install_svid(svid).unwrap();
         }
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let inbound = crate::io::listen::bind(any, 1).unwrap().remove(0);
-        let outbound = crate::io::listen::bind(any, 1).unwrap().remove(0);
         let (inbound_address, outbound_address) =
             (inbound.local_addr().unwrap(), outbound.local_addr().unwrap());
         let (access_log, log) = access_log(&plane);
@@ -413,8 +426,18 @@ where
 /// `/silent` is never answered, `/late/404` after 150 ms.
 pub struct App {
     pub address: SocketAddr,
+    pub mood: Rc<Mood>,
     task: tokio::task::JoinHandle<()>,
     connections: Rc<std::cell::RefCell<Vec<tokio::task::AbortHandle>>>,
+}
+
+/// How an app is today.
+#[derive(Default)]
+pub struct Mood {
+    /// How long it takes over each request.
+    pub slow: std::cell::Cell<Duration>,
+    /// Everything is answered with 500.
+    pub fails: std::cell::Cell<bool>,
 }
 
 impl App {
@@ -426,11 +449,13 @@ impl App {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections: Rc<std::cell::RefCell<Vec<_>>> = Rc::default();
-        let held = Rc::clone(&connections);
+        let (held, mood) = (Rc::clone(&connections), Rc::<Mood>::default());
+        let felt = Rc::clone(&mood);
         let task = tokio::task::spawn_local(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let service = service_fn(move |request| echo(name, request));
+                let mood = Rc::clone(&felt);
+                let service = service_fn(move |request| echo(name, Rc::clone(&mood), request));
                 let mut http = hyper::server::conn::http1::Builder::new();
                 // More than hyper takes unasked, and proxies put some in.
                 http.max_headers(256);
@@ -439,7 +464,7 @@ impl App {
                 held.borrow_mut().push(served.abort_handle());
             }
         });
-        Self { address, task, connections }
+        Self { address, mood, task, connections }
     }
 
     /// Connections to it that are open now.
@@ -456,8 +481,15 @@ impl App {
 
 type EchoBody = http_body_util::Either<Full<Bytes>, Endless>;
 
-async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response<EchoBody>, hyper::Error> {
+async fn echo(
+    name: &'static str,
+    mood: Rc<Mood>,
+    request: Request<Incoming>,
+) -> Result<Response<EchoBody>, hyper::Error> {
     let (parts, body) = request.into_parts();
+    if !mood.slow.get().is_zero() {
+        tokio::time::sleep(mood.slow.get()).await;
+    }
     if parts.uri.path() == "/forever" {
         return Ok(Response::new(http_body_util::Either::Right(Endless { begun: false })));
     }
@@ -483,7 +515,8 @@ async fn echo(name: &'static str, request: Request<Incoming>) -> Result<Response
         "app": name, "method": parts.method.as_str(), "uri": parts.uri.to_string(), "headers": headers,
         "bytes": body.len(), "trailers": trailers,
     });
-    let status = parts.uri.path().strip_prefix("/status/").and_then(|code| code.parse().ok()).unwrap_or(200);
+    let wanted = parts.uri.path().strip_prefix("/status/").and_then(|code| code.parse().ok());
+    let status: u16 = if mood.fails.get() { 500 } else { wanted.unwrap_or(200) };
     let response = Response::builder()
         .status(status)
         .header("x-app", name)
