@@ -48,7 +48,7 @@ use cors::{Crossing, preflight};
 use failed::Failed;
 use hosts::{Host, Hosts};
 use message::{NO_AUTHORITY, bodiless_copy, finish, give_up, nobody_there, prepare, redirected, was_shed};
-use names::{Named, OwnNames};
+use names::{Named, OwnNames, forget_made_up};
 use tables::Tables;
 use upgrade::Upgrade;
 
@@ -204,10 +204,15 @@ impl Outbound {
                 let response = if is_grpc { grpc_answer(response) } else { response };
                 Ok(response.map(|body| ResponseBody::answer(body, record)))
             }
-            Err(reason) => Ok(match door {
-                Door::App(_) | Door::Egress(_) => mesh_answer(reason, is_grpc, record),
-                Door::Gateway(_) => terse_answer(reason, is_grpc, record),
-            }),
+            Err(reason) => {
+                if matches!(door, Door::App(None)) {
+                    forget_made_up(reason, &mut record);
+                }
+                Ok(match door {
+                    Door::App(_) | Door::Egress(_) => mesh_answer(reason, is_grpc, record),
+                    Door::Gateway(_) => terse_answer(reason, is_grpc, record),
+                })
+            }
         }
     }
 

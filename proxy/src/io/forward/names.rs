@@ -8,6 +8,7 @@ use hanse_identity::{ClusterName, ServiceName};
 use http::HeaderValue;
 
 use super::Outbound;
+use crate::answer::Reason;
 use crate::io::record::Record;
 use crate::runtime::credentials::Current;
 use crate::runtime::text::Text;
@@ -49,6 +50,14 @@ impl Outbound {
         }
         record.entry.source_cluster = names.cluster.clone();
         record.entry.source_spiffe = names.spiffe.clone();
+    }
+}
+
+/// A name that nobody has is whatever the app has made up, and no label: there is no end of them. The log has it as the
+/// authority.
+pub(super) fn forget_made_up(reason: Reason, record: &mut Record) {
+    if reason == Reason::NoSuchService && record.entry.policy.is_empty() {
+        record.entry.upstream_cluster = Text::default();
     }
 }
 

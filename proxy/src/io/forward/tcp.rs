@@ -18,6 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::names::forget_made_up;
 use super::{Carried, Outbound, OutboundResponse, Outgoing, REPLACED_WITHIN, mesh_answer};
 use crate::answer::Reason;
 use crate::attempt::Attempts;
@@ -111,7 +112,10 @@ impl Outbound {
         // What follows is not there before we have answered, so no TLSRoute can be asked.
         let opened = match self.open_to(&target, None, &mut record).await {
             Ok(opened) => opened,
-            Err(reason) => return Ok(mesh_answer(reason, false, record)),
+            Err(reason) => {
+                forget_made_up(reason, &mut record);
+                return Ok(mesh_answer(reason, false, record));
+            }
         };
         let idle = self.streams.idle();
         let withdrawn = Rc::clone(&self).no_longer_granted(opened.crossing);

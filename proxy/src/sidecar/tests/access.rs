@@ -100,6 +100,49 @@ fn a_policy_holds_for_the_next_request_of_a_living_connection() {
     });
 }
 
+#[test]
+fn the_example_of_an_audit_tells_and_refuses_nobody() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        apply(&mut shop, &balancing::example("access-policy-audit"));
+        assert_eq!(status(&shop, "GET", "/x").await.0, 200);
+        assert_eq!(shop.reviews.logged().await.policy, "");
+        assert_eq!(status(&shop, "DELETE", "/x").await.0, 200);
+        assert_eq!(shop.reviews.logged().await.policy, "audit:shop/reviews-writes#writes");
+        let metrics = shop.reviews.plane.telemetry.to_text();
+        let line = "hanse_access_total{rule=\"shop/reviews-writes#writes\",decision=\"audited\"} 1";
+        assert!(metrics.contains(line), "{metrics}");
+        // And then in earnest.
+        let text = balancing::example("access-policy-audit").replace("action: Audit", "action: Deny");
+        apply(&mut shop, &text);
+        assert_eq!(status(&shop, "GET", "/x").await.0, 200);
+        assert_eq!(status(&shop, "DELETE", "/x").await, not_allowed());
+    });
+}
+
+#[test]
+fn the_example_of_namespaces_and_headers_wants_both() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let text = balancing::example("access-policy-headers");
+        apply(&mut shop, &text);
+        let asked = async |shop: &Shop, tenants: &[&str]| {
+            let mut request = get(REVIEWS);
+            for tenant in tenants {
+                request.headers_mut().append("x-tenant", tenant.parse().unwrap());
+            }
+            shop.product.request(request).await.status.as_u16()
+        };
+        for (tenants, status) in
+            [(&["acme"][..], 200), (&[], 403), (&["ACME"], 403), (&["acme/../x"], 403), (&["acme", "7"], 403)]
+        {
+            assert_eq!(asked(&shop, tenants).await, status, "{tenants:?}");
+        }
+        apply(&mut shop, &text.replace("namespaces: [shop]", "namespaces: [bank]"));
+        assert_eq!(asked(&shop, &["acme"]).await, 403, "of another namespace");
+    });
+}
+
 /// Another name for the same workload is no way around a policy.
 #[test]
 fn what_is_said_of_one_service_of_a_workload_holds_under_each_of_its_names() {

@@ -1,6 +1,7 @@
 //! BackendPolicy.loadBalancing and BackendPolicy.limits through real sidecars, with the documents of `deploy/examples`.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use hanse_federation::Change;
 use hanse_federation::policy::{parse, validate};
@@ -91,8 +92,8 @@ impl Three {
 }
 
 /// A request that the app never answers; it is under way until the task is aborted. One that is refused is sent again.
-fn hang(shop: &Shop) -> tokio::task::JoinHandle<()> {
-    let outbound = shop.product.outbound;
+pub(super) fn hang(sidecar: &Sidecar) -> tokio::task::JoinHandle<()> {
+    let outbound = sidecar.outbound;
     tokio::task::spawn_local(async move {
         loop {
             let mut sender = http1(TcpStream::connect(outbound).await.unwrap()).await;
@@ -108,7 +109,7 @@ fn above_its_limit_a_request_is_answered_at_once_with_503() {
         let mut shop = Shop::open().await;
         shop.apply(&example("backend-policy-limits"));
         assert_eq!(shop.product.get(REVIEWS).await.status, 200, "connected");
-        let hung = [hang(&shop), hang(&shop)];
+        let hung = [hang(&shop.product), hang(&shop.product)];
         let mut overflow = None;
         until("both places are taken", async || {
             let answer = shop.product.get(REVIEWS).await;
@@ -247,9 +248,100 @@ fn an_idle_connection_is_let_go_when_the_policy_says() {
 fn round_robin_shares_exactly() {
     on_local_set(async {
         let mut three = Three::open().await;
-        three.shop.policy("  loadBalancing: { algorithm: RoundRobin }");
+        three.shop.apply(&example("backend-policy-round-robin"));
         let counts = three.ask(30, &[]).await;
         assert!(counts.len() == 3 && counts.values().all(|count| *count == 10), "{counts:?}");
+    });
+}
+
+#[test]
+fn random_shares_by_weight() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.apply(&example("backend-policy-random"));
+        three.shop.change(|view| view.endpoints.get_mut(&"reviews-2".parse().unwrap()).unwrap().weight = 300);
+        let counts = three.ask(150, &[]).await;
+        // 30, 90 and 30 are meant: five standard deviations off is once in a million times.
+        for (app, likely) in [("reviews-v1", 6..=54), ("second", 60..=120), ("third", 6..=54)] {
+            assert!(counts.get(app).is_some_and(|count| likely.contains(count)), "{app}: {counts:?}");
+        }
+    });
+}
+
+/// LeastRequest, one request at a time: nothing is under way anywhere, and how long answers took decides.
+#[test]
+fn whoever_takes_longer_gets_less() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let other = App::start("slow").await;
+        let _second = shop.second(other.address);
+        let ask = async |times: usize| {
+            let mut by_slow = 0;
+            for _ in 0..times {
+                let answer = shop.product.get(REVIEWS).await;
+                assert_eq!(answer.status, StatusCode::OK);
+                by_slow += usize::from(answer.header("x-app") == "slow");
+            }
+            by_slow
+        };
+        // Connected, and asked as often as it takes to be believed.
+        let before = ask(40).await;
+        assert!((1..40).contains(&before), "{before} of 40");
+        other.mood.slow.set(Duration::from_millis(25));
+        ask(20).await;
+        let slow = ask(40).await;
+        assert!(slow <= 10, "{slow} of 40 are the slow one's");
+    });
+}
+
+#[test]
+fn whoever_goes_on_failing_is_out_for_twice_as_long_each_time() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        three.shop.policy(
+            "  loadBalancing: { algorithm: RoundRobin }\n  \
+             health: { outlier: { consecutive5xx: 1, ejectFor: 60ms, maxEjected: 50% } }",
+        );
+        three.others[0].0.mood.fails.set(true);
+        let (mut failed, begun) = (Vec::new(), Instant::now());
+        while failed.len() < 4 {
+            let answer = three.shop.product.get(REVIEWS).await;
+            if answer.status != StatusCode::OK {
+                assert_eq!((answer.status.as_u16(), answer.header("x-app")), (500, "second"));
+                failed.push(Instant::now());
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "it is never tried again: {failed:?}");
+        }
+        // 60, 120 and 240 ms; a quarter is for how long its answers were on their way.
+        for (times, out) in failed.windows(2).enumerate() {
+            let (was, least) = (out[1] - out[0], Duration::from_millis(45 << times));
+            assert!(was >= least, "ejection {times} lasted {was:?}, and not {least:?}");
+        }
+    });
+}
+
+#[test]
+fn where_all_fail_no_more_are_out_than_the_example_says() {
+    on_local_set(async {
+        let mut three = Three::open().await;
+        // Nobody comes back while the test lasts.
+        let text = example("backend-policy-health").replace("ejectFor: 2s", "ejectFor: 1h");
+        three.shop.apply(&format!("{text}  loadBalancing: {{ algorithm: RoundRobin }}\n"));
+        let apps = three.others.iter().map(|(app, _)| app).chain(&three.shop.app);
+        apps.for_each(|app| app.mood.fails.set(true));
+        let asked = async |times: usize| {
+            let mut apps = BTreeMap::new();
+            for _ in 0..times {
+                let answer = three.shop.product.get(REVIEWS).await;
+                assert_eq!(answer.status.as_u16(), 500, "the app's own words: {answer:?}");
+                assert_eq!(answer.header("x-hanse-answered-by"), "", "{answer:?}");
+                *apps.entry(answer.header("x-app").to_owned()).or_insert(0) += 1;
+            }
+            apps
+        };
+        assert_eq!(asked(24).await.len(), 3, "five in a row of each");
+        let kept = asked(20).await;
+        assert_eq!(kept.len(), 2, "half of three, rounded down, are out: {kept:?}");
     });
 }
 
@@ -257,7 +349,7 @@ fn round_robin_shares_exactly() {
 fn whoever_has_much_under_way_gets_no_more() {
     on_local_set(async {
         let three = Three::open().await;
-        let hung: Vec<_> = (0..9).map(|_| hang(&three.shop)).collect();
+        let hung: Vec<_> = (0..9).map(|_| hang(&three.shop.product)).collect();
         let under_way = |three: &Three| {
             let sidecars = three.others.iter().map(|(app, _)| app).chain(&three.shop.app);
             sidecars.map(App::live).collect::<Vec<_>>()
@@ -290,8 +382,9 @@ fn the_same_user_goes_to_the_same_endpoint() {
             request.headers_mut().insert("x-user", user.parse().unwrap());
             assert_eq!(other.request(request).await.header("x-app"), app);
         }
+        three.shop.apply(&example("backend-policy-ring-hash"));
+        assert_eq!(three.ask(12, &[("cookie", "a=b; user=ann")]).await.len(), 1);
         for (spec, headers) in [
-            ("RingHash, hashOn: { cookie: user }", ("cookie", "a=b; user=ann")),
             ("RingHash, hashOn: { query: q }", ("x-other", "1")),
             ("Maglev, hashOn: { sourceIdentity: true }", ("x-other", "1")),
         ] {

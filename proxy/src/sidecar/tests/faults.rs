@@ -123,3 +123,31 @@ fn a_call_of_grpc_is_aborted_in_its_own_words() {
         assert_eq!(shop.product.get(REVIEWS).await.status, StatusCode::SERVICE_UNAVAILABLE);
     });
 }
+
+#[test]
+fn the_example_of_a_fault_of_grpc_ends_calls_of_testers_and_nothing_else() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        // All of them, in place of half.
+        let text = balancing::example("fault-injection-grpc").replace("percent: 50", "percent: 100");
+        apply(&mut shop, &text, &[]);
+        let asked = async |headers: &[(&str, &str)]| {
+            let mut request = Request::post("/shop.Reviews/Get").header("host", "reviews.shop");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let answer = shop.product.request(request.body(Full::default()).unwrap()).await;
+            format!("{} {}", answer.header("grpc-status"), answer.header("grpc-message"))
+        };
+        let (call, tester) = (("content-type", "application/grpc"), ("x-chaos", "on"));
+        for _ in 0..3 {
+            assert_eq!(asked(&[call, tester]).await, "14 fault");
+            assert_eq!(asked(&[tester]).await, " ", "it is no call");
+        }
+        let others = asked(&[call]).await;
+        assert!(!others.ends_with("fault"), "who is no tester: {others}");
+        let metrics = shop.product.plane.telemetry.to_text();
+        let line = "hanse_faults_injected_total{service=\"shop/reviews\",fault=\"FI\"} 3";
+        assert!(metrics.contains(line), "{metrics}");
+    });
+}

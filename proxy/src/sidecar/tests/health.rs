@@ -135,13 +135,14 @@ fn grpc_health_and_connections_are_checked_too() {
     on_local_set(async {
         let mut shop = Shop::open().await;
         let patient = Patient::start().await;
-        shop.policy("  health: { active: { grpc: { service: shop.Reviews }, interval: 100ms, failAfter: 2, passAfter: 1 } }");
+        let soon = |text: String| text.replace("interval: 1s", "interval: 100ms");
+        shop.apply(&soon(example("backend-policy-health-grpc")));
         let (mut ready, _drain) = watched(&shop, patient.address);
         becomes(&mut ready, true).await;
         patient.says.set(Says::Ill);
         becomes(&mut ready, false).await;
         // Only whether it takes connections counts from here on; of the policy's other check nothing is left.
-        shop.policy("  health: { active: { tcp: {}, interval: 100ms } }");
+        shop.apply(&soon(example("backend-policy-health-tcp")));
         becomes(&mut ready, true).await;
         let asked = patient.asked.get();
         patient.says.set(Says::Well);

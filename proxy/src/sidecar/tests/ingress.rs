@@ -167,6 +167,36 @@ fn a_client_outside_gets_to_a_service_by_the_gateways_routes_and_certificate() {
 }
 
 #[test]
+fn a_plain_listener_leads_into_the_mesh_where_a_route_says_so() {
+    on_local_set(async {
+        let mut public = Public::open().await;
+        public.shop.apply(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: plain, namespace: shop }\nspec:\n  \
+             parentRefs: [{ group: gateway.networking.k8s.io, kind: Gateway, name: public, sectionName: web }]\n  \
+             hostnames: [plain.shop.example]\n  rules:\n  - backendRefs: \
+             [{ group: multicluster.x-k8s.io, kind: ServiceImport, name: reviews }]\n",
+        );
+        public.plane.publish(Arc::new(public.shop.view.clone()));
+        let mut sender = http1(TcpStream::connect(public.plain).await.unwrap()).await;
+        let mut request = get("http://plain.shop.example/x?q=1");
+        request.headers_mut().insert("x-forwarded-proto", "https".parse().unwrap());
+        let answer = Answer::of(sender.send_request(request).await.unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-app")), (200, "reviews-v1"), "{answer:?}");
+        let headers = answer.seen()["headers"].clone();
+        assert_eq!(
+            (&headers["host"], &headers["x-forwarded-proto"]),
+            (&"plain.shop.example".into(), &"http".into())
+        );
+        let caller = headers["x-forwarded-client-cert"].as_str().unwrap();
+        assert!(caller.ends_with(";URI=spiffe://east.example/ns/shop/sa/public"), "{caller}");
+        // On the same connection, another host goes where it did; and this one is not served where it is not meant to be.
+        let answer = Answer::of(sender.send_request(get("http://www.shop.example/")).await.unwrap()).await;
+        assert_eq!(answer.status, StatusCode::MOVED_PERMANENTLY);
+        assert_eq!(public.ask("https://plain.shop.example/").await.status, StatusCode::NOT_FOUND);
+    });
+}
+
+#[test]
 fn a_certificate_is_replaced_without_a_restart_and_a_key_that_others_read_is_not_taken() {
     on_local_set(async {
         let public = Public::open().await;

@@ -231,6 +231,34 @@ fn a_route_says_on_which_port_a_service_outside_is_asked() {
 }
 
 #[test]
+fn the_example_with_addresses_needs_no_dns() {
+    on_local_set(async {
+        let app = App::start("ledger").await;
+        let mut shop = Shop::open().await;
+        let text = example("external-service-addresses");
+        shop.apply(&text);
+        // Whoever asked DNS would be told that there is nobody.
+        let dns = Dns::start(&[]).await;
+        shop.resolve_by(&dns);
+        shop.apply_unchecked(&text, |spec| {
+            let PolicySpec::ExternalService(external) = spec else { unreachable!() };
+            // Nobody is at the second one.
+            external.addresses = vec!["127.0.0.1".parse().unwrap(), "127.0.0.77".parse().unwrap()];
+            (external.ports[0].target_port, external.allow_local_addresses) =
+                (Some(app.address.port()), true);
+        });
+        for host in ["ledger.corp.example", "books.corp.example"] {
+            for _ in 0..4 {
+                let answer = shop.product.get(&format!("http://{host}/x")).await;
+                assert_eq!((answer.status.as_u16(), answer.header("x-app")), (200, "ledger"), "{answer:?}");
+                assert_eq!(answer.seen()["headers"]["host"], host);
+            }
+        }
+        assert_eq!(dns.asked.get(), 0);
+    });
+}
+
+#[test]
 fn who_shows_no_certificate_of_that_name_is_not_asked() {
     on_local_set(async {
         let (web, app) = (Web::new(), App::start("payments").await);

@@ -268,6 +268,28 @@ fn policies_decide_by_who_calls_and_those_that_read_requests_let_nobody_in() {
 }
 
 #[test]
+fn the_example_of_ports_lets_in_by_port_and_namespace() {
+    on_local_set(async {
+        let mut tcp = Tcp::open().await;
+        let text = example("access-policy-ports");
+        for (text, allowed) in [
+            (text.clone(), true),
+            (text.replace("ports: [6379]", "ports: [6381]"), false),
+            (text.replace("namespaces: [shop]", "namespaces: [bank]"), false),
+            // The port that is redis' own, and this is not redis.
+            (text.replace("6379", "6381").replace("6380", "6379"), false),
+        ] {
+            apply(&mut tcp, &text);
+            let mut stream = tcp.connect().await;
+            match allowed {
+                true => heard(&mut stream, "hello").await,
+                false => assert!(is_reset(&mut stream).await, "{text}"),
+            }
+        }
+    });
+}
+
+#[test]
 fn a_revocation_resets_a_tcp_connection() {
     on_local_set(async {
         let mut tcp = Tcp::open().await;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hanse_federation::catalog::{Export, Gateway, GatewaySummary, LocalityWeight, ServiceSummary, Session};
-use hanse_federation::{Locality, View};
+use hanse_federation::policy::{parse, validate};
+use hanse_federation::{Change, Locality, View};
 use hanse_identity::AuthorityState;
 use hanse_identity::tls::{ClientAuth, IdentitySource, TrustSource, server_config};
 use http::{Request, Response, StatusCode};
@@ -21,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::balancing::hang;
 use super::world::*;
 use super::{REVIEWS, add_peer};
 use crate::connections::Side;
@@ -347,6 +349,76 @@ fn a_gateway_that_is_leaving_is_let_go_before_it_cuts_anybody_off() {
         })
         .await;
         assert!(second.connections.borrow().iter().any(|connection| !connection.is_finished()));
+    });
+}
+
+/// Has so many per cent of east's requests go to north and the rest to west, two at a time to each.
+fn share(view: &mut View, north: u32) {
+    let text = format!(
+        "apiVersion: hanse.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{ name: reviews, namespace: shop }}\nspec:\n  \
+         targetRefs: [{{ group: multicluster.x-k8s.io, kind: ServiceImport, name: reviews }}]\n  \
+         limits: {{ maxRequests: 2 }}\n  locality:\n    mode: Distribute\n    \
+         distribute: [{{ from: east, to: {{ north: {north}, west: {} }} }}]\n",
+        100 - north
+    );
+    let documents = parse("test", &text).unwrap();
+    let findings = validate(view, "test", &documents);
+    assert!(findings.is_empty(), "{findings:#?}");
+    for (document, _) in documents {
+        view.apply(&Change::PolicyPut(Box::new(document)));
+    }
+    view.revision.0 += 1;
+}
+
+#[test]
+fn a_cluster_that_is_full_is_full_for_itself_alone() {
+    on_local_set(async {
+        let east = Domain::new("east.example");
+        let north = Abroad::found("north.example", &east).await;
+        let west = Abroad::found("west.example", &east).await;
+        let mut view = view(&[&east]);
+        north.join(&mut view, north.gateway.address);
+        west.join(&mut view, west.gateway.address);
+        share(&mut view, 100);
+        let product = Sidecar::start(Some(&east.workload("productpage")), &[], None);
+        product.publish(&view);
+        assert_eq!(product.get(REVIEWS).await.header("x-hanse-cluster"), "north");
+        let hung = [hang(&product), hang(&product)];
+        let mut in_a_row = 0;
+        until("north is full", async || {
+            in_a_row = if product.get(REVIEWS).await.status == 503 { in_a_row + 1 } else { 0 };
+            in_a_row == 3
+        })
+        .await;
+
+        share(&mut view, 50);
+        product.publish(&view);
+        let (mut served, mut refused) = (0, 0);
+        for _ in 0..40 {
+            let answer = product.get(REVIEWS).await;
+            match (answer.status.as_u16(), answer.header("x-hanse-cluster")) {
+                (200, "west") => served += 1,
+                (503, _) => {
+                    assert_eq!(answer.body, "overflow: limits.maxRequests of shop/reviews in north\n");
+                    refused += 1;
+                }
+                _ => panic!("{answer:?}"),
+            }
+        }
+        // Half of them each: fewer than six is once in a million times.
+        assert!(served > 5 && refused > 5, "{served} served, {refused} refused");
+        let metrics = product.plane.telemetry.to_text();
+        let overflows = |cluster: &str| {
+            metrics.contains(&format!(
+                "hanse_overflows_total{{service=\"shop/reviews\",destination_cluster=\"{cluster}\",limit=\"maxRequests\"}}"
+            ))
+        };
+        assert!(overflows("north") && !overflows("west"), "{metrics}");
+        hung.iter().for_each(tokio::task::JoinHandle::abort);
+        until("north has room again", async || {
+            product.get(REVIEWS).await.header("x-hanse-cluster") == "north"
+        })
+        .await;
     });
 }
 

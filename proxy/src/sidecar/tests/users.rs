@@ -14,11 +14,21 @@ use crate::runtime::now;
 const SEED: &str = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A";
 
 fn signed(claims: &Value) -> String {
+    let seed = URL_SAFE_NO_PAD.decode(SEED).unwrap();
+    signed_by(&Ed25519KeyPair::from_seed_unchecked(&seed).unwrap(), claims)
+}
+
+fn signed_by(key: &Ed25519KeyPair, claims: &Value) -> String {
     let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-    let key = Ed25519KeyPair::from_seed_unchecked(&URL_SAFE_NO_PAD.decode(SEED).unwrap()).unwrap();
     let head = json!({ "alg": "EdDSA", "kid": "1" }).to_string();
     let text = format!("{}.{}", b64(head.as_bytes()), b64(claims.to_string().as_bytes()));
     format!("{text}.{}", b64(key.sign(text.as_bytes()).as_ref()))
+}
+
+/// What an issuer with that key publishes.
+fn key_set(key: &Ed25519KeyPair) -> String {
+    let x = URL_SAFE_NO_PAD.encode(aws_lc_rs::signature::KeyPair::public_key(key));
+    json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "kid": "1", "x": x }] }).to_string()
 }
 
 fn claims(groups: Value) -> Value {
@@ -132,10 +142,7 @@ fn a_token_that_is_not_believed_stops_a_request_that_needs_none() {
         let documents: Vec<_> = shop.view.policies.values().cloned().collect();
         for mut document in documents {
             if let hanse_federation::policy::PolicySpec::RequestAuthentication(spec) = &mut document.spec {
-                let other = Ed25519KeyPair::generate().unwrap();
-                let x = URL_SAFE_NO_PAD.encode(aws_lc_rs::signature::KeyPair::public_key(&other));
-                let keys = json!({ "keys": [{ "kty": "OKP", "crv": "Ed25519", "kid": "1", "x": x }] });
-                spec.jwt_rules[0].jwks = Some(keys.to_string());
+                spec.jwt_rules[0].jwks = Some(key_set(&Ed25519KeyPair::generate().unwrap()));
                 shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
             }
         }
@@ -170,6 +177,56 @@ fn keys_that_are_fetched_are_those_of_the_view() {
         assert_eq!((answer.status, &answer.seen()["headers"]["x-user"]), (StatusCode::OK, &json!("ann")));
         shop.change(|view| view.apply(&put(&KEYS.replace(r#""kid":"1""#, r#""kid":"2""#))));
         assert_eq!(ask(&shop, "GET", &headers).await.status, StatusCode::UNAUTHORIZED, "remembered or not");
+    });
+}
+
+/// The example: the keys of one come along in a file, those of the other are in the document.
+#[test]
+fn of_two_issuers_each_is_believed_by_its_own_keys_alone() {
+    on_local_set(async {
+        let mut shop = Shop::open().await;
+        let own = Ed25519KeyPair::generate().unwrap();
+        let text = balancing::example("request-authentication-issuers");
+        let mut documents = parse("test", &text).unwrap();
+        for (document, _) in &mut documents {
+            let hanse_federation::policy::PolicySpec::RequestAuthentication(spec) = &mut document.spec else {
+                continue;
+            };
+            // As the control node does with the file that hanse policy apply sends.
+            let rule = &mut spec.jwt_rules[0];
+            assert_eq!(rule.jwks_file.take().as_deref(), Some("id.example.json"));
+            rule.jwks = Some(key_set(&own));
+        }
+        let findings = validate(&shop.view, "test", &documents);
+        assert!(findings.is_empty(), "{findings:#?}");
+        for (document, _) in documents {
+            shop.change(|view| view.apply(&Change::PolicyPut(Box::new(document))));
+        }
+        let of = |issuer: &str| {
+            let mut claims = claims(json!([]));
+            claims["iss"] = json!(issuer);
+            claims
+        };
+        let (ours, partner) = (of("https://id.example"), of("https://partner.example"));
+        for (method, token, status) in [
+            ("GET", signed_by(&own, &ours), 200),
+            ("POST", signed_by(&own, &ours), 200),
+            ("GET", signed(&partner), 200),
+            ("POST", signed(&partner), 403),
+            // The other's keys, which have the same name.
+            ("GET", signed(&ours), 401),
+            ("GET", signed_by(&own, &partner), 401),
+            ("GET", signed_by(&own, &of("https://third.example")), 401),
+        ] {
+            let answer = ask(&shop, method, &[("authorization", &format!("Bearer {token}"))]).await;
+            assert_eq!(answer.status.as_u16(), status, "{method} {token}");
+            if status == 200 {
+                let headers = &answer.seen()["headers"];
+                let issuer = if token == signed(&partner) { &partner["iss"] } else { &ours["iss"] };
+                assert_eq!((&headers["x-user"], &headers["x-issuer"]), (&json!("ann"), issuer));
+            }
+        }
+        assert_eq!(ask(&shop, "GET", &[]).await.status, StatusCode::FORBIDDEN, "of no issuer at all");
     });
 }
 
