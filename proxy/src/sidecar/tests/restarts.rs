@@ -136,7 +136,7 @@ fn a_callers_sidecar_gives_way_to_its_successor_and_no_request_fails() {
         }
         let ended = tokio::time::timeout(DRAIN_WITHIN / 2, &mut shop.product.ended).await;
         ended.expect("it waits for nobody who asks for nothing").unwrap().unwrap();
-        assert!(idle.ready().await.is_err(), "it was closed while nothing was under way");
+        until("it is closed while nothing is under way", async || idle.is_closed()).await;
         load.goes_on(40).await;
         let failed = load.end().await;
         assert!(failed.is_empty(), "{failed:?}");
