@@ -26,7 +26,7 @@ const MAX_IDLE_PIPES: usize = 16;
 const PIPE_BYTES: usize = 256 * 1024;
 /// What a pipe has unasked; with less it is not used.
 const LEAST_PIPE_BYTES: i32 = 64 * 1024;
-/// Reads in a row that filled the buffer, after which a direction is a stream.
+/// Reads that filled the buffer, more than those that did not, after which a direction is a stream.
 const STREAM_AFTER: u32 = 16;
 /// Moves in a row of less than `BUFFER_BYTES`, after which it is none any more.
 const TRICKLE_AFTER: u32 = 16;
@@ -121,7 +121,8 @@ async fn carry(
         }
         count.inc_by(read as u64);
         to.write_all(&buffer[..read]).await?;
-        full = if read == buffer.len() { full + 1 } else { 0 };
+        // Who writes blocks that a few reads take leaves one of these half full.
+        full = if read == buffer.len() { full + 1 } else { u32::saturating_sub(full, 1) };
         if full < STREAM_AFTER || !able {
             continue;
         }

@@ -75,7 +75,7 @@ async fn without_a_pipe_it_is_copied() {
 #[tokio::test]
 async fn whoever_does_not_read_stops_the_sender_and_the_pipe_of_a_cut_is_not_kept() {
     let pipes = Arc::new(Pipes::default());
-    let (client, server, relayed) = started(&pipes).await;
+    let (mut client, server, relayed) = started(&pipes).await;
     let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let sending = {
         let sent = Arc::clone(&sent);
@@ -86,7 +86,8 @@ async fn whoever_does_not_read_stops_the_sender_and_the_pipe_of_a_cut_is_not_kep
             }
         })
     };
-    // Nobody reads: it has become a stream, and at some point nothing more goes in.
+    // It becomes a stream; then nobody reads, and at some point nothing more goes in.
+    client.read_exact(&mut vec![0; STREAM_BYTES]).await.unwrap();
     let mut before = 0;
     loop {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
